@@ -1,0 +1,23 @@
+//! The validated traffic model and every decision over it.
+//!
+//! Nothing here performs I/O, reads a clock or draws from a global random source: `now` and
+//! `rng` are arguments, a decision is data, and the caller acts on it. No tokio, hyper, http,
+//! tonic or rustls item is named in this crate (the `tidy` test reads the paths).
+//!
+//! ```text
+//! head ──► route ──► admission ──► deadline ──► balance ──► (attempt) ──► outcome
+//!                                                  ▲                        │
+//!                                                  └── outlier ◄── retry ◄──┘
+//! ```
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![warn(clippy::wildcard_enum_match_arm)]
+
+pub mod authz;
+pub mod head;
+pub mod outlier;
+pub mod retry;
+pub mod route;
+pub mod snapshot;
+pub mod spiffe;
