@@ -1,0 +1,11 @@
+//! What each of Heddle's programs needs around its I/O, written once: the clock, named tasks,
+//! values with one writer and many readers, TLS by SPIFFE id, settings files and logs.
+//!
+//! No policy, no protocol, no request path: those are the programs' own.
+
+pub mod clock;
+pub mod log;
+pub mod publish;
+pub mod settings;
+pub mod task;
+pub mod tls;

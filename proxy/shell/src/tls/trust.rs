@@ -1,0 +1,78 @@
+//! Whom to trust: roots by trust domain and the identities denied in spite of them, or, before
+//! the first bundle, one anchor given by the operator.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use heddle_policy::spiffe::{SpiffeId, TrustDomain};
+use rustls::pki_types::{CertificateDer, TrustAnchor};
+
+/// The bundle the control plane hands out.
+#[derive(Clone, Debug, Default)]
+pub struct TrustBundle {
+    /// Grows with every change.
+    pub revision: u64,
+    /// Roots by trust domain.
+    pub roots: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    /// Refused although their certificates are valid.
+    pub denied: BTreeSet<SpiffeId>,
+}
+
+/// What a first contact with the control plane is checked against. There is no trust on first
+/// use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// Root certificates.
+    Roots(Vec<CertificateDer<'static>>),
+    /// SHA-256 of the root's DER; the control plane presents the root as the last certificate
+    /// of its chain.
+    Sha256([u8; 32]),
+}
+
+/// The source of roots for one TLS configuration.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// Roots of the peer's own trust domain.
+    Bundle(Arc<TrustBundle>),
+    /// First contact: the anchor, whatever the peer's trust domain.
+    Anchor(Anchor),
+}
+
+impl Trust {
+    /// Roots for a peer of `trust_domain` that presented `chain` (leaf excluded).
+    pub(super) fn roots<'a>(
+        &'a self,
+        trust_domain: &str,
+        chain: &'a [CertificateDer<'a>],
+    ) -> Vec<TrustAnchor<'a>> {
+        let anchors = |roots: &'a [CertificateDer<'a>]| {
+            roots
+                .iter()
+                .filter_map(|root| webpki::anchor_from_trusted_cert(root).ok())
+                .collect()
+        };
+        match self {
+            Self::Bundle(bundle) => bundle
+                .roots
+                .iter()
+                .find(|(domain, _)| domain.as_str() == trust_domain)
+                .map_or_else(Vec::new, |(_, roots)| anchors(roots)),
+            Self::Anchor(Anchor::Roots(roots)) => anchors(roots),
+            Self::Anchor(Anchor::Sha256(expected)) => chain
+                .last()
+                .filter(|root| digest(&SHA256, root).as_ref() == expected)
+                .map_or_else(Vec::new, |root| anchors(std::slice::from_ref(root))),
+        }
+    }
+
+    /// Whether `id` is on the deny list.
+    pub(super) fn denies(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Bundle(bundle) => bundle.denied.contains(id),
+            Self::Anchor(_) => false,
+        }
+    }
+}
