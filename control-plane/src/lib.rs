@@ -1,1 +1,4 @@
-//! placeholder
+//! Heddle's control plane.
+
+pub mod model;
+pub mod store;

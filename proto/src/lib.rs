@@ -5,7 +5,7 @@
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     clippy::excessive_nesting,
-    clippy::large_enum_variant,
+    clippy::too_many_lines,
     unused_qualifications,
     reason = "generated code"
 )]
