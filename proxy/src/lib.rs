@@ -1,1 +1,3 @@
-//! placeholder
+//! Heddle's sidecar.
+
+pub mod intercept;
