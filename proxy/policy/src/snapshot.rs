@@ -7,6 +7,9 @@
 //! Live state (outstanding requests, ejections, connections) is not here. It belongs to the
 //! data path and is kept by [`EndpointKey`] and [`ClusterName`] across snapshots.
 
+#[cfg(feature = "xds")]
+pub mod xds;
+
 use std::{collections::HashMap, fmt, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
@@ -68,7 +71,8 @@ pub struct Destination {
     pub protocol: Protocol,
     /// Where requests or connections go.
     pub target: Target,
-    /// Every cluster that `target` can name.
+    /// Every cluster that `target` gives weight. One that is absent was not delivered in time:
+    /// what is routed to it is unroutable, the rest works.
     pub clusters: HashMap<ClusterName, Arc<Cluster>>,
 }
 
