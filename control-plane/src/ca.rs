@@ -1,0 +1,5 @@
+//! The certificate authority.
+
+mod serial;
+
+pub use serial::Serial;
