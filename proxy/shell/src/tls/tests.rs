@@ -106,6 +106,9 @@ fn leaf(uri: &str) -> Leaf {
     }
 }
 
+/// Whom the server saw, or what each side said instead.
+type Seen = Result<Peer, (String, String)>;
+
 const WEB: &str = "spiffe://td/ns/shop/sa/web";
 const USER: &str = "spiffe://td/ns/shop/sa/user";
 const CONTROL_PLANE: &str = "spiffe://td/ns/heddle-system/sa/heddle-control-plane";
@@ -120,14 +123,11 @@ fn one_of(id: &str) -> Accept {
 fn handshake(
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
-) -> Pin<Box<dyn Future<Output = Result<Peer, (String, String)>>>> {
+) -> Pin<Box<dyn Future<Output = Seen>>> {
     Box::pin(exchange_byte(server, client))
 }
 
-async fn exchange_byte(
-    server: Arc<ServerConfig>,
-    client: Arc<ClientConfig>,
-) -> Result<Peer, (String, String)> {
+async fn exchange_byte(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> Seen {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let serve = async {
         let mut stream = TlsAcceptor::from(server).accept(far).await?;

@@ -1,0 +1,67 @@
+# Convenience only: every recipe is plain commands, repeated in CONTRIBUTING.md.
+# `make help` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TOOLS := target/tools
+CARGO_DENY_VERSION := 0.20.2
+
+# What the suites drive, from Debian. `make test` installs it when run as root on a Debian machine.
+DEBIAN_PACKAGES := iproute2 iptables nftables tcpdump
+
+export PATH := $(CURDIR)/$(TOOLS)/bin:$(PATH)
+
+.PHONY: help
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: need-cargo need-python3
+need-cargo:
+	@command -v cargo >/dev/null || { echo "heddle needs cargo: install Rust with rustup (Debian: apt-get install rustup)"; exit 1; }
+need-python3:
+	@command -v python3 >/dev/null || { echo "heddle's demo needs python3 (Debian: apt-get install python3)"; exit 1; }
+
+.PHONY: check
+check: fmt clippy doc deny tidy ## Format, lints, documentation, dependencies, repository rules
+
+.PHONY: fmt
+fmt: need-cargo
+	cargo fmt --all --check
+
+.PHONY: clippy
+clippy: need-cargo
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: doc
+doc: need-cargo
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items
+
+.PHONY: deny
+deny: $(TOOLS)/bin/cargo-deny
+	cargo deny --all-features check bans licenses sources
+
+$(TOOLS)/bin/cargo-deny: | need-cargo
+	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build cargo-deny@$(CARGO_DENY_VERSION)
+	rm -rf $(TOOLS)/build
+
+.PHONY: tidy
+tidy: need-cargo
+	cargo test --locked -p heddle-tests --test tidy
+
+.PHONY: audit
+audit: $(TOOLS)/bin/cargo-deny ## Known vulnerabilities of the dependencies (needs the network)
+	cargo deny check advisories
+
+.PHONY: debian
+debian:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(dpkg-query -W -f '$${Package} $${Status}\n' $(DEBIAN_PACKAGES) 2>/dev/null | awk '/ installed$$/ {print $$1}' \
+	    | sort | comm -13 - <(printf '%s\n' $(DEBIAN_PACKAGES) | sort)); \
+	  if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi; \
+	else echo "not root on Debian: suites that lack a program print SKIP"; fi
+
+.PHONY: test
+test: need-cargo debian ## Every suite
+	cargo test --locked --workspace
