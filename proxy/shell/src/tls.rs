@@ -5,6 +5,7 @@
 //! bundle; when either changes, build a new one and publish it. Established connections keep
 //! theirs.
 
+mod dial;
 mod identity;
 mod trust;
 mod verify;
@@ -19,8 +20,9 @@ use rustls::{
     version::TLS13,
 };
 
+pub use dial::dial;
 pub use identity::{Identity, IdentityError, KeyRequest};
-pub use trust::{Anchor, Trust, TrustBundle};
+pub use trust::{Anchor, NotAHash, Trust, TrustBundle};
 pub use verify::{PeerError, peer, spiffe_id};
 
 /// Which certificates a side accepts from the other.

@@ -3,12 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    str::FromStr,
     sync::Arc,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use heddle_policy::spiffe::{SpiffeId, TrustDomain};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
+use thiserror::Error;
 
 /// The bundle the control plane hands out.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +41,30 @@ pub enum Trust {
     Bundle(Arc<TrustBundle>),
     /// First contact: the anchor, whatever the peer's trust domain.
     Anchor(Anchor),
+}
+
+/// A text that is not `sha256:` and 64 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("a root's hash is written sha256: and 64 hexadecimal digits")]
+pub struct NotAHash;
+
+/// Reads `sha256:<64 hexadecimal digits>`, as `heddle token` prints it.
+impl FromStr for Anchor {
+    type Err = NotAHash;
+
+    fn from_str(text: &str) -> Result<Self, NotAHash> {
+        let digits = text.strip_prefix("sha256:").ok_or(NotAHash)?.as_bytes();
+        let mut hash = [0; 32];
+        if digits.len() != 2 * hash.len() {
+            return Err(NotAHash);
+        }
+        let nibble = |digit: u8| char::from(digit).to_digit(16).ok_or(NotAHash);
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            let value = nibble(pair[0])? * 16 + nibble(pair[1])?;
+            *byte = u8::try_from(value).expect("two hexadecimal digits are at most 255");
+        }
+        Ok(Self::Sha256(hash))
+    }
 }
 
 impl Trust {

@@ -1,0 +1,183 @@
+//! `heddle certs`: time left of every proxy's certificate, and a certificate on disk for a peer
+//! that has no sidecar (proxyless gRPC, an unmodified Envoy).
+
+mod files;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use clap::Subcommand;
+use heddle_proto::v1::{
+    IssueRequest, IssueResponse, certificate_authority_client::CertificateAuthorityClient,
+};
+use heddle_shell::{
+    clock,
+    tls::{self, Anchor, KeyRequest},
+};
+use rustls::pki_types::CertificateDer;
+use serde_json::json;
+use tonic::{Request, metadata::MetadataValue};
+
+use crate::{
+    connect::{self, Target},
+    failure::Failure,
+    output::{self, Format, Report},
+    proxies,
+};
+
+/// First wait after a failed renewal, doubling to [`BACKOFF_MAX`].
+const BACKOFF_BASE: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(150);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep a certificate, its key and the roots in a directory.
+    Issue(IssueArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct IssueArgs {
+    /// Directory to write; `certificate.pem`, `key.pem`, `roots.pem` and Envoy's `default.yaml`
+    /// and `ROOTCA.yaml` in it are swapped together.
+    #[arg(long)]
+    out: PathBuf,
+
+    /// File with the workload's token (`heddle token`); read again for each renewal.
+    #[arg(long)]
+    token: PathBuf,
+
+    /// The mesh's root: a PEM file, or `sha256:` and the hash that `heddle token` prints.
+    #[arg(long, value_parser = anchor)]
+    trust_anchor: Anchor,
+
+    /// Keep running and renew in time.
+    #[arg(long)]
+    renew: bool,
+}
+
+pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(), Failure> {
+    match args.command {
+        None => list(target, format).await,
+        Some(Command::Issue(args)) => keep(target, &args).await,
+    }
+}
+
+async fn list(target: &Target, format: Format) -> Result<(), Failure> {
+    let proxies = proxies::list(target, String::new()).await?;
+    let rows = proxies.iter().map(|proxy| {
+        vec![
+            proxy.identity.clone(),
+            proxy.node_id.clone(),
+            proxies::certificate_left(proxy),
+        ]
+    });
+    let data = proxies.iter().map(|proxy| {
+        json!({
+            "identity": proxy.identity,
+            "nodeId": proxy.node_id,
+            "notAfterMs": proxy.certificate_not_after_ms,
+        })
+    });
+    output::print(
+        format,
+        &Report {
+            heading: &["IDENTITY", "NODE", "LEFT"],
+            rows: rows.collect(),
+            data: data.collect(),
+            when_empty: "no proxies are connected",
+        },
+    )
+}
+
+async fn keep(target: &Target, args: &IssueArgs) -> Result<(), Failure> {
+    let mut not_after = issue(target, args).await?;
+    if !args.renew {
+        return Ok(());
+    }
+    loop {
+        let left = not_after
+            .duration_since(clock::wall())
+            .unwrap_or(Duration::ZERO);
+        // Half of what is left, as it is now: the certificate may be a day or seconds old.
+        tokio::time::sleep(left / 2).await;
+        let mut backoff = BACKOFF_BASE;
+        not_after = loop {
+            match issue(target, args).await {
+                Ok(not_after) => break not_after,
+                Err(failure) => output::complain(&format!("{failure}; the old one stays")),
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        };
+    }
+}
+
+/// Has a new key certified and writes everything. Returns when the certificate ends.
+async fn issue(target: &Target, args: &IssueArgs) -> Result<SystemTime, Failure> {
+    let local = |error: &dyn std::fmt::Display| Failure::Local(format!("making a key: {error}"));
+    let key = KeyRequest::generate().map_err(|error| local(&error))?;
+    let mut request = Request::new(IssueRequest {
+        csr_der: key.csr_der().map_err(|error| local(&error))?,
+        lifetime_ms: 0,
+    });
+    request
+        .metadata_mut()
+        .insert("authorization", bearer(&args.token)?);
+    let channel = target.channel(None, args.trust_anchor.clone()).await?;
+    let issued = CertificateAuthorityClient::new(channel)
+        .issue(request)
+        .await
+        .map_err(Failure::of(&target.server))?
+        .into_inner();
+    write(key, &issued, &args.out)?;
+    output::complain(&format!(
+        "{} for {}, valid for {}",
+        args.out.display(),
+        issued.identity,
+        output::from_now(issued.not_after_ms)
+    ));
+    Ok(clock::from_unix_ms(issued.not_after_ms))
+}
+
+fn write(key: KeyRequest, issued: &IssueResponse, out: &Path) -> Result<(), Failure> {
+    let chain = issued.chain_der.iter().cloned().map(CertificateDer::from);
+    let identity = key
+        .certified(chain.collect())
+        .map_err(|error| Failure::Local(format!("the control plane answered badly: {error}")))?;
+    let bundle = issued.trust_bundle.clone().unwrap_or_default();
+    let roots: Vec<CertificateDer<'static>> = bundle
+        .trust_domains
+        .into_values()
+        .flat_map(|domain| domain.roots_der)
+        .map(CertificateDer::from)
+        .collect();
+    files::write(out, &identity, &roots).map_err(Failure::io(format!("writing {}", out.display())))
+}
+
+fn bearer(file: &Path) -> Result<MetadataValue<tonic::metadata::Ascii>, Failure> {
+    let token = std::fs::read_to_string(file)
+        .map_err(Failure::io(format!("reading {}", file.display())))?;
+    let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim()))
+        .map_err(|_not_ascii| Failure::Local(format!("{} is not a token", file.display())))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn anchor(text: &str) -> Result<Anchor, String> {
+    if text.starts_with("sha256:") {
+        return text
+            .parse()
+            .map_err(|error: tls::NotAHash| error.to_string());
+    }
+    connect::roots(Path::new(text))
+        .map(Anchor::Roots)
+        .map_err(|failure| failure.to_string())
+}

@@ -1,0 +1,122 @@
+//! The only file that prints. One result type in three formats; messages go to standard error.
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+    Yaml,
+}
+
+/// Rows under a heading, and the same as data.
+pub(crate) struct Report {
+    pub(crate) heading: &'static [&'static str],
+    pub(crate) rows: Vec<Vec<String>>,
+    pub(crate) data: Value,
+    /// Printed instead of an empty table.
+    pub(crate) when_empty: &'static str,
+}
+
+#[expect(clippy::print_stdout, reason = "results belong on standard output")]
+pub(crate) fn print(format: Format, report: &Report) -> Result<(), Failure> {
+    let text = match format {
+        Format::Table if report.rows.is_empty() => format!("{}\n", report.when_empty),
+        Format::Table => table(report.heading, &report.rows),
+        Format::Json | Format::Yaml => data(format, &report.data)?,
+    };
+    print!("{text}");
+    Ok(())
+}
+
+/// Prints one line of text, whatever the format.
+#[expect(clippy::print_stdout, reason = "results belong on standard output")]
+pub(crate) fn line(text: &str) {
+    println!("{text}");
+}
+
+/// Prints a message for the person at the terminal.
+#[expect(clippy::print_stderr, reason = "messages belong on standard error")]
+pub(crate) fn complain(message: &str) {
+    eprintln!("heddle: {message}");
+}
+
+/// A value as JSON or YAML text; a table has no such form and is given as YAML.
+pub(crate) fn data(format: Format, value: &Value) -> Result<String, Failure> {
+    match format {
+        Format::Json => serde_json::to_string_pretty(value)
+            .map(|text| text + "\n")
+            .map_err(|error| Failure::Local(error.to_string())),
+        Format::Yaml | Format::Table => {
+            serde_saphyr::to_string(value).map_err(|error| Failure::Local(error.to_string()))
+        }
+    }
+}
+
+/// Columns as wide as their widest cell, two spaces apart.
+fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .chain([heading[column].len()])
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let mut text = line(&mut heading.iter().copied());
+    for row in rows {
+        text += &line(&mut row.iter().map(String::as_str));
+    }
+    text
+}
+
+/// Milliseconds since the epoch as a duration from now, such as `23h59m` or `-5s`.
+pub(crate) fn from_now(unix_ms: i64) -> String {
+    let left = unix_ms - heddle_shell::clock::unix_ms(heddle_shell::clock::wall());
+    let sign = if left < 0 { "-" } else { "" };
+    let seconds = left.unsigned_abs() / 1000;
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{sign}{seconds}s"),
+        (0, 0, minutes) => format!("{sign}{minutes}m{}s", seconds % 60),
+        (0, hours, minutes) => format!("{sign}{hours}h{minutes}m"),
+        (days, hours, _) => format!("{sign}{days}d{hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = vec![
+            vec!["a".to_owned(), "1".to_owned()],
+            vec!["long name".to_owned(), "23".to_owned()],
+        ];
+        assert_eq!(
+            table(&["NAME", "N"], &rows),
+            "NAME       N\na          1\nlong name  23\n"
+        );
+    }
+
+    #[test]
+    fn times_are_told_from_now() {
+        let now = heddle_shell::clock::unix_ms(heddle_shell::clock::wall());
+        assert_eq!(from_now(now + 90_500), "1m30s");
+        assert_eq!(from_now(now + 2 * 86_400_000 + 3_600_500), "2d1h");
+        assert!(from_now(now - 5_500).starts_with("-5"));
+    }
+}
