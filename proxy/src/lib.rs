@@ -1,3 +1,21 @@
 //! Heddle's sidecar.
+//!
+//! ```text
+//! outbound:  accept ─ original destination ─ lookup ─ route ─ admit ─ deadline ─┐
+//!              commit ◄─ decide ◄─ send (mTLS) ◄─ pick ◄────────────────────────┘
+//! inbound:   accept ─ TLS or plaintext ─ peer ─ authz ─ the workload's own port
+//! ```
+//!
+//! Read `outbound`, then `inbound`, then `exchange`. Every policy is a pure value of
+//! `heddle-policy`; this crate is the I/O around it.
 
+pub mod cluster;
+pub mod demand;
+pub mod drain;
+pub mod exchange;
 pub mod intercept;
+pub mod settings;
+pub mod telemetry;
+pub mod tls;
+pub mod view;
+pub mod worker;

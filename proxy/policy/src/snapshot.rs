@@ -10,7 +10,14 @@
 #[cfg(feature = "xds")]
 pub mod xds;
 
-use std::{collections::HashMap, fmt, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    net::SocketAddr,
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -26,6 +33,9 @@ pub struct Snapshot {
     pub outbound: Arc<Outbound>,
     /// Destinations by what the workload dials.
     pub destinations: HashMap<DestinationKey, Arc<Destination>>,
+    /// Keys that were asked for and that the control plane said it does not have. A key that
+    /// is in neither set has not been answered.
+    pub absent: HashSet<DestinationKey>,
     /// How the workload's own ports are served. `None` until the control plane has said so:
     /// inbound then refuses.
     pub inbound: Option<Arc<Inbound>>,

@@ -1,0 +1,78 @@
+//! Destinations on demand: outbound asks for a key it does not know, the xDS client fetches
+//! it once for all who ask, and everybody waits for the view that has the answer.
+//!
+//! ```text
+//! outbound ── ask(key) ──► bounded queue ──► xDS client ──► Published<View> ──► outbound
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_policy::snapshot::DestinationKey;
+use heddle_shell::publish::Published;
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::view::{LiveDestination, View};
+
+/// Asks that may wait for the xDS client. When it is full the asker goes on waiting for a view
+/// within its budget: somebody else's ask may bring the answer, and a repeated ask would not.
+pub const ASKS_MAX: usize = 1024;
+
+/// Outbound's end.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    asks: mpsc::Sender<DestinationKey>,
+}
+
+/// The xDS client's end: keys as they are asked for, possibly more than once.
+#[derive(Debug)]
+pub struct Asks {
+    /// Closed when the data plane is gone.
+    pub keys: mpsc::Receiver<DestinationKey>,
+}
+
+/// What is known about a key within the wait budget.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// It is described.
+    Found(Arc<LiveDestination>),
+    /// The control plane does not know it.
+    Absent,
+    /// No answer in time.
+    Unanswered,
+}
+
+impl Demand {
+    /// Both ends.
+    pub fn channel() -> (Self, Asks) {
+        let (asks, keys) = mpsc::channel(ASKS_MAX);
+        (Self { asks }, Asks { keys })
+    }
+
+    /// What `views` says about `key`, waiting at most `budget` for an answer that is not there
+    /// yet.
+    pub async fn lookup(
+        &self,
+        views: &Published<View>,
+        key: &DestinationKey,
+        budget: Duration,
+    ) -> Lookup {
+        // Before the first look, so that an answer in between is not missed.
+        let mut changed = views.subscribe();
+        if let Some(known) = views.load().lookup(key) {
+            return known;
+        }
+        // Full: see ASKS_MAX. Closed: the wait below ends with the budget.
+        _ = self.asks.try_send(key.clone());
+        let answered = async {
+            while changed.changed().await.is_ok() {
+                if let Some(known) = views.load().lookup(key) {
+                    return known;
+                }
+            }
+            Lookup::Unanswered
+        };
+        timeout(budget, answered)
+            .await
+            .unwrap_or(Lookup::Unanswered)
+    }
+}

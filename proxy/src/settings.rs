@@ -1,0 +1,99 @@
+//! What the data plane is told at its start, validated. `config.rs` makes it from files.
+
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+
+use heddle_policy::snapshot::{DestinationKey, Protocol};
+
+/// Settings of the data plane.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Threads that carry traffic.
+    pub workers: NonZeroUsize,
+    /// Where applications' connections arrive.
+    pub outbound: OutboundListeners,
+    /// Where peers' connections arrive.
+    pub inbound: InboundListeners,
+    /// Bounds and patience.
+    pub bounds: Bounds,
+}
+
+/// Listeners for the workload's own connections.
+#[derive(Clone, Debug, Default)]
+pub struct OutboundListeners {
+    /// Behind the redirect rules: the destination is the original one.
+    pub intercepted: Option<SocketAddr>,
+    /// HTTP, routed by authority (`host/<authority>:<port>`, port 80 when the authority has
+    /// none).
+    pub http: Option<SocketAddr>,
+    /// One fixed destination each.
+    pub fixed: Vec<OutboundPort>,
+}
+
+/// `outbound: [{listen, destination}]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboundPort {
+    /// Where the application dials.
+    pub listen: SocketAddr,
+    /// Where that leads.
+    pub destination: DestinationKey,
+}
+
+/// Listeners for connections to the workload.
+#[derive(Clone, Debug, Default)]
+pub struct InboundListeners {
+    /// Behind the redirect rules: the original destination names the port.
+    pub intercepted: Option<SocketAddr>,
+    /// One port of the workload each.
+    pub ports: Vec<InboundForward>,
+}
+
+/// `inbound: [{listen, forward, protocol}]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboundForward {
+    /// Where peers dial; the port that is registered and that rules name.
+    pub listen: SocketAddr,
+    /// Where the application listens.
+    pub forward: SocketAddr,
+    /// What the port carries when the control plane has not said (`Detect` there).
+    pub protocol: Protocol,
+}
+
+/// Bounds of memory and patience. The defaults are those of `Default`.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Accepted connections of the whole process; further ones wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// For the answer to a destination nobody asked for before.
+    pub lookup_wait: Duration,
+    /// For the first bytes of a connection whose protocol is not declared.
+    pub detect_wait: Duration,
+    /// For a TLS handshake or a request head to arrive whole.
+    pub header_wait: Duration,
+    /// An accepted HTTP/1.1 connection without a request is closed after this.
+    pub idle: Duration,
+    /// A connection to an endpoint without a request is closed after this. Shorter than what
+    /// servers commonly keep, so that we close first.
+    pub endpoint_idle: Duration,
+    /// A connection to an endpoint is retired at this age, give or take 20 %.
+    pub connection_age: Duration,
+    /// Request bytes kept for a retry, each exchange.
+    pub replay_bytes_max: usize,
+    /// Time for what runs when the stop has come.
+    pub drain: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections_max: 16 * 1024,
+            lookup_wait: Duration::from_secs(2),
+            detect_wait: Duration::from_millis(100),
+            header_wait: Duration::from_secs(10),
+            idle: Duration::from_hours(1),
+            endpoint_idle: Duration::from_mins(5),
+            connection_age: Duration::from_hours(1),
+            replay_bytes_max: 64 * 1024,
+            drain: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What the request path loads: a snapshot with the live side of its clusters attached.
+//!
+//! Configuration is replaced, live state is kept: by [`EndpointKey`] and [`ClusterName`] it
+//! moves from view to view, so an update forgets neither ejections nor outstanding requests.
+//! Units that did not change are shared by `Arc` between views.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use heddle_policy::snapshot::{
+    Cluster, ClusterName, Destination, DestinationKey, EndpointKey, Inbound, Outbound, Snapshot,
+};
+use heddle_shell::clock;
+
+use crate::{
+    cluster::{ClusterState, EndpointState, LiveCluster},
+    demand::Lookup,
+};
+
+/// One version of everything the data path needs.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Of the snapshot it was made from.
+    pub generation: u64,
+    /// What is mesh and what happens to the rest.
+    pub outbound: Arc<Outbound>,
+    /// Destinations by what the workload dials.
+    pub destinations: HashMap<DestinationKey, Arc<LiveDestination>>,
+    /// Keys the control plane does not know.
+    pub absent: HashSet<DestinationKey>,
+    /// How the workload's own ports are served; `None` refuses.
+    pub inbound: Option<Arc<Inbound>>,
+    /// What idle times are measured from: an `Instant` does not fit an atomic.
+    started: Instant,
+    endpoints: HashMap<EndpointKey, Arc<EndpointState>>,
+    clusters: HashMap<ClusterName, Arc<ClusterState>>,
+}
+
+/// A destination with its clusters' live side.
+#[derive(Debug)]
+pub struct LiveDestination {
+    /// As configured.
+    pub config: Arc<Destination>,
+    /// Every cluster that the target can name.
+    pub clusters: HashMap<ClusterName, Arc<LiveCluster>>,
+    /// Moves on with the key to the next version.
+    pub usage: Arc<Usage>,
+}
+
+/// Whether a destination is in use, for eviction.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// Milliseconds since the first view of this process.
+    used_ms: AtomicU64,
+    connections: AtomicU32,
+}
+
+/// A connection that uses a destination; while it lives the destination is not idle.
+#[derive(Debug)]
+pub struct InUse {
+    usage: Arc<Usage>,
+    started: Instant,
+}
+
+impl View {
+    /// Knows nothing yet.
+    pub fn empty(now: Instant) -> Self {
+        Self {
+            generation: 0,
+            outbound: Arc::default(),
+            destinations: HashMap::new(),
+            absent: HashSet::new(),
+            inbound: None,
+            started: now,
+            endpoints: HashMap::new(),
+            clusters: HashMap::new(),
+        }
+    }
+
+    /// What is known about `key`; `None` when it has not been answered.
+    pub fn lookup(&self, key: &DestinationKey) -> Option<Lookup> {
+        if let Some(destination) = self.destinations.get(key) {
+            return Some(Lookup::Found(Arc::clone(destination)));
+        }
+        self.absent.contains(key).then_some(Lookup::Absent)
+    }
+
+    /// Marks `destination` as used by a connection until the answer is dropped.
+    pub fn touch(&self, destination: &LiveDestination) -> InUse {
+        let usage = Arc::clone(&destination.usage);
+        usage.connections.fetch_add(1, Ordering::Relaxed);
+        InUse {
+            usage,
+            started: self.started,
+        }
+    }
+
+    /// Destinations without connections that were last used at least `idle` ago, the longest
+    /// unused first.
+    pub fn idle_destinations(&self, now: Instant, idle: Duration) -> Vec<DestinationKey> {
+        let now_ms = millis(now.saturating_duration_since(self.started));
+        let mut found: Vec<(u64, &DestinationKey)> = self
+            .destinations
+            .iter()
+            .filter(|(_, live)| live.usage.connections.load(Ordering::Relaxed) == 0)
+            .map(|(key, live)| (live.usage.used_ms.load(Ordering::Relaxed), key))
+            .filter(|(used_ms, _)| now_ms.saturating_sub(*used_ms) >= millis(idle))
+            .collect();
+        found.sort_by_key(|(used_ms, _)| *used_ms);
+        found.into_iter().map(|(_, key)| key.clone()).collect()
+    }
+
+    /// Live state of every endpoint, for the admin interface and metrics.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
+        self.endpoints.values()
+    }
+}
+
+/// Attaches live state to `snapshot`: what `previous` has is kept, the rest starts anew.
+pub fn reconcile(previous: &View, snapshot: Snapshot, now: Instant) -> View {
+    let mut attach = Attach {
+        previous,
+        now,
+        shared: HashMap::new(),
+        endpoints: HashMap::new(),
+        clusters: HashMap::new(),
+    };
+    let destinations = snapshot
+        .destinations
+        .into_iter()
+        .map(|(key, config)| {
+            let live = attach.destination(&key, config);
+            (key, live)
+        })
+        .collect();
+    View {
+        generation: snapshot.generation,
+        outbound: snapshot.outbound,
+        destinations,
+        absent: snapshot.absent,
+        inbound: snapshot.inbound,
+        started: previous.started,
+        endpoints: attach.endpoints,
+        clusters: attach.clusters,
+    }
+}
+
+/// One reconciliation.
+struct Attach<'a> {
+    previous: &'a View,
+    now: Instant,
+    /// Clusters of equal configuration are one, whatever destination names them.
+    shared: HashMap<ClusterName, Vec<Arc<LiveCluster>>>,
+    endpoints: HashMap<EndpointKey, Arc<EndpointState>>,
+    clusters: HashMap<ClusterName, Arc<ClusterState>>,
+}
+
+impl Attach<'_> {
+    fn destination(
+        &mut self,
+        key: &DestinationKey,
+        config: Arc<Destination>,
+    ) -> Arc<LiveDestination> {
+        let before = self.previous.destinations.get(key);
+        if let Some(before) = before
+            && Arc::ptr_eq(&before.config, &config)
+        {
+            for cluster in before.clusters.values() {
+                self.keep(cluster);
+            }
+            return Arc::clone(before);
+        }
+        let clusters = config
+            .clusters
+            .iter()
+            .map(|(name, cluster)| (name.clone(), self.cluster(before, cluster)))
+            .collect();
+        let usage = before.map_or_else(
+            || {
+                let age = self.now.saturating_duration_since(self.previous.started);
+                Arc::new(Usage {
+                    used_ms: AtomicU64::new(millis(age)),
+                    connections: AtomicU32::new(0),
+                })
+            },
+            |before| Arc::clone(&before.usage),
+        );
+        Arc::new(LiveDestination {
+            config,
+            clusters,
+            usage,
+        })
+    }
+
+    fn cluster(
+        &mut self,
+        before: Option<&Arc<LiveDestination>>,
+        config: &Arc<Cluster>,
+    ) -> Arc<LiveCluster> {
+        let same = |live: &&Arc<LiveCluster>| Arc::ptr_eq(&live.config, config);
+        let known = before
+            .and_then(|before| before.clusters.get(&config.name))
+            .filter(same)
+            .or_else(|| self.shared.get(&config.name)?.iter().find(same))
+            .cloned();
+        let live = known.unwrap_or_else(|| self.attach(config));
+        self.keep(&live);
+        live
+    }
+
+    fn attach(&mut self, config: &Arc<Cluster>) -> Arc<LiveCluster> {
+        let state = self
+            .clusters
+            .get(&config.name)
+            .or_else(|| self.previous.clusters.get(&config.name))
+            .cloned()
+            .unwrap_or_default();
+        let endpoints = config
+            .endpoints
+            .iter()
+            .map(|endpoint| {
+                let key = endpoint.key();
+                self.endpoints
+                    .get(&key)
+                    .or_else(|| self.previous.endpoints.get(&key))
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(EndpointState::new(key)))
+            })
+            .collect();
+        Arc::new(LiveCluster::new(Arc::clone(config), state, endpoints))
+    }
+
+    /// Carries a cluster's live state into the new view.
+    fn keep(&mut self, cluster: &Arc<LiveCluster>) {
+        let name = &cluster.config.name;
+        self.clusters
+            .entry(name.clone())
+            .or_insert_with(|| Arc::clone(&cluster.state));
+        for endpoint in &cluster.endpoints {
+            self.endpoints
+                .entry(endpoint.state.key.clone())
+                .or_insert_with(|| Arc::clone(&endpoint.state));
+        }
+        let shared = self.shared.entry(name.clone()).or_default();
+        if !shared.iter().any(|known| Arc::ptr_eq(known, cluster)) {
+            shared.push(Arc::clone(cluster));
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let age = clock::now().saturating_duration_since(self.started);
+        self.usage.used_ms.fetch_max(millis(age), Ordering::Relaxed);
+        self.usage.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
