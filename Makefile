@@ -9,7 +9,8 @@ TOOLS := target/tools
 CARGO_DENY_VERSION := 0.20.2
 
 # What the suites drive, from Debian. `make test` installs it when run as root on a Debian machine.
-DEBIAN_PACKAGES := iproute2 iptables nftables tcpdump
+DEBIAN_PACKAGES := curl faketime iproute2 iptables nftables nghttp2-client openssl prometheus python3 python3-venv tcpdump util-linux
+PEERS := target/peers
 
 export PATH := $(CURDIR)/$(TOOLS)/bin:$(PATH)
 
@@ -62,6 +63,12 @@ debian:
 	  if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi; \
 	else echo "not root on Debian: suites that lack a program print SKIP"; fi
 
+# Peers from the Python registry, pinned, in an environment of their own.
+$(PEERS)/installed: tests/interop/requirements.txt | need-python3
+	python3 -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
 .PHONY: test
-test: need-cargo debian ## Every suite
-	cargo test --locked --workspace
+test: need-cargo debian $(PEERS)/installed ## Every suite
+	HEDDLE_PEERS=$(CURDIR)/$(PEERS) cargo test --locked --workspace
