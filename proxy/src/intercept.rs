@@ -1,5 +1,5 @@
 //! The sockets of the data path: listeners, original destinations, dialling, resets. The only
-//! file of the path that sets socket options; the packet rules are made by `heddle-proxy init`.
+//! file of the path that sets socket options; the packet rules are made by [`crate::init`].
 //!
 //! ```text
 //! app ── connect ──> rules REDIRECT ──> outbound listener ── original_dst ──> where it wanted to go

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demand;
 pub mod drain;
 pub mod exchange;
+pub mod init;
 pub mod intercept;
 pub mod settings;
 pub mod telemetry;
