@@ -35,6 +35,20 @@ pub trait Headers {
     }
 }
 
+impl<'a> RequestHead<'a> {
+    /// The part that a pseudo-header of HTTP/2 names (RFC 9113 section 8.3.1), for conditions
+    /// on headers; `None` when `name` is an ordinary header's.
+    pub fn pseudo(&self, name: &str) -> Option<&'a str> {
+        match name {
+            ":method" => Some(self.method),
+            ":authority" => Some(self.authority),
+            ":scheme" => Some(self.scheme),
+            ":path" => Some(self.path),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RequestHead")

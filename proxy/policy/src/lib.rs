@@ -14,9 +14,14 @@
 #![warn(missing_docs)]
 #![warn(clippy::wildcard_enum_match_arm)]
 
+pub mod admission;
 pub mod authz;
+pub mod balance;
+pub mod deadline;
 pub mod head;
+pub mod outcome;
 pub mod outlier;
+pub mod path;
 pub mod retry;
 pub mod route;
 pub mod snapshot;
