@@ -9,7 +9,7 @@ TOOLS := target/tools
 CARGO_DENY_VERSION := 0.20.2
 
 # What the suites drive, from Debian. `make test` installs it when run as root on a Debian machine.
-DEBIAN_PACKAGES := curl faketime iproute2 iptables nftables nghttp2-client openssl prometheus python3 python3-venv tcpdump util-linux
+DEBIAN_PACKAGES := curl faketime iproute2 iptables nftables nghttp2-client nghttp2-server openssl prometheus python3 python3-venv tcpdump util-linux
 PEERS := target/peers
 
 export PATH := $(CURDIR)/$(TOOLS)/bin:$(PATH)
@@ -72,3 +72,11 @@ $(PEERS)/installed: tests/interop/requirements.txt | need-python3
 .PHONY: test
 test: need-cargo debian $(PEERS)/installed ## Every suite
 	HEDDLE_PEERS=$(CURDIR)/$(PEERS) cargo test --locked --workspace
+
+SCENARIO ?= benches/load/scenarios/grpc-unary-mtls.yaml
+ROUNDS ?= 5
+
+.PHONY: bench
+bench: need-cargo debian $(PEERS)/installed ## Load side by side with Envoy: SCENARIO=file ROUNDS=n
+	cargo build --release --locked -p heddle-proxy -p heddle-control-plane -p heddle-cli -p heddle-benches --bins
+	HEDDLE_PEERS=$(CURDIR)/$(PEERS) target/release/load $(SCENARIO) --rounds $(ROUNDS)
