@@ -49,18 +49,21 @@ pub(super) struct Applied {
     pub(super) without_ipv6: Option<Failed>,
 }
 
-/// Replaces our chains by these rules, with the first build of iptables that can.
+/// Replaces our chains by these rules, with the first build of iptables that can. A build that
+/// fails half-way leaves nothing.
 pub(super) fn install(rules: &[Rule]) -> Result<Applied, Failed> {
-    let mut last = Failed::NoProgram;
+    let mut first = None;
     for programs in BUILDS {
-        match programs.apply(rules) {
-            Ok(applied) => return Ok(applied),
-            // A build that is absent says less than one that failed.
+        match programs.save(Family::V4) {
             Err(error) if error.is_absent() => {}
-            Err(error) => last = error,
+            Err(error) => _ = first.get_or_insert(error),
+            Ok(saved) => match programs.apply(&saved, rules) {
+                Ok(applied) => return Ok(applied),
+                Err(error) => _ = first.get_or_insert(error),
+            },
         }
     }
-    Err(last)
+    Err(first.unwrap_or(Failed::NoProgram))
 }
 
 /// Deletes our chains, whichever build made them. `true` if there were any.
@@ -129,15 +132,18 @@ pub(super) fn installed() -> Result<Vec<Line>, Failed> {
 }
 
 impl Programs {
-    fn apply(self, rules: &[Rule]) -> Result<Applied, Failed> {
-        let saved = self.save(Family::V4)?;
-        self.restore(Family::V4, &script(&saved, rules, Family::V4))?;
+    fn apply(self, saved: &str, rules: &[Rule]) -> Result<Applied, Failed> {
+        self.restore(Family::V4, &script(saved, rules, Family::V4))?;
         let v6 = self
             .save(Family::V6)
             .and_then(|saved| self.restore(Family::V6, &script(&saved, rules, Family::V6)));
         let without_ipv6 = match v6 {
             Ok(()) => None,
-            Err(error) if is_ipv6_needed() => return Err(error),
+            Err(error) if is_ipv6_needed() => {
+                let saved = self.save(Family::V4)?;
+                self.restore(Family::V4, &script(&saved, &[], Family::V4))?;
+                return Err(error);
+            }
             Err(error) => Some(error),
         };
         Ok(Applied {

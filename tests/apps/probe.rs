@@ -1,0 +1,276 @@
+//! The programs inside the pods of the `netns` suite. Every hop of a connection announces itself
+//! with one line before it passes bytes on, so a client reads the way its connection took:
+//!
+//! ```text
+//! outbound 10.77.0.3:8080      the proxy of the caller, and the original destination it saw
+//! inbound 10.77.0.3:8080       the proxy of the called
+//! app 10.77.0.3:8080 by 10.77.0.3      the application, its own address and the peer's
+//! ```
+
+use std::{
+    collections::HashMap,
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use heddle_proxy::{
+    init,
+    intercept::{self, Leg, LoopGuard},
+};
+use heddle_shell::task::Tasks;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream, UdpSocket},
+    time::timeout,
+};
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// The packet rules, as `heddle-proxy init`.
+    Init(init::Args),
+    /// An application or a resolver: names itself and echoes.
+    App {
+        #[arg(long, default_value = "app")]
+        name: String,
+        /// TCP and UDP addresses to serve.
+        listen: Vec<SocketAddr>,
+    },
+    /// A proxy that forwards to the original destination.
+    Proxy {
+        /// Address of a service and of the pod that serves it.
+        #[arg(long, value_parser = service)]
+        service: Vec<(IpAddr, IpAddr)>,
+    },
+    /// Connects and prints the way.
+    Call {
+        to: SocketAddr,
+        #[arg(long)]
+        udp: bool,
+    },
+}
+
+fn service(text: &str) -> Result<(IpAddr, IpAddr)> {
+    let (service, pod) = text.split_once('=').context("SERVICE=POD")?;
+    Ok((service.parse()?, pod.parse()?))
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().role {
+        Role::Init(args) => args.run(),
+        role => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(serve(role)),
+    }
+}
+
+async fn serve(role: Role) -> Result<()> {
+    let mut tasks = Tasks::new();
+    match role {
+        Role::Init(_) => {}
+        Role::App { name, listen } => {
+            for address in listen {
+                let listener = listener(address)?;
+                let datagrams = UdpSocket::bind(address).await?;
+                tasks.spawn("app", app(name.clone(), listener));
+                tasks.spawn("app datagrams", app_datagrams(name.clone(), datagrams));
+            }
+        }
+        Role::Proxy { service } => proxy(&mut tasks, service.into_iter().collect()).await?,
+        Role::Call { to, udp } => {
+            let way = timeout(PATIENCE, async {
+                if udp {
+                    call_udp(to).await
+                } else {
+                    call_tcp(to).await
+                }
+            });
+            return say(&way.await.unwrap_or_else(|_| "timeout".into()));
+        }
+    }
+    say("ready")?;
+    loop {
+        tasks.reap().await;
+    }
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+fn listener(address: SocketAddr) -> Result<TcpListener> {
+    let listener = intercept::listen(address).with_context(|| format!("listening on {address}"))?;
+    Ok(TcpListener::from_std(listener)?)
+}
+
+async fn app(name: String, listener: TcpListener) {
+    let mut tasks = Tasks::new();
+    while let Ok((stream, peer)) = listener.accept().await {
+        let local = stream.local_addr().map(canonical);
+        let hello = match local {
+            Ok(local) => format!("{name} {local} by {}\n", canonical(peer).ip()),
+            Err(error) => format!("{name} {error}\n"),
+        };
+        tasks.spawn("echo", async move {
+            _ = echo(stream, &hello).await;
+        });
+    }
+}
+
+async fn echo(mut stream: TcpStream, hello: &str) -> Result<()> {
+    stream.write_all(hello.as_bytes()).await?;
+    let (mut read, mut write) = stream.split();
+    tokio::io::copy(&mut read, &mut write).await?;
+    Ok(write.shutdown().await?)
+}
+
+async fn app_datagrams(name: String, socket: UdpSocket) {
+    let mut buffer = [0; 512];
+    while let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
+        _ = socket.send_to(name.as_bytes(), peer).await;
+    }
+}
+
+async fn proxy(tasks: &mut Tasks, services: HashMap<IpAddr, IpAddr>) -> Result<()> {
+    let any = |port| SocketAddr::from(([0_u16; 8], port));
+    let guard = LoopGuard::new([any(INBOUND), any(OUTBOUND)]);
+    for (leg, port) in [(Leg::Outbound, OUTBOUND), (Leg::Inbound, INBOUND)] {
+        let way = Forward {
+            leg,
+            guard: guard.clone(),
+            services: services.clone(),
+        };
+        tasks.spawn("proxy", forward_all(listener(any(port))?, way));
+    }
+    tasks.spawn("health", app("health".into(), listener(any(HEALTH))?));
+    for ip in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(ip.parse()?, DNS);
+        tasks.spawn("dns", app("dns".into(), listener(address)?));
+        tasks.spawn(
+            "dns datagrams",
+            app_datagrams("dns".into(), UdpSocket::bind(address).await?),
+        );
+    }
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Forward {
+    leg: Leg,
+    guard: LoopGuard,
+    services: HashMap<IpAddr, IpAddr>,
+}
+
+async fn forward_all(listener: TcpListener, way: Forward) {
+    let mut tasks = Tasks::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        // A loop would otherwise eat the machine.
+        if CONNECTIONS.fetch_add(1, Ordering::Relaxed) > CONNECTIONS_MAX {
+            return;
+        }
+        let way = way.clone();
+        tasks.spawn("forward", async move {
+            _ = forward(stream, &way).await;
+        });
+    }
+}
+
+async fn forward(mut client: TcpStream, way: &Forward) -> Result<()> {
+    let Some(to) = intercept::original_dst(&client)?.filter(|to| !way.guard.refuses(*to)) else {
+        intercept::reset(client);
+        return Ok(());
+    };
+    let mut endpoint = to.0;
+    if let Some(pod) = way.services.get(&endpoint.ip()) {
+        endpoint.set_ip(*pod);
+    }
+    let Ok(mut endpoint) = intercept::connect(endpoint, way.leg).await else {
+        intercept::reset(client);
+        return Ok(());
+    };
+    let name = if way.leg == Leg::Outbound {
+        "outbound"
+    } else {
+        "inbound"
+    };
+    client
+        .write_all(format!("{name} {}\n", to.0).as_bytes())
+        .await?;
+    tokio::io::copy_bidirectional(&mut client, &mut endpoint).await?;
+    Ok(())
+}
+
+/// The way as one line, hop by hop, or how it ended.
+async fn call_tcp(to: SocketAddr) -> String {
+    let stream = match TcpStream::connect(to).await {
+        Ok(stream) => stream,
+        Err(error) => return error.kind().to_string(),
+    };
+    let mut hops = Vec::new();
+    match read_hops(stream, &mut hops).await {
+        Ok(()) => hops.join(", "),
+        Err(error) => match error.downcast_ref::<std::io::Error>() {
+            Some(error) => error.kind().to_string(),
+            None => error.to_string(),
+        },
+    }
+}
+
+async fn read_hops(mut stream: TcpStream, hops: &mut Vec<String>) -> Result<()> {
+    let (read, mut write) = stream.split();
+    let mut lines = BufReader::new(read).lines();
+    write.write_all(PING).await?;
+    while let Some(line) = lines.next_line().await? {
+        if line.as_bytes() == PING.trim_ascii_end() {
+            return Ok(());
+        }
+        ensure!(hops.len() < HOPS_MAX, "a loop");
+        hops.push(line);
+    }
+    anyhow::bail!("ended after {hops:?}")
+}
+
+async fn call_udp(to: SocketAddr) -> String {
+    match ask(to).await {
+        Ok(answer) => answer,
+        Err(error) => error.to_string(),
+    }
+}
+
+async fn ask(to: SocketAddr) -> Result<String> {
+    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+    // Unconnected, so that an answer from another address than `to` would be seen.
+    let socket = UdpSocket::bind(any).await?;
+    socket.send_to(PING, to).await?;
+    let mut buffer = [0; 512];
+    let (length, from) = socket.recv_from(&mut buffer).await?;
+    ensure!(from == to, "answered by {from}");
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
+
+const OUTBOUND: u16 = 15001;
+const INBOUND: u16 = 15006;
+const HEALTH: u16 = 15020;
+const DNS: u16 = 15053;
+const PING: &[u8] = b"ping\n";
+const HOPS_MAX: usize = 10;
+const CONNECTIONS_MAX: u32 = 100;
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,527 @@
+//! Pods as network namespaces, for tests that need real packet rules.
+//!
+//! ```text
+//! node namespace:  br0 10.77.0.1/16, fd77::1/64 ── veth ── pod namespace: eth0, default routes
+//!                                               └─ veth ── pod namespace ...
+//! ```
+//!
+//! The root namespace holds nothing but the namespaces' names: no address, no rule, no bridge.
+//! Everything is deleted when the [`Lab`] is dropped; what a killed run left behind is deleted by
+//! the next.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    future::Future,
+    io::{self, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+/// What a suite needs of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Requires<'a> {
+    /// Programs that must be in `PATH`.
+    pub programs: &'a [&'a str],
+}
+
+impl Requires<'_> {
+    /// `false` after saying what is missing. Under `CI=true` that is a failure, so that no suite
+    /// is green because it did not run.
+    pub fn check(&self) -> Result<bool> {
+        let mut missing = Vec::new();
+        if !is_root()? {
+            missing.push("root".to_owned());
+        }
+        missing.extend(
+            self.programs
+                .iter()
+                .filter(|program| !is_in_path(program))
+                .map(|program| format!("`{program}`")),
+        );
+        if missing.is_empty() {
+            return Ok(true);
+        }
+        let missing = missing.join(", ");
+        ensure!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "this suite needs {missing}"
+        );
+        writeln!(io::stdout(), "SKIP: this suite needs {missing}")?;
+        Ok(false)
+    }
+}
+
+fn is_root() -> Result<bool> {
+    Ok(fs::metadata("/proc/self")?.uid() == 0)
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .any(|directory| directory.join(program).is_file())
+}
+
+/// A node and its pods.
+#[derive(Debug)]
+pub struct Lab {
+    /// Where probes of a kubelet come from.
+    pub node: Namespace,
+    pods: Vec<Pod>,
+    /// Logs of the processes.
+    directory: TempDir,
+}
+
+impl Lab {
+    /// Makes a node and a pod of each name.
+    pub fn new(pods: &[&str]) -> Result<Self> {
+        delete_stale()?;
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("{PREFIX}{}-{run}", std::process::id());
+        let node = Namespace::new(format!("{prefix}-node"))?;
+        let directory = TempDir::new()?;
+        node.ip_batch(&format!(
+            "link set lo up\n\
+             link add br0 type bridge\n\
+             addr add {NODE_V4}/16 dev br0\n\
+             addr add {NODE_V6}/64 dev br0 nodad\n\
+             link set br0 up\n"
+        ))?;
+        let mut lab = Self {
+            node,
+            pods: Vec::new(),
+            directory,
+        };
+        for (index, name) in pods.iter().enumerate() {
+            let number = u16::try_from(index)? + 2;
+            let pod = lab.add_pod(&prefix, name, number)?;
+            lab.pods.push(pod);
+        }
+        Ok(lab)
+    }
+
+    fn add_pod(&self, prefix: &str, name: &str, number: u16) -> Result<Pod> {
+        let namespace = Namespace::new(format!("{prefix}-{name}"))?;
+        let [high, low] = number.to_be_bytes();
+        let v4 = Ipv4Addr::new(10, 77, high, low);
+        let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number + 0x100);
+        self.node.ip_batch(&format!(
+            "link add v{number} type veth peer name eth0 netns {}\n\
+             link set v{number} master br0 up\n",
+            namespace.name
+        ))?;
+        // Without nodad IPv6 addresses are tentative for a second and binds fail at random.
+        namespace.ip_batch(&format!(
+            "link set lo up\n\
+             addr add {v4}/16 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via {NODE_V4}\n\
+             route add default via {NODE_V6}\n"
+        ))?;
+        Ok(Pod {
+            name: name.to_owned(),
+            v4,
+            v6,
+            namespace,
+            directory: self.directory.path().to_owned(),
+        })
+    }
+
+    /// The pod of this name. Panics on a name that the lab was not made with.
+    #[track_caller]
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.pods
+            .iter()
+            .find(|pod| pod.name == name)
+            .expect("a pod the lab was made with")
+    }
+
+    /// Directory for the test's own files; it goes with the lab.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// A network namespace with a name, deleted on drop.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn new(name: String) -> Result<Self> {
+        checked(Command::new("ip").args(["netns", "add", &name]))?;
+        let namespace = Self { name };
+        ensure!(
+            !is_root_namespace(&namespace.path())?,
+            "{} is the root namespace",
+            namespace.name
+        );
+        Ok(namespace)
+    }
+
+    /// The name under which `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// A command that will run inside, as this user. It keeps its process id.
+    pub fn command(&self, user: User, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display()));
+        if let User::Unprivileged(uid) = user {
+            command
+                .arg("setpriv")
+                .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+                .args(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
+                .args(["--no-new-privs", "--pdeathsig=KILL"]);
+        }
+        command.arg(program);
+        command
+    }
+
+    /// Runs a command inside to its end, at most [`COMMAND_SECONDS_MAX`].
+    pub fn run<S: AsRef<OsStr>>(&self, user: User, words: &[S]) -> Result<Output> {
+        let mut command = self.command(user, "timeout");
+        command.args(["-k", "1", COMMAND_SECONDS_MAX]).args(words);
+        command
+            .output()
+            .with_context(|| format!("running {command:?}"))
+    }
+
+    /// As [`Namespace::run`]; its output, and failure is an error.
+    pub fn output<S: AsRef<OsStr>>(&self, user: User, words: &[S]) -> Result<String> {
+        let output = self.run(user, words)?;
+        let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
+        ensure!(
+            output.status.success(),
+            "{words:?} in {}: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn ip_batch(&self, lines: &str) -> Result<()> {
+        let mut child = Command::new("ip")
+            .args(["-n", &self.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child
+            .stdin
+            .take()
+            .context("a piped stdin")?
+            .write_all(lines.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "ip -batch in {}: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // The next run deletes what could not be deleted now.
+        _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+/// Whether this is the test's own namespace or the first process's, where no rule may appear.
+fn is_root_namespace(path: &Path) -> Result<bool> {
+    let inode = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let ours = inode(Path::new("/proc/self/ns/net"))?;
+    // Containers may not look at the first process; then it shares our namespace or is unreachable.
+    let first = inode(Path::new("/proc/1/ns/net")).unwrap_or(ours);
+    let this = inode(path)?;
+    Ok(this == ours || this == first)
+}
+
+/// Deletes the namespaces of runs whose process is gone.
+fn delete_stale() -> Result<()> {
+    let Ok(names) = fs::read_dir("/run/netns") else {
+        return Ok(());
+    };
+    for name in names {
+        let name = name?.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
+        if let Some(owner) = owner
+            && owner.parse::<u32>().is_ok()
+            && !Path::new("/proc").join(owner).exists()
+        {
+            drop(Namespace { name });
+        }
+    }
+    Ok(())
+}
+
+/// A pod: a namespace with an IPv4 and an IPv6 address.
+#[derive(Debug)]
+pub struct Pod {
+    name: String,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+    /// Where its processes run.
+    pub namespace: Namespace,
+    directory: PathBuf,
+}
+
+impl Pod {
+    /// Its address of one family.
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    /// Starts a process inside; its output goes to a file of its own.
+    pub fn spawn<S: AsRef<OsStr>>(&self, what: &str, user: User, words: &[S]) -> Result<Process> {
+        let (program, arguments) = words.split_first().context("a program to start")?;
+        let log = self.directory.join(format!("{}-{what}.log", self.name));
+        let file = File::create(&log)?;
+        let child = self
+            .namespace
+            .command(user, program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("starting {what} in {}", self.name))?;
+        Ok(Process {
+            what: format!("{what} in {}", self.name),
+            child,
+            log,
+        })
+    }
+
+    /// Captures what passes the pod's interface into a file, whole packets, until dropped.
+    pub async fn capture(&self, filter: &str) -> Result<Capture> {
+        let file = self.directory.join(format!("{}.pcap", self.name));
+        let path = file.to_string_lossy().into_owned();
+        let process = self.spawn(
+            "tcpdump",
+            User::Root,
+            &[
+                "tcpdump", "-i", "eth0", "-U", "-s", "0", "-w", &path, filter,
+            ],
+        )?;
+        process.says("listening on").await?;
+        Ok(Capture { process, file })
+    }
+}
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Capture {
+    process: Process,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Ends the capture and returns its bytes, in which a plaintext would be found.
+    pub async fn finish(mut self) -> Result<Vec<u8>> {
+        self.process.signal("INT")?;
+        let process = &mut self.process;
+        eventually(PATIENCE, "tcpdump writes its last packets", || {
+            let ended = process.has_ended();
+            async move { ended }
+        })
+        .await?;
+        Ok(fs::read(&self.file)?)
+    }
+}
+
+/// As whom a process runs.
+#[derive(Clone, Copy, Debug)]
+pub enum User {
+    /// With all rights of the test.
+    Root,
+    /// With this user id and no capability, now or ever.
+    Unprivileged(u32),
+}
+
+/// An IP family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+/// A process in a pod, killed on drop.
+#[derive(Debug)]
+pub struct Process {
+    what: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// What it has written.
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map_or_else(
+            |error| error.to_string(),
+            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has written `text`; an error when it ends without.
+    pub async fn says(&self, text: &str) -> Result<()> {
+        let heard = eventually(PATIENCE, text, || {
+            let heard = self.log().contains(text);
+            async move { heard }
+        })
+        .await;
+        heard.with_context(|| format!("waiting for {}, which wrote: {}", self.what, self.log()))
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        checked(Command::new("kill").args([format!("-{name}"), self.id().to_string()]))
+    }
+
+    /// Whether it is gone.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// A memory limit on processes, by cgroup v1, with the peak for a check afterwards.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    directory: PathBuf,
+}
+
+impl MemoryLimit {
+    /// Makes a group with this limit.
+    pub fn new(bytes: u64) -> Result<Self> {
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let directory = Path::new("/sys/fs/cgroup/memory")
+            .join(format!("{PREFIX}{}-{run}", std::process::id()));
+        fs::create_dir(&directory).context("making a cgroup v1 memory group")?;
+        let group = Self { directory };
+        fs::write(
+            group.directory.join("memory.limit_in_bytes"),
+            bytes.to_string(),
+        )?;
+        Ok(group)
+    }
+
+    /// Moves a process into the group.
+    pub fn add(&self, process: &Process) -> Result<()> {
+        Ok(fs::write(
+            self.directory.join("cgroup.procs"),
+            process.id().to_string(),
+        )?)
+    }
+
+    /// The most the group ever used, page cache included.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        let peak = fs::read_to_string(self.directory.join("memory.max_usage_in_bytes"))?;
+        Ok(peak.trim().parse()?)
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        // Fails while processes are inside; drop those first.
+        _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// Resident memory of a process in bytes, from `/proc/PID/status`.
+pub fn resident_bytes(process: &Process) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|value| value.split_whitespace().next())
+        .context("VmRSS in the process status")?;
+    Ok(kib.parse::<u64>()? << 10)
+}
+
+/// Waits for a condition of the outside world, asking again every few milliseconds.
+pub async fn eventually<F: Future<Output = bool>>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> Result<()> {
+    let asking = async {
+        while !condition().await {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    if tokio::time::timeout(patience, asking).await.is_err() {
+        bail!("not within {patience:?}: {what}");
+    }
+    Ok(())
+}
+
+fn checked(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("running {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// The node's address, which is every pod's router.
+pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// As [`NODE_V4`].
+pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+
+/// How long to wait for what takes milliseconds on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Labs and groups of this process, for their names.
+static RUNS: AtomicU32 = AtomicU32::new(0);
+
+const PREFIX: &str = "heddle";
+const POLL: Duration = Duration::from_millis(10);
+const COMMAND_SECONDS_MAX: &str = "20";
