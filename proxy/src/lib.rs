@@ -9,14 +9,22 @@
 //! Read `outbound`, then `inbound`, then `exchange`. Every policy is a pure value of
 //! `heddle-policy`; this crate is the I/O around it.
 
+pub mod backoff;
 pub mod cluster;
+pub mod config;
 pub mod demand;
 pub mod drain;
 pub mod exchange;
+pub mod identity;
 pub mod init;
 pub mod intercept;
+pub mod register;
+pub mod report;
 pub mod settings;
+pub mod state;
 pub mod telemetry;
 pub mod tls;
+pub mod uplink;
 pub mod view;
 pub mod worker;
+pub mod xds;

@@ -1,0 +1,525 @@
+//! Bootstrap settings: a YAML file, an environment variable for each field, and defaults.
+//!
+//! [`RawConfig`] is what users write; [`Config`] is what the program uses. Everything that can
+//! change at run time comes from the control plane instead.
+//!
+//! ```yaml
+//! control_plane: {addresses: [control-plane:15012], trust_anchor: /etc/heddle/root.pem, token_file: /run/heddle/token}
+//! workload: {namespace: shop, service_account: web, name: web-1}
+//! ports:
+//!   inbound: [{listen: 0.0.0.0:18080, forward: 127.0.0.1:8080, protocol: http2}]
+//! ```
+
+mod cpus;
+mod raw;
+mod show;
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use heddle_policy::{
+    snapshot::Protocol,
+    spiffe::{SpiffeId, TrustDomain},
+};
+use heddle_shell::{settings, tls::Anchor};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+pub use raw::{RawConfig, RawInbound, RawOutbound};
+pub use show::show;
+
+/// Validated settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How the control plane is found and recognised.
+    pub control_plane: ControlPlane,
+    /// Who this sidecar serves.
+    pub workload: Workload,
+    /// Where what must survive a restart is kept.
+    pub state_directory: PathBuf,
+    /// How traffic gets here.
+    pub mode: Mode,
+    /// Threads of the data path.
+    pub workers: NonZeroUsize,
+    /// DNS for mesh names. `None` in mode `ports` unless asked for.
+    pub dns: Option<Dns>,
+    /// `/health/*` and `/metrics`.
+    pub health_listen: SocketAddr,
+    /// The admin interface; always loopback.
+    pub admin_listen: SocketAddr,
+    /// Log filter directives.
+    pub log: String,
+    /// One JSON line per exchange on standard output.
+    pub access_log: AccessLog,
+    /// OTLP collector (`http://host:4317`). `None`: no spans.
+    pub otlp_endpoint: Option<http::Uri>,
+}
+
+/// How the control plane is found and recognised.
+#[derive(Clone, Debug)]
+pub struct ControlPlane {
+    /// `host:port`, tried in turn.
+    pub addresses: Vec<Authority>,
+    /// What its first certificate is checked against.
+    pub anchor: Anchor,
+    /// Where the workload's token is; read again for each use. `None`: renewal by certificate
+    /// only.
+    pub token_file: Option<PathBuf>,
+    /// Ours.
+    pub trust_domain: TrustDomain,
+}
+
+/// A host, name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// Without brackets.
+    pub host: String,
+    /// Not zero.
+    pub port: u16,
+}
+
+/// Who this sidecar serves. Labels are those of the token.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Of the token.
+    pub id: SpiffeId,
+    /// Unique in the namespace.
+    pub name: String,
+    /// What is registered instead of the address the control plane sees; the token must allow it.
+    pub address: Option<IpAddr>,
+    /// Relative share among equals; 0 leaves it to the control plane.
+    pub weight: u32,
+}
+
+/// How traffic gets here.
+#[derive(Clone, Debug)]
+pub enum Mode {
+    /// Redirect rules lead every connection here.
+    Intercept {
+        /// Where redirected outbound connections arrive.
+        outbound: SocketAddr,
+        /// Where redirected inbound connections arrive.
+        inbound: SocketAddr,
+    },
+    /// Every port is a setting; no privileges needed.
+    Ports {
+        /// Outbound HTTP, routed by authority.
+        http: SocketAddr,
+        /// The workload's own ports.
+        inbound: Vec<InboundListen>,
+        /// Outbound TCP, one listener per destination.
+        outbound: Vec<OutboundListen>,
+    },
+}
+
+/// One of the workload's own ports, without interception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboundListen {
+    /// What is registered.
+    pub listen: SocketAddr,
+    /// Where the application is. Its port is the port that policy speaks of.
+    pub forward: SocketAddr,
+    /// What it carries.
+    pub protocol: Protocol,
+}
+
+/// One destination, without interception.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboundListen {
+    /// Where the application dials.
+    pub listen: SocketAddr,
+    /// What it means.
+    pub destination: Authority,
+}
+
+/// Settings of the DNS server.
+#[derive(Clone, Debug)]
+pub struct Dns {
+    /// UDP and TCP.
+    pub listen: SocketAddr,
+    /// Where everything that is not a mesh name goes.
+    pub resolvers: Vec<SocketAddr>,
+}
+
+/// Whether exchanges are logged one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// They are not.
+    Off,
+    /// One JSON line each.
+    Json,
+}
+
+/// Reads `file` and the environment.
+///
+/// # Errors
+/// With every fault, one per line.
+pub fn read(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> anyhow::Result<Config> {
+    let raw: RawConfig = settings::read(file, environment)?;
+    Config::new(&raw.filled(&Machine::this()))
+}
+
+/// What defaults are taken from.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Default of `workload.name`.
+    pub host_name: String,
+    /// Default of `runtime.workers`.
+    pub cpus: NonZeroUsize,
+    /// Default of `dns.resolvers`: the text of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+}
+
+impl Machine {
+    /// The one this process runs on.
+    pub fn this() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        Self {
+            host_name: read("/proc/sys/kernel/hostname").trim().to_owned(),
+            cpus: cpus::limit(),
+            resolv_conf: read("/etc/resolv.conf"),
+        }
+    }
+}
+
+impl Config {
+    /// Validates settings that have their defaults.
+    ///
+    /// # Errors
+    /// With every fault, one per line.
+    pub fn new(raw: &RawConfig) -> anyhow::Result<Self> {
+        let mut faults = Faults::default();
+        let control_plane = faults.control_plane(raw);
+        let workload = faults.workload(raw, control_plane.as_ref());
+        let mode = faults.mode(raw);
+        let workers = raw.runtime.workers.and_then(NonZeroUsize::new);
+        faults.require(workers.is_some(), "runtime.workers", "must be at least 1");
+        let dns = faults.dns(raw, mode.as_ref());
+        let health_listen = faults.address("telemetry.listen", raw.telemetry.listen.as_deref());
+        let admin_listen = faults.address("admin.listen", raw.admin.listen.as_deref());
+        if let Some(address) = admin_listen {
+            let why = "must be a loopback address: the admin interface has no other protection";
+            faults.require(address.ip().is_loopback(), "admin.listen", why);
+        }
+        let otlp_endpoint = match raw.telemetry.otlp_endpoint.as_deref() {
+            None | Some("") => None,
+            Some(text) => {
+                let uri = text.parse::<http::Uri>().ok();
+                let uri =
+                    uri.filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
+                let why = "must be http://host:port of a gRPC collector";
+                faults.require(uri.is_some(), "telemetry.otlp_endpoint", why);
+                uri
+            }
+        };
+        let built = (|| {
+            Some(Self {
+                control_plane: control_plane?,
+                workload: workload?,
+                state_directory: raw.state.directory.clone()?,
+                mode: mode?,
+                workers: workers?,
+                dns: dns?,
+                health_listen: health_listen?,
+                admin_listen: admin_listen?,
+                log: raw.telemetry.log.clone()?,
+                access_log: match raw.telemetry.access_log {
+                    Some(true) => AccessLog::Json,
+                    Some(false) | None => AccessLog::Off,
+                },
+                otlp_endpoint,
+            })
+        })();
+        built
+            .filter(|_| faults.0.is_empty())
+            .ok_or_else(|| faults.into_error())
+    }
+
+    /// Service port -> port where it is taken, for registration.
+    pub fn registered_ports(&self) -> Vec<(u16, u16)> {
+        match &self.mode {
+            Mode::Intercept { .. } => Vec::new(),
+            Mode::Ports { inbound, .. } => inbound
+                .iter()
+                .map(|port| (port.forward.port(), port.listen.port()))
+                .collect(),
+        }
+    }
+}
+
+/// Collects, so that a user sees everything at once.
+#[derive(Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, field: &str, why: impl std::fmt::Display) {
+        self.0.push(format!("{field}: {why}"));
+    }
+
+    fn require(&mut self, holds: bool, field: &str, why: &str) {
+        if !holds {
+            self.add(field, why);
+        }
+    }
+
+    fn into_error(self) -> anyhow::Error {
+        anyhow::anyhow!(self.0.join("\n")).context("the settings have faults")
+    }
+
+    fn address(&mut self, field: &str, text: Option<&str>) -> Option<SocketAddr> {
+        let address = text.and_then(|text| text.parse().ok());
+        self.require(
+            address.is_some(),
+            field,
+            "must be <ip>:<port>, IPv6 in brackets",
+        );
+        address
+    }
+
+    fn authority(&mut self, field: &str, text: &str) -> Option<Authority> {
+        let authority = Authority::parse(text);
+        self.require(authority.is_some(), field, "must be <host>:<port>");
+        authority
+    }
+
+    fn control_plane(&mut self, raw: &RawConfig) -> Option<ControlPlane> {
+        let section = &raw.control_plane;
+        let texts = section.addresses.as_deref().unwrap_or_default();
+        self.require(
+            !texts.is_empty(),
+            "control_plane.addresses",
+            "at least one <host>:<port> is needed, such as control-plane.heddle-system:15012",
+        );
+        let addresses = texts
+            .iter()
+            .enumerate()
+            .filter_map(|(i, text)| self.authority(&format!("control_plane.addresses[{i}]"), text))
+            .collect();
+        let anchor = match section.trust_anchor.as_deref() {
+            None | Some("") => {
+                self.add(
+                    "control_plane.trust_anchor",
+                    "is needed: the root's PEM file or its SHA-256 (`heddle token` prints it); \
+                     nothing is trusted on first use",
+                );
+                None
+            }
+            Some(text) => match anchor(text) {
+                Ok(anchor) => Some(anchor),
+                Err(error) => {
+                    self.add("control_plane.trust_anchor", format!("{error:#}"));
+                    None
+                }
+            },
+        };
+        let trust_domain = match section.trust_domain.as_deref().unwrap_or_default().parse() {
+            Ok(trust_domain) => Some(trust_domain),
+            Err(error) => {
+                self.add("control_plane.trust_domain", error);
+                None
+            }
+        };
+        Some(ControlPlane {
+            addresses,
+            anchor: anchor?,
+            token_file: section.token_file.clone(),
+            trust_domain: trust_domain?,
+        })
+    }
+
+    fn workload(
+        &mut self,
+        raw: &RawConfig,
+        control_plane: Option<&ControlPlane>,
+    ) -> Option<Workload> {
+        let section = &raw.workload;
+        let id = SpiffeId::new(
+            &control_plane?.trust_domain,
+            section.namespace.as_deref().unwrap_or_default(),
+            section.service_account.as_deref().unwrap_or_default(),
+        );
+        let id = match id {
+            Ok(id) if id.is_control_plane() => {
+                self.add(
+                    "workload",
+                    "names the reserved identity of the control plane",
+                );
+                None
+            }
+            Ok(id) => Some(id),
+            Err(error) => {
+                self.add(
+                    "workload.namespace, workload.service_account",
+                    format!("the id {error}"),
+                );
+                None
+            }
+        };
+        let name = section.name.clone().unwrap_or_default();
+        let is_name = !name.is_empty() && name.len() <= 253 && !name.contains(['/', ' ']);
+        self.require(
+            is_name,
+            "workload.name",
+            "must be 1 to 253 characters without `/`",
+        );
+        let weight = section.weight.unwrap_or(0);
+        self.require(weight <= 1000, "workload.weight", "must be at most 1000");
+        Some(Workload {
+            id: id?,
+            name,
+            address: section.address,
+            weight,
+        })
+    }
+
+    fn mode(&mut self, raw: &RawConfig) -> Option<Mode> {
+        match raw.traffic.mode.as_deref() {
+            Some("intercept") => {
+                let outbound = self.address("traffic.outbound", raw.traffic.outbound.as_deref());
+                let inbound = self.address("traffic.inbound", raw.traffic.inbound.as_deref());
+                let no_ports = raw.ports.inbound.is_empty() && raw.ports.outbound.is_empty();
+                self.require(no_ports, "ports", "belongs to `traffic.mode: ports`");
+                Some(Mode::Intercept {
+                    outbound: outbound?,
+                    inbound: inbound?,
+                })
+            }
+            Some("ports") => {
+                let http = self.address("ports.http", raw.ports.http.as_deref());
+                let inbound = raw.ports.inbound.iter().enumerate();
+                let inbound = inbound
+                    .filter_map(|(i, port)| self.inbound(&format!("ports.inbound[{i}]"), port))
+                    .collect();
+                let outbound = raw.ports.outbound.iter().enumerate();
+                let outbound = outbound
+                    .filter_map(|(i, port)| self.outbound(&format!("ports.outbound[{i}]"), port))
+                    .collect();
+                Some(Mode::Ports {
+                    http: http?,
+                    inbound,
+                    outbound,
+                })
+            }
+            _ => {
+                self.add("traffic.mode", "must be `intercept` or `ports`");
+                None
+            }
+        }
+    }
+
+    fn inbound(&mut self, field: &str, raw: &RawInbound) -> Option<InboundListen> {
+        let listen = self.address(&format!("{field}.listen"), Some(&raw.listen));
+        let forward = self.address(&format!("{field}.forward"), Some(&raw.forward));
+        let protocol = match raw.protocol.as_deref() {
+            None | Some("detect") => Some(Protocol::Detect),
+            Some("http2" | "grpc") => Some(Protocol::Http2),
+            Some("http1") => Some(Protocol::Http1),
+            Some("tcp") => Some(Protocol::Tcp),
+            Some(_) => {
+                let why = "must be http2, grpc, http1, tcp or detect";
+                self.add(&format!("{field}.protocol"), why);
+                None
+            }
+        };
+        Some(InboundListen {
+            listen: listen?,
+            forward: forward?,
+            protocol: protocol?,
+        })
+    }
+
+    fn outbound(&mut self, field: &str, raw: &RawOutbound) -> Option<OutboundListen> {
+        let listen = self.address(&format!("{field}.listen"), Some(&raw.listen));
+        let destination = self.authority(&format!("{field}.destination"), &raw.destination);
+        Some(OutboundListen {
+            listen: listen?,
+            destination: destination?,
+        })
+    }
+
+    /// The outer `None` is a fault.
+    fn dns(&mut self, raw: &RawConfig, mode: Option<&Mode>) -> Option<Option<Dns>> {
+        let is_on = raw
+            .dns
+            .enabled
+            .unwrap_or(matches!(mode, Some(Mode::Intercept { .. })));
+        if !is_on {
+            return Some(None);
+        }
+        let listen = self.address("dns.listen", raw.dns.listen.as_deref());
+        let resolvers = raw.dns.resolvers.iter().flatten().enumerate();
+        let resolvers = resolvers
+            .filter_map(|(i, text)| {
+                let with_port = text.parse().ok().or_else(|| {
+                    text.parse::<IpAddr>()
+                        .ok()
+                        .map(|ip| SocketAddr::new(ip, 53))
+                });
+                let why = "must be an IP address, with or without a port";
+                self.require(with_port.is_some(), &format!("dns.resolvers[{i}]"), why);
+                with_port
+            })
+            .collect();
+        Some(Some(Dns {
+            listen: listen?,
+            resolvers,
+        }))
+    }
+}
+
+impl Authority {
+    fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => rest.strip_suffix(']')?,
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        let is_host = !host.is_empty() && !host.contains(['/', ' ', '@']);
+        is_host.then(|| Self {
+            host: host.to_ascii_lowercase(),
+            port,
+        })
+    }
+}
+
+impl std::fmt::Display for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// 64 hexadecimal digits, with or without `sha256:`, or the name of a PEM file.
+fn anchor(text: &str) -> anyhow::Result<Anchor> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    if digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let mut hash = [0; 32];
+        for (i, byte) in hash.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16)?;
+        }
+        return Ok(Anchor::Sha256(hash));
+    }
+    let pem = fs::read(text).with_context(|| {
+        format!("{text} is not 64 hexadecimal digits, and reading it as a file failed")
+    })?;
+    let roots = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("{text} is not PEM"))?;
+    anyhow::ensure!(!roots.is_empty(), "{text} has no certificate");
+    Ok(Anchor::Roots(roots))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! What users write, and the default of each field.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Machine;
+
+/// The settings file. Unknown fields are refused.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// How the control plane is found and recognised.
+    pub control_plane: RawControlPlane,
+    /// Who this sidecar serves.
+    pub workload: RawWorkload,
+    /// What survives a restart.
+    pub state: RawState,
+    /// How traffic gets here.
+    pub traffic: RawTraffic,
+    /// Ports of `traffic.mode: ports`.
+    pub ports: RawPorts,
+    /// DNS for mesh names.
+    pub dns: RawDns,
+    /// Logs, metrics, spans.
+    pub telemetry: RawTelemetry,
+    /// The admin interface.
+    pub admin: RawAdmin,
+    /// Threads.
+    pub runtime: RawRuntime,
+}
+
+/// See [`super::ControlPlane`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawControlPlane {
+    /// `host:port` each.
+    pub addresses: Option<Vec<String>>,
+    /// PEM file or SHA-256 of the root.
+    pub trust_anchor: Option<String>,
+    /// File with the workload's token.
+    pub token_file: Option<PathBuf>,
+    /// `cluster.local` unless set.
+    pub trust_domain: Option<String>,
+}
+
+/// See [`super::Workload`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawWorkload {
+    /// `default` unless set.
+    pub namespace: Option<String>,
+    /// `default` unless set.
+    pub service_account: Option<String>,
+    /// The host's name unless set.
+    pub name: Option<String>,
+    /// What to register instead of the address the control plane sees.
+    pub address: Option<IpAddr>,
+    /// 0 to 1000.
+    pub weight: Option<u32>,
+}
+
+/// What survives a restart.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawState {
+    /// `/var/lib/heddle` unless set. The private key is kept only when this is on tmpfs.
+    pub directory: Option<PathBuf>,
+}
+
+/// See [`super::Mode`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTraffic {
+    /// `intercept` unless set, or `ports`.
+    pub mode: Option<String>,
+    /// Where redirected outbound connections arrive.
+    pub outbound: Option<String>,
+    /// Where redirected inbound connections arrive.
+    pub inbound: Option<String>,
+}
+
+/// Ports of `traffic.mode: ports`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPorts {
+    /// Outbound HTTP, routed by authority.
+    pub http: Option<String>,
+    /// The workload's own ports.
+    pub inbound: Vec<RawInbound>,
+    /// Outbound TCP.
+    pub outbound: Vec<RawOutbound>,
+}
+
+/// See [`super::InboundListen`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawInbound {
+    /// Where the mesh dials.
+    pub listen: String,
+    /// Where the application is.
+    pub forward: String,
+    /// `http2`, `grpc`, `http1`, `tcp` or `detect` (the default).
+    #[serde(default)]
+    pub protocol: Option<String>,
+}
+
+/// See [`super::OutboundListen`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawOutbound {
+    /// Where the application dials.
+    pub listen: String,
+    /// `host:port` it means.
+    pub destination: String,
+}
+
+/// See [`super::Dns`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDns {
+    /// On with interception, off without, unless set.
+    pub enabled: Option<bool>,
+    /// UDP and TCP.
+    pub listen: Option<String>,
+    /// Those of `/etc/resolv.conf` unless set.
+    pub resolvers: Option<Vec<String>>,
+}
+
+/// Logs, metrics, spans.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTelemetry {
+    /// `/health/*` and `/metrics`.
+    pub listen: Option<String>,
+    /// Filter directives, such as `info,heddle_proxy=debug`.
+    pub log: Option<String>,
+    /// One JSON line per exchange on standard output. Off unless set.
+    pub access_log: Option<bool>,
+    /// `http://host:4317`; no spans unless set.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// The admin interface.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdmin {
+    /// A loopback address.
+    pub listen: Option<String>,
+}
+
+/// Threads.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRuntime {
+    /// The CPU limit, rounded up, unless set.
+    pub workers: Option<usize>,
+}
+
+impl RawConfig {
+    /// With the default of every field that has one.
+    pub fn filled(mut self, machine: &Machine) -> Self {
+        fill(&mut self.control_plane.trust_domain, "cluster.local");
+        fill(&mut self.workload.namespace, "default");
+        fill(&mut self.workload.service_account, "default");
+        fill(&mut self.workload.name, &machine.host_name);
+        self.state
+            .directory
+            .get_or_insert_with(|| PathBuf::from("/var/lib/heddle"));
+        fill(&mut self.traffic.mode, "intercept");
+        fill(&mut self.traffic.outbound, "0.0.0.0:15001");
+        fill(&mut self.traffic.inbound, "0.0.0.0:15006");
+        fill(&mut self.ports.http, "127.0.0.1:15001");
+        fill(&mut self.dns.listen, "127.0.0.1:15053");
+        let is_intercepted = self.traffic.mode.as_deref() == Some("intercept");
+        self.dns.enabled.get_or_insert(is_intercepted);
+        self.dns
+            .resolvers
+            .get_or_insert_with(|| name_servers(&machine.resolv_conf));
+        fill(&mut self.telemetry.listen, "0.0.0.0:15020");
+        fill(&mut self.telemetry.log, "info");
+        self.telemetry.access_log.get_or_insert(false);
+        fill(&mut self.admin.listen, "127.0.0.1:15000");
+        self.runtime.workers.get_or_insert(machine.cpus.get());
+        self
+    }
+}
+
+fn fill(field: &mut Option<String>, default: &str) {
+    field.get_or_insert_with(|| default.to_owned());
+}
+
+/// `nameserver` lines of resolv.conf(5), without scope ids; at most three, as libc does.
+fn name_servers(resolv_conf: &str) -> Vec<String> {
+    resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.split_whitespace().next())
+        .filter(|text| text.parse::<IpAddr>().is_ok())
+        .take(3)
+        .map(str::to_owned)
+        .collect()
+}

@@ -1,0 +1,137 @@
+use super::*;
+
+fn machine() -> Machine {
+    Machine {
+        host_name: "box".to_owned(),
+        cpus: NonZeroUsize::new(3).unwrap(),
+        resolv_conf: "# x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\nsearch a\n".to_owned(),
+    }
+}
+
+fn parse(yaml: &str) -> anyhow::Result<Config> {
+    let raw: RawConfig = serde_saphyr::from_str(yaml)?;
+    Config::new(&raw.filled(&machine()))
+}
+
+/// Each part must be in the one error.
+#[track_caller]
+fn check_faults(yaml: &str, parts: &[&str]) {
+    let error = format!("{:#}", parse(yaml).unwrap_err());
+    for part in parts {
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+}
+
+const HASH: &str = "00000000000000000000000000000000000000000000000000000000000000ff";
+
+#[test]
+fn two_fields_are_enough() {
+    let config = parse(&format!(
+        "control_plane: {{addresses: ['cp:15012'], trust_anchor: {HASH}}}"
+    ))
+    .unwrap();
+    assert_eq!(
+        config.workload.id.as_str(),
+        "spiffe://cluster.local/ns/default/sa/default"
+    );
+    assert_eq!(config.workload.name, "box");
+    assert_eq!(config.workers.get(), 3);
+    assert!(matches!(config.mode, Mode::Intercept { .. }));
+    assert_eq!(config.access_log, AccessLog::Off);
+    let mut hash = [0; 32];
+    hash[31] = 0xff;
+    assert_eq!(config.control_plane.anchor, Anchor::Sha256(hash));
+    assert_eq!(
+        config.dns.unwrap().resolvers,
+        ["10.0.0.2:53".parse().unwrap()]
+    );
+}
+
+#[test]
+fn every_fault_is_told_at_once() {
+    check_faults(
+        "
+control_plane: {addresses: ['cp'], trust_domain: 'X!'}
+workload: {name: 'a/b'}
+admin: {listen: '0.0.0.0:15000'}
+telemetry: {otlp_endpoint: 'collector'}
+runtime: {workers: 0}
+traffic: {mode: magic}
+",
+        &[
+            "control_plane.addresses[0]",
+            "control_plane.trust_anchor",
+            "control_plane.trust_domain",
+            "admin.listen: must be a loopback",
+            "telemetry.otlp_endpoint",
+            "runtime.workers",
+            "traffic.mode",
+        ],
+    );
+}
+
+#[test]
+fn the_reserved_identity_is_refused() {
+    check_faults(
+        &format!(
+            "control_plane: {{addresses: ['cp:1'], trust_anchor: {HASH}}}
+workload: {{namespace: heddle-system, service_account: heddle-control-plane}}"
+        ),
+        &["reserved identity"],
+    );
+}
+
+#[test]
+fn ports_are_settings_without_interception() {
+    let config = parse(&format!(
+        "
+control_plane: {{addresses: ['[::1]:15012'], trust_anchor: {HASH}}}
+traffic: {{mode: ports}}
+ports:
+  inbound: [{{listen: '0.0.0.0:18080', forward: '127.0.0.1:8080', protocol: grpc}}]
+  outbound: [{{listen: '127.0.0.1:9000', destination: 'Db.shop:5432'}}]
+"
+    ))
+    .unwrap();
+    assert_eq!(config.registered_ports(), [(8080, 18080)]);
+    assert!(config.dns.is_none());
+    let Mode::Ports {
+        inbound, outbound, ..
+    } = &config.mode
+    else {
+        unreachable!("the settings say ports");
+    };
+    assert_eq!(inbound[0].protocol, Protocol::Http2);
+    assert_eq!(outbound[0].destination.to_string(), "db.shop:5432");
+    assert_eq!(config.control_plane.addresses[0].to_string(), "[::1]:15012");
+}
+
+#[test]
+fn a_port_list_does_not_go_with_interception() {
+    check_faults(
+        &format!(
+            "control_plane: {{addresses: ['cp:1'], trust_anchor: {HASH}}}
+ports: {{inbound: [{{listen: '0.0.0.0:1', forward: x}}]}}"
+        ),
+        &["ports: belongs to"],
+    );
+}
+
+#[test]
+fn settings_are_shown_with_their_source() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "control_plane: {addresses: ['cp:15012']}").unwrap();
+    let environment = [("HEDDLE_WORKLOAD__NAME".to_owned(), "web-1".to_owned())];
+    let text = show(Some(file.path()), &environment).unwrap();
+    let name = file.path().display();
+    for line in [
+        format!("control_plane.addresses: [\"cp:15012\"]  # {name}"),
+        "workload.name: \"web-1\"  # HEDDLE_WORKLOAD__NAME".to_owned(),
+        "admin.listen: \"127.0.0.1:15000\"  # default".to_owned(),
+    ] {
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in:\n{text}"
+        );
+    }
+}
