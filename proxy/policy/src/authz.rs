@@ -246,7 +246,7 @@ fn judge_header(head: &RequestHead<'_>, name: &str, matches: &ValueMatch) -> Tru
     truth.unwrap_or(Truth::No)
 }
 
-impl Decision<'_> {
+impl<'a> Decision<'a> {
     /// Whether the request may pass.
     pub fn is_allowed(&self) -> bool {
         match self {
@@ -256,7 +256,7 @@ impl Decision<'_> {
     }
 
     /// The rule that decided, for logs and for the reason given.
-    pub fn rule(&self) -> Option<&str> {
+    pub fn rule(&self) -> Option<&'a str> {
         match self {
             Self::Allow(rule) | Self::Deny(rule) => rule.map(Rule::name),
         }
@@ -278,3 +278,6 @@ impl From<bool> for Truth {
         if holds { Self::Yes } else { Self::No }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -351,3 +351,6 @@ const DRAWS_MAX: usize = 4;
 
 /// Keeps the sum of a reservoir above zero.
 const SHARE_MIN: f32 = 0.01;
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,7 @@ impl std::fmt::Debug for RequestHead<'_> {
 }
 
 /// A list of pairs, for tests and for callers without a header map of their own.
-impl Headers for [(&str, &[u8])] {
+impl Headers for &[(&str, &[u8])] {
     fn visit(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) {
         for (_, value) in self.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)) {
             if !visit(value) {

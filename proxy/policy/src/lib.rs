@@ -26,3 +26,12 @@ pub mod retry;
 pub mod route;
 pub mod snapshot;
 pub mod spiffe;
+
+/// A moment for tests, counted from one that all of them share.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests need some first instant")]
+pub(crate) fn at(seconds: f64) -> std::time::Instant {
+    static ZERO: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
+    *ZERO + std::time::Duration::from_secs_f64(seconds)
+}

@@ -165,3 +165,6 @@ pub const SLOW_RETURN: Duration = Duration::from_secs(10);
 
 /// What it begins with: enough to be seen failing again, too little to hurt.
 const SHARE_MIN: f32 = 0.1;
+
+#[cfg(test)]
+mod tests;

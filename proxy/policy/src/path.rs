@@ -248,3 +248,6 @@ fn is_path_char(byte: u8) -> bool {
                 | b'@'
         )
 }
+
+#[cfg(test)]
+mod tests;

@@ -403,3 +403,6 @@ fn full_jitter(policy: &RetryPolicy, step: u32, rng: &mut impl Rng) -> Duration 
 
 /// Other endpoints tried at once after an attempt of which nothing was processed.
 const REPICKS_MAX: u32 = 3;
+
+#[cfg(test)]
+mod tests;

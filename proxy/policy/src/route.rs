@@ -256,3 +256,6 @@ fn is_whole_match(regex: &Regex, text: &str) -> bool {
         .find(text)
         .is_some_and(|found| found.len() == text.len())
 }
+
+#[cfg(test)]
+mod tests;
