@@ -4,8 +4,14 @@
 //! * [`Store::list`] reads a prefix at one revision; [`Store::watch`] continues from there
 //!   without a gap, or says [`StoreError::Compacted`].
 //! * What is acknowledged is durable.
-//! * A key may hang on a lease and goes with it.
+//! * A key may hang on a lease and goes with it; [`election`] is made of that.
 //!
+//! Every implementation passes [`conformance`].
+//!
+
+pub mod conformance;
+pub mod election;
+pub mod redb;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -210,6 +216,27 @@ impl Event {
 }
 
 impl Transaction {
+    /// What every store refuses.
+    fn refusal(&self) -> Option<&'static str> {
+        if self.writes.len().max(self.conditions.len()) > WRITES_MAX {
+            return Some("it has too many writes or conditions");
+        }
+        let mut keys = std::collections::HashSet::new();
+        for write in &self.writes {
+            let (key, bytes) = match write {
+                Write::Put { key, value, .. } => (key, value.len()),
+                Write::Delete { key } => (key, 0),
+            };
+            if key.is_empty() || key.len() > KEY_BYTES_MAX || bytes > VALUE_BYTES_MAX {
+                return Some("a key or a value is too large, or a key is empty");
+            }
+            if !keys.insert(key) {
+                return Some("it writes one key twice");
+            }
+        }
+        None
+    }
+
     /// Sets a key.
     #[must_use]
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
@@ -265,3 +292,10 @@ impl fmt::Display for Revision {
         self.0.fmt(f)
     }
 }
+
+/// Longest key.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Largest value.
+pub const VALUE_BYTES_MAX: usize = 2 << 20;
+/// Most writes, and most conditions, of one transaction.
+pub const WRITES_MAX: usize = 4096;
