@@ -16,18 +16,24 @@ use serde::Serialize;
 
 mod authorization_policy;
 mod catalog;
+pub mod check;
+mod decode;
 mod destination_rule;
+pub mod document;
+mod misplaced;
 mod peer_authentication;
 mod service_entry;
 mod values;
 mod virtual_service;
 mod workload_entry;
+pub mod yaml;
 
 pub use self::{
     authorization_policy::{
         Action, AuthorizationPolicy, Condition, From, Matches, Operation, Pattern, Rule, Source, To,
     },
-    catalog::{Catalog, Stored},
+    catalog::{Catalog, Record, Stored, Unreadable},
+    decode::Fault,
     destination_rule::{
         ConnectionPool, DestinationRule, HttpPool, LoadBalancer, OutlierDetection, SimpleBalancer,
         Subset, TcpPool, Tls, TlsMode, TrafficPolicy,

@@ -2,10 +2,16 @@
 
 use std::num::NonZeroU16;
 
+use heddle_policy::spiffe::SpiffeId;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::Selector;
+use super::{
+    Selector,
+    decode::{Decode, Decoder, Fields, shown},
+    virtual_service::header_name,
+    yaml::{Node, Value},
+};
 
 /// Who may call what. Deny before allow; once an ALLOW policy selects a workload, what none of
 /// them allows is refused.
@@ -145,7 +151,33 @@ impl Operation {
     }
 }
 
+impl Pattern {
+    /// The pattern that a text means. `None`: it has a `*` elsewhere than at one end.
+    pub fn parse(text: &str) -> Option<Self> {
+        let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
+            _ if text == "*" => return Some(Self::Present),
+            (Some(rest), _) => Self::Suffix(rest.to_owned()),
+            (None, Some(rest)) => Self::Prefix(rest.to_owned()),
+            (None, None) => Self::Exact(text.to_owned()),
+        };
+        let (Self::Exact(rest) | Self::Prefix(rest) | Self::Suffix(rest)) = &pattern else {
+            return Some(pattern);
+        };
+        (!rest.contains('*')).then_some(pattern)
+    }
+}
+
 impl Condition {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Header(_, matches) | Self::Principal(matches) | Self::Namespace(matches) => {
+                matches.is_empty()
+            }
+            Self::SourceIp(matches) => matches.is_empty(),
+            Self::DestinationPort(matches) => matches.is_empty(),
+        }
+    }
+
     /// As users write it.
     pub fn key(&self) -> String {
         match self {
@@ -159,6 +191,13 @@ impl Condition {
 }
 
 impl<T> Matches<T> {
+    fn map<U>(self, each: impl Fn(T) -> U) -> Matches<U> {
+        Matches {
+            values: self.values.into_iter().map(&each).collect(),
+            not_values: self.not_values.into_iter().map(&each).collect(),
+        }
+    }
+
     /// Whether it holds of everything.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty() && self.not_values.is_empty()
@@ -188,17 +227,9 @@ impl std::fmt::Display for Pattern {
 impl Serialize for Source {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("Source", 6)?;
-        write::<S, _>(
-            &mut fields,
-            ["principals", "notPrincipals"],
-            &self.principals,
-        )?;
-        write::<S, _>(
-            &mut fields,
-            ["namespaces", "notNamespaces"],
-            &self.namespaces,
-        )?;
-        write::<S, _>(&mut fields, ["ipBlocks", "notIpBlocks"], &self.ip_blocks)?;
+        write::<S, _>(&mut fields, PRINCIPALS, &self.principals)?;
+        write::<S, _>(&mut fields, NAMESPACES, &self.namespaces)?;
+        write::<S, _>(&mut fields, IP_BLOCKS, &self.ip_blocks)?;
         fields.end()
     }
 }
@@ -206,10 +237,10 @@ impl Serialize for Source {
 impl Serialize for Operation {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("Operation", 8)?;
-        write::<S, _>(&mut fields, ["hosts", "notHosts"], &self.hosts)?;
-        write::<S, _>(&mut fields, ["ports", "notPorts"], &self.ports)?;
-        write::<S, _>(&mut fields, ["methods", "notMethods"], &self.methods)?;
-        write::<S, _>(&mut fields, ["paths", "notPaths"], &self.paths)?;
+        write::<S, _>(&mut fields, HOSTS, &self.hosts)?;
+        write::<S, _>(&mut fields, PORTS, &self.ports)?;
+        write::<S, _>(&mut fields, METHODS, &self.methods)?;
+        write::<S, _>(&mut fields, PATHS, &self.paths)?;
         fields.end()
     }
 }
@@ -228,6 +259,251 @@ impl Serialize for Condition {
         fields.end()
     }
 }
+
+impl Decode for AuthorizationPolicy {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let selector = fields.optional(decoder, "selector");
+        let action = fields.optional(decoder, "action");
+        let rules = fields.or_default(decoder, "rules");
+        fields.close(decoder);
+        Some(Self {
+            selector: selector?,
+            action: action?.unwrap_or(Action::Allow),
+            rules: rules?,
+        })
+    }
+}
+
+impl Decode for Action {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        if matches!(decoder.text(node)?, "AUDIT" | "CUSTOM") {
+            return decoder.refuse(node, "only ALLOW and DENY are implemented");
+        }
+        decoder.word(node, &[("ALLOW", Self::Allow), ("DENY", Self::Deny)])
+    }
+}
+
+impl Decode for Rule {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let from = fields.or_default(decoder, "from");
+        let to = fields.or_default(decoder, "to");
+        let when = fields.or_default(decoder, "when");
+        fields.close(decoder);
+        Some(Self {
+            from: from?,
+            to: to?,
+            when: when?,
+        })
+    }
+}
+
+impl Decode for From {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let source = fields.required(decoder, "source");
+        fields.close(decoder);
+        Some(Self { source: source? })
+    }
+}
+
+impl Decode for To {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let operation = fields.required(decoder, "operation");
+        fields.close(decoder);
+        Some(Self {
+            operation: operation?,
+        })
+    }
+}
+
+impl Decode for Source {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let principals = read::<Principal>(&mut fields, decoder, PRINCIPALS);
+        let namespaces = read(&mut fields, decoder, NAMESPACES);
+        let ip_blocks = read(&mut fields, decoder, IP_BLOCKS);
+        fields.close(decoder);
+        let source = Self {
+            principals: principals?.map(|principal| principal.0),
+            namespaces: namespaces?,
+            ip_blocks: ip_blocks?,
+        };
+        if source == Self::default() {
+            return decoder.refuse(node, "must say something; an empty source matches nobody");
+        }
+        Some(source)
+    }
+}
+
+impl Decode for Operation {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let hosts = read(&mut fields, decoder, HOSTS);
+        let ports = read::<Port>(&mut fields, decoder, PORTS);
+        let methods = read(&mut fields, decoder, METHODS);
+        let paths = read::<Path>(&mut fields, decoder, PATHS);
+        fields.close(decoder);
+        let operation = Self {
+            hosts: hosts?,
+            ports: ports?.map(|port| port.0),
+            methods: methods?,
+            paths: paths?.map(|path| path.0),
+        };
+        if operation == Self::default() {
+            return decoder.refuse(
+                node,
+                "must say something; an empty operation matches nothing",
+            );
+        }
+        Some(operation)
+    }
+}
+
+impl Decode for Condition {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let key = fields.required::<String>(decoder, "key")?;
+        let header = key
+            .strip_prefix("request.headers[")
+            .and_then(|rest| header_name(rest.strip_suffix(']')?));
+        let condition = match (key.as_str(), header) {
+            (_, Some(name)) => {
+                let values = read(&mut fields, decoder, VALUES);
+                values.map(|values| Self::Header(name, values))
+            }
+            ("source.principal", _) => read::<Principal>(&mut fields, decoder, VALUES)
+                .map(|values| Self::Principal(values.map(|principal| principal.0))),
+            ("source.namespace", _) => read(&mut fields, decoder, VALUES).map(Self::Namespace),
+            ("source.ip", _) => read(&mut fields, decoder, VALUES).map(Self::SourceIp),
+            ("destination.port", _) => read::<Port>(&mut fields, decoder, VALUES)
+                .map(|values| Self::DestinationPort(values.map(|port| port.0))),
+            _ => {
+                let message = format!("`{}` must be one of {KEYS}", shown(&key));
+                return decoder.within(format_args!(".key"), |decoder| {
+                    decoder.refuse(node.nearest("key"), message)
+                });
+            }
+        };
+        fields.close(decoder);
+        let condition = condition?;
+        if condition.is_empty() {
+            return decoder.refuse(node, "needs values or notValues");
+        }
+        Some(condition)
+    }
+}
+
+/// Reads a list and its negation.
+fn read<T: Decode>(
+    fields: &mut Fields<'_>,
+    decoder: &mut Decoder<'_>,
+    names: [&'static str; 2],
+) -> Option<Matches<T>> {
+    let [values, not_values] = names.map(|name| fields.or_default::<Filled<T>>(decoder, name));
+    Some(Matches {
+        values: values?.0,
+        not_values: not_values?.0,
+    })
+}
+
+/// A list that is not empty where it is written.
+struct Filled<T>(Vec<T>);
+
+impl<T> Default for Filled<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Decode> Decode for Filled<T> {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let items = Vec::decode(node, decoder)?;
+        if items.is_empty() {
+            return decoder.refuse(node, "is empty; leave it out");
+        }
+        Some(Self(items))
+    }
+}
+
+impl Decode for Pattern {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let text = String::decode(node, decoder)?;
+        match Self::parse(&text) {
+            Some(pattern) => Some(pattern),
+            None => decoder.refuse(
+                node,
+                format!(
+                    "`{}` may have one `*`, at its beginning or end",
+                    shown(&text)
+                ),
+            ),
+        }
+    }
+}
+
+struct Principal(Pattern);
+
+impl Decode for Principal {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        match Pattern::decode(node, decoder)? {
+            Pattern::Exact(text) if format!("spiffe://{text}").parse::<SpiffeId>().is_err() => {
+                let hint = "must be <trust-domain>/ns/<namespace>/sa/<service-account>";
+                let message = format!("`{}` {hint}", shown(&text));
+                decoder.refuse(node, message)
+            }
+            Pattern::Prefix(text) if text.starts_with("spiffe:") => {
+                decoder.refuse(node, "must begin with the trust domain, without spiffe://")
+            }
+            pattern => Some(Self(pattern)),
+        }
+    }
+}
+
+struct Path(Pattern);
+
+impl Decode for Path {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let pattern = Pattern::decode(node, decoder)?;
+        let is_reachable = match &pattern {
+            Pattern::Exact(text) | Pattern::Prefix(text) => text.starts_with('/'),
+            Pattern::Suffix(_) | Pattern::Present => true,
+        };
+        if pattern.to_string().contains(['{', '}']) {
+            return decoder.refuse(node, "path templates are not implemented");
+        }
+        if is_reachable {
+            Some(Self(pattern))
+        } else {
+            decoder.refuse(node, "must begin with `/` or `*`: no path could match")
+        }
+    }
+}
+
+/// A port, as a text or a number: Istio has texts.
+struct Port(NonZeroU16);
+
+impl Decode for Port {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let Value::Text(text) = &node.value else {
+            return NonZeroU16::decode(node, decoder).map(Self);
+        };
+        match text.parse() {
+            Ok(port) => Some(Self(port)),
+            Err(_) => decoder.refuse(node, format!("`{}` is not a port", shown(text))),
+        }
+    }
+}
+
+const PRINCIPALS: [&str; 2] = ["principals", "notPrincipals"];
+const NAMESPACES: [&str; 2] = ["namespaces", "notNamespaces"];
+const IP_BLOCKS: [&str; 2] = ["ipBlocks", "notIpBlocks"];
+const HOSTS: [&str; 2] = ["hosts", "notHosts"];
+const PORTS: [&str; 2] = ["ports", "notPorts"];
+const METHODS: [&str; 2] = ["methods", "notMethods"];
+const PATHS: [&str; 2] = ["paths", "notPaths"];
 
 /// Everything is a text in Istio's JSON, ports too.
 fn write<S: Serializer, T: ToString>(
@@ -248,3 +524,6 @@ fn write<S: Serializer, T: ToString>(
 }
 
 const VALUES: [&str; 2] = ["values", "notValues"];
+/// Keys of `when`.
+const KEYS: &str =
+    "request.headers[<name>], source.principal, source.namespace, source.ip, destination.port";

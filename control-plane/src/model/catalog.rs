@@ -7,8 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use super::{DestinationRule, Host, Resource, ResourceId, ServiceEntry, Spec, VirtualService};
-use crate::store::Revision;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{
+    CONFIG, DestinationRule, Fault, Host, Resource, ResourceId, ServiceEntry, Spec, VirtualService,
+};
+use crate::{
+    addresses,
+    store::{Changes, Entry, Event, Revision, Store, StoreError},
+};
 
 /// All resources at one revision. Cheap to clone: resources are shared.
 #[derive(Clone, Debug, Default)]
@@ -19,7 +27,40 @@ pub struct Catalog {
     services: HashMap<Host, ResourceId>,
     routes: HashMap<Host, ResourceId>,
     rules: HashMap<Host, ResourceId>,
-    addresses: HashMap<Host, Vec<IpAddr>>,
+    /// What was allotted, by host.
+    numbers: HashMap<Host, u16>,
+    addresses: HashMap<Host, [IpAddr; 2]>,
+    /// Deleted resources whose history is kept.
+    tombstones: BTreeMap<ResourceId, Revision>,
+}
+
+/// What the store holds under a resource's key. A deletion is written, not done, so that its
+/// author and its time are as durable as those of any other change.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Record {
+    /// Milliseconds since the Unix epoch.
+    pub written_at_ms: i64,
+    /// A SPIFFE id, or `administrator`.
+    pub written_by: String,
+    /// The canonical form. `None`: deleted.
+    pub json: Option<String>,
+}
+
+/// Why desired state could not be read. Nothing is left out silently: that could be a policy.
+#[derive(Debug, Error)]
+pub enum Unreadable {
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What it holds is not ours, or of a version with other rules.
+    #[error("stored {key} cannot be read; was it written by another version? {why}")]
+    Record {
+        /// Where it is.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 /// A resource as it was stored.
@@ -35,7 +76,117 @@ pub struct Stored {
     pub written_by: Arc<str>,
 }
 
+impl Record {
+    /// Reads what is under a resource's key.
+    ///
+    /// # Errors
+    /// [`Unreadable::Record`].
+    pub fn read(entry: &Entry) -> Result<Self, Unreadable> {
+        serde_json::from_slice(&entry.value).map_err(|error| Unreadable::Record {
+            key: entry.key.to_string(),
+            why: error.to_string(),
+        })
+    }
+
+    /// For the store.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts and a number always serialize")
+    }
+}
+
 impl Catalog {
+    /// Reads everything. What `previous` has of it is not decoded again.
+    ///
+    /// A watch from [`Catalog::revision`] with [`Catalog::update`] continues without a gap.
+    ///
+    /// # Errors
+    /// See [`Unreadable`].
+    pub async fn load(store: &dyn Store, previous: &Self) -> Result<Self, Unreadable> {
+        let config = store.list(CONFIG).await?;
+        let allotted = store.list(addresses::HOSTS).await?;
+        let mut catalog = Self {
+            revision: config.revision,
+            ..Self::default()
+        };
+        for entry in config.entries.iter().chain(&allotted.entries) {
+            catalog.read(entry, previous)?;
+        }
+        Ok(catalog)
+    }
+
+    /// Applies changes of any keys; those it does not know are skipped. Applying them twice is
+    /// the same as once.
+    ///
+    /// # Errors
+    /// See [`Unreadable`].
+    pub fn update(&mut self, changes: &Changes) -> Result<(), Unreadable> {
+        let none = Self::default();
+        for event in &changes.events {
+            match event {
+                Event::Put(entry) => self.read(entry, &none)?,
+                Event::Deleted { key, .. } => self.forget(key),
+            }
+        }
+        self.revision = self.revision.max(changes.revision);
+        Ok(())
+    }
+
+    fn read(&mut self, entry: &Entry, previous: &Self) -> Result<(), Unreadable> {
+        let unreadable = |why: String| Unreadable::Record {
+            key: entry.key.to_string(),
+            why,
+        };
+        if let Some(host) = entry.key.strip_prefix(addresses::HOSTS) {
+            let host = Host::qualified(host, "").ok_or_else(|| unreadable("not a host".into()))?;
+            let number = str::from_utf8(&entry.value)
+                .ok()
+                .and_then(|n| n.parse().ok());
+            let number = number.ok_or_else(|| unreadable("not a number".into()))?;
+            self.allot(host, number);
+            return Ok(());
+        }
+        let Some(id) = ResourceId::from_key(&entry.key) else {
+            return match entry.key.strip_prefix(CONFIG) {
+                Some(_) => Err(unreadable("its kind is unknown".into())),
+                None => Ok(()),
+            };
+        };
+        let known = previous.get(&id);
+        if let Some(known) = known.filter(|known| known.revision == entry.modified) {
+            self.insert(known.clone());
+            return Ok(());
+        }
+        let record = Record::read(entry)?;
+        let Some(json) = record.json else {
+            self.remove(&id);
+            self.tombstones.insert(id, entry.modified);
+            return Ok(());
+        };
+        let resource =
+            Resource::from_json(&json).map_err(|fault: Fault| unreadable(fault.to_string()))?;
+        self.insert(Stored {
+            resource: Arc::new(resource),
+            revision: entry.modified,
+            written_at_ms: record.written_at_ms,
+            written_by: record.written_by.into(),
+        });
+        Ok(())
+    }
+
+    fn forget(&mut self, key: &str) {
+        if let Some(host) = key.strip_prefix(addresses::HOSTS) {
+            self.release(host);
+        } else if let Some(id) = ResourceId::from_key(key) {
+            self.remove(&id);
+            self.tombstones.remove(&id);
+        }
+    }
+
+    /// Deleted resources whose history is kept, with the revision of their deletion.
+    pub fn tombstones(&self) -> impl Iterator<Item = (&ResourceId, Revision)> {
+        self.tombstones.iter().map(|(id, revision)| (id, *revision))
+    }
+
     /// Every resource, by kind, namespace and name.
     pub fn iter(&self) -> impl Iterator<Item = (&ResourceId, &Stored)> {
         self.resources.iter()
@@ -74,7 +225,10 @@ impl Catalog {
     pub fn addresses_of(&self, host: &str) -> &[IpAddr] {
         match self.service(host) {
             Some((_, service)) if !service.addresses.is_empty() => &service.addresses,
-            Some(_) => self.addresses.get(host).map_or(&[], Vec::as_slice),
+            Some(_) => self
+                .addresses
+                .get(host)
+                .map_or(&[], <[IpAddr; 2]>::as_slice),
             None => &[],
         }
     }
@@ -86,6 +240,7 @@ impl Catalog {
         if let Some((index, hosts)) = self.index(&stored.resource.spec) {
             index.extend(hosts.iter().map(|host| (host.clone(), id.clone())));
         }
+        self.tombstones.remove(&id);
         self.resources.insert(id, stored);
     }
 
@@ -103,13 +258,20 @@ impl Catalog {
     }
 
     /// Notes what was allotted to a host without addresses.
-    pub fn allot(&mut self, host: Host, addresses: Vec<IpAddr>) {
-        self.addresses.insert(host, addresses);
+    pub fn allot(&mut self, host: Host, number: u16) {
+        self.numbers.insert(host.clone(), number);
+        self.addresses.insert(host, addresses::addresses(number));
     }
 
     /// Forgets what was allotted to a host.
-    pub fn release(&mut self, host: &Host) {
+    pub fn release(&mut self, host: &str) {
+        self.numbers.remove(host);
         self.addresses.remove(host);
+    }
+
+    /// Every allotment, by host.
+    pub fn allotments(&self) -> impl Iterator<Item = (&Host, u16)> {
+        self.numbers.iter().map(|(host, number)| (host, *number))
     }
 
     /// Which index knows a resource, and under which hosts.

@@ -8,7 +8,13 @@ use heddle_policy::{
 };
 use serde::Serialize;
 
-use super::{Host, Labels, Seconds};
+use super::{
+    Host, Labels, Seconds,
+    decode::{Decode, Decoder},
+    values::{Positive, is_label},
+    workload_entry::LabelSet,
+    yaml::Node,
+};
 
 /// How the endpoints of one host are used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -214,6 +220,227 @@ impl OutlierDetection {
         })
     }
 }
+
+impl Decode for DestinationRule {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let host = fields.required(decoder, "host");
+        let traffic_policy = fields.optional(decoder, "trafficPolicy");
+        let subsets = fields.or_default::<UniqueSubsets>(decoder, "subsets");
+        fields.close(decoder);
+        Some(Self {
+            host: host?,
+            traffic_policy: traffic_policy?,
+            subsets: subsets?.0,
+        })
+    }
+}
+
+#[derive(Default)]
+struct UniqueSubsets(Vec<Subset>);
+
+impl Decode for UniqueSubsets {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let subsets = Vec::<Subset>::decode(node, decoder)?;
+        for (index, subset) in subsets.iter().enumerate() {
+            if subsets[..index]
+                .iter()
+                .any(|other| other.name == subset.name)
+            {
+                let path = format!("[{index}].name");
+                return decoder.within(format_args!("{path}"), |decoder| {
+                    decoder.refuse(node.nearest(&path), "is the name of an earlier subset")
+                });
+            }
+        }
+        Some(Self(subsets))
+    }
+}
+
+struct SubsetName(String);
+
+impl Decode for SubsetName {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let text = decoder.text(node)?;
+        if is_label(text) {
+            Some(Self(text.to_owned()))
+        } else {
+            decoder.refuse(
+                node,
+                "must be lower-case letters, digits and inner dashes, at most 63",
+            )
+        }
+    }
+}
+
+impl Decode for Subset {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let name = fields.required::<SubsetName>(decoder, "name");
+        let labels = fields.or_default::<LabelSet>(decoder, "labels");
+        let traffic_policy = fields.optional(decoder, "trafficPolicy");
+        fields.close(decoder);
+        Some(Self {
+            name: name?.0,
+            labels: labels?.0,
+            traffic_policy: traffic_policy?,
+        })
+    }
+}
+
+impl Decode for TrafficPolicy {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let load_balancer = fields.optional(decoder, "loadBalancer");
+        let connection_pool = fields.optional(decoder, "connectionPool");
+        let outlier_detection = fields.optional(decoder, "outlierDetection");
+        let tls = fields.optional(decoder, "tls");
+        fields.close(decoder);
+        Some(Self {
+            load_balancer: load_balancer?,
+            connection_pool: connection_pool?,
+            outlier_detection: outlier_detection?,
+            tls: tls?,
+        })
+    }
+}
+
+impl Decode for LoadBalancer {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let simple = fields.required(decoder, "simple");
+        fields.close(decoder);
+        Some(Self { simple: simple? })
+    }
+}
+
+impl Decode for SimpleBalancer {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.word(
+            node,
+            &[
+                ("LEAST_CONN", Self::LeastConn),
+                ("LEAST_REQUEST", Self::LeastRequest),
+                ("ROUND_ROBIN", Self::RoundRobin),
+                ("RANDOM", Self::Random),
+            ],
+        )
+    }
+}
+
+impl Decode for ConnectionPool {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let tcp = fields.optional(decoder, "tcp");
+        let http = fields.optional(decoder, "http");
+        fields.close(decoder);
+        Some(Self {
+            tcp: tcp?,
+            http: http?,
+        })
+    }
+}
+
+impl Decode for TcpPool {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let max_connections = fields.optional(decoder, "maxConnections");
+        let connect_timeout = fields.optional::<Positive>(decoder, "connectTimeout");
+        fields.close(decoder);
+        Some(Self {
+            max_connections: max_connections?,
+            connect_timeout: connect_timeout?.map(|time| time.0),
+        })
+    }
+}
+
+impl Decode for HttpPool {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let http1_max_pending_requests = fields.optional(decoder, "http1MaxPendingRequests");
+        let http2_max_requests = fields.optional(decoder, "http2MaxRequests");
+        let max_requests_per_connection = fields.optional(decoder, "maxRequestsPerConnection");
+        let max_retries = fields.optional(decoder, "maxRetries");
+        fields.close(decoder);
+        Some(Self {
+            http1_max_pending_requests: http1_max_pending_requests?,
+            http2_max_requests: http2_max_requests?,
+            max_requests_per_connection: max_requests_per_connection?,
+            max_retries: max_retries?,
+        })
+    }
+}
+
+impl Decode for OutlierDetection {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let consecutive_gateway_errors =
+            fields.optional::<Count>(decoder, "consecutiveGatewayErrors");
+        let consecutive_5xx_errors = fields.optional::<Count>(decoder, "consecutive5xxErrors");
+        let interval = fields.optional::<Positive>(decoder, "interval");
+        let base_ejection_time = fields.optional::<Positive>(decoder, "baseEjectionTime");
+        let max_ejection_percent = fields.optional::<Percent>(decoder, "maxEjectionPercent");
+        let min_health_percent = fields.optional::<Percent>(decoder, "minHealthPercent");
+        fields.close(decoder);
+        let detection = Self {
+            consecutive_gateway_errors: consecutive_gateway_errors?.map(|count| count.0),
+            consecutive_5xx_errors: consecutive_5xx_errors?.map(|count| count.0),
+            interval: interval?.map(|time| time.0),
+            base_ejection_time: base_ejection_time?.map(|time| time.0),
+            max_ejection_percent: max_ejection_percent?.map(|percent| percent.0),
+            min_health_percent: min_health_percent?.map(|percent| percent.0),
+        };
+        if detection.consecutive_gateway_errors.is_some()
+            && detection.consecutive_5xx_errors.is_some()
+        {
+            return decoder.refuse(
+                node,
+                "has consecutiveGatewayErrors and consecutive5xxErrors; write one of them",
+            );
+        }
+        Some(detection)
+    }
+}
+
+struct Count(u32);
+
+impl Decode for Count {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.number(node, 0, FAILURES_MAX).map(Self)
+    }
+}
+
+struct Percent(u32);
+
+impl Decode for Percent {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.number(node, 0, 100).map(Self)
+    }
+}
+
+impl Decode for Tls {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let mode = fields.required(decoder, "mode");
+        fields.close(decoder);
+        Some(Self { mode: mode? })
+    }
+}
+
+impl Decode for TlsMode {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        match decoder.text(node)? {
+            "DISABLE" | "SIMPLE" | "MUTUAL" => decoder.refuse(
+                node,
+                "only ISTIO_MUTUAL is implemented; whether an endpoint speaks mutual TLS is its own property",
+            ),
+            _ => decoder.word(node, &[("ISTIO_MUTUAL", Self::IstioMutual)]),
+        }
+    }
+}
+
+/// Largest `consecutiveGatewayErrors`.
+const FAILURES_MAX: u32 = 1_000_000;
 
 /// Default `consecutiveGatewayErrors`.
 const FAILURES_IN_A_ROW: u32 = 5;

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, num::NonZeroU16};
 use heddle_policy::snapshot;
 use serde::Serialize;
 
-use super::Selector;
+use super::{
+    Selector,
+    decode::{Decode, Decoder},
+    yaml::Node,
+};
 
 /// Which connections workloads take. Port, then workload, then namespace, then root namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,5 +56,67 @@ impl MtlsMode {
             Self::Permissive => Some(snapshot::MtlsMode::Permissive),
             Self::Disable => Some(snapshot::MtlsMode::Disable),
         }
+    }
+}
+
+impl Decode for PeerAuthentication {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let selector = fields.optional::<Selector>(decoder, "selector");
+        let mtls = fields.optional(decoder, "mtls");
+        let ports = fields.or_default::<Ports>(decoder, "portLevelMtls");
+        fields.close(decoder);
+        let (selector, ports) = (selector?, ports?.0);
+        if selector.is_none() && !ports.is_empty() {
+            return decoder.within(format_args!(".portLevelMtls"), |decoder| {
+                let message = "needs a selector: ports belong to a workload";
+                decoder.refuse(node.nearest("portLevelMtls"), message)
+            });
+        }
+        Some(Self {
+            selector,
+            mtls: mtls?,
+            port_level_mtls: ports,
+        })
+    }
+}
+
+#[derive(Default)]
+struct Ports(BTreeMap<NonZeroU16, Mtls>);
+
+impl Decode for Ports {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let ports = decoder.entries(node, |field, decoder| {
+            let port = field.name.parse::<NonZeroU16>().ok();
+            if port.is_none() {
+                decoder.fault(field.at, "is not a port: must be 1 to 65535");
+            }
+            let mtls = Mtls::decode(&field.node, decoder);
+            Some((port?, mtls?))
+        });
+        ports.map(Self)
+    }
+}
+
+impl Decode for Mtls {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let mode = fields.required(decoder, "mode");
+        fields.close(decoder);
+        Some(Self { mode: mode? })
+    }
+}
+
+impl Decode for MtlsMode {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.word(
+            node,
+            &[
+                ("UNSET", Self::Unset),
+                ("STRICT", Self::Strict),
+                ("PERMISSIVE", Self::Permissive),
+                ("DISABLE", Self::Disable),
+            ],
+        )
     }
 }

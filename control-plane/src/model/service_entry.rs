@@ -1,11 +1,17 @@
 //! `ServiceEntry`: a service, its names, addresses, ports and endpoints.
 
-use std::{net::IpAddr, num::NonZeroU16};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16};
 
 use heddle_policy::spiffe::SpiffeId;
 use serde::{Serialize, Serializer};
 
-use super::{Host, WorkloadEntry, WorkloadSelector};
+use super::{
+    Host, WorkloadEntry, WorkloadSelector,
+    decode::{Decode, Decoder},
+    values::is_label,
+    yaml::Node,
+};
+use crate::addresses;
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -120,4 +126,163 @@ impl PortProtocol {
 
 fn spiffe_ids<S: Serializer>(ids: &[SpiffeId], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(ids.iter().map(SpiffeId::as_str))
+}
+
+impl Decode for ServiceEntry {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let hosts = fields.required(decoder, "hosts");
+        let addresses = fields.or_default(decoder, "addresses");
+        let ports = fields.required(decoder, "ports");
+        let location = fields.optional(decoder, "location");
+        let resolution = fields.optional(decoder, "resolution");
+        let endpoints = fields.or_default(decoder, "endpoints");
+        let workload_selector = fields.optional(decoder, "workloadSelector");
+        let subject_alt_names = fields.or_default(decoder, "subjectAltNames");
+        fields.close(decoder);
+        let entry = Self {
+            hosts: hosts?,
+            addresses: addresses?,
+            ports: ports?,
+            location: location?.unwrap_or(Location::MeshExternal),
+            resolution: resolution?.unwrap_or(Resolution::None),
+            endpoints: endpoints?,
+            workload_selector: workload_selector?,
+            subject_alt_names: subject_alt_names?,
+        };
+        entry.is_consistent(node, decoder).then_some(entry)
+    }
+}
+
+impl ServiceEntry {
+    fn is_consistent(&self, node: &Node, decoder: &mut Decoder<'_>) -> bool {
+        let mut faults = Vec::new();
+        if self.hosts.is_empty() {
+            faults.push(("hosts", "needs at least one host"));
+        }
+        if self.ports.is_empty() {
+            faults.push(("ports", "needs at least one port"));
+        }
+        if has_duplicates(&self.hosts) {
+            faults.push(("hosts", "names a host twice"));
+        }
+        if has_duplicates(&self.addresses) {
+            faults.push(("addresses", "names an address twice"));
+        }
+        if self.addresses.iter().any(addresses::is_allottable) {
+            faults.push((
+                "addresses",
+                "lies in the range that Heddle allots addresses from",
+            ));
+        }
+        if has_duplicates(self.ports.iter().map(|port| port.number)) {
+            faults.push(("ports", "has two ports of one number"));
+        }
+        if has_duplicates(self.ports.iter().map(|port| &port.name)) {
+            faults.push(("ports", "has two ports of one name"));
+        }
+        if !self.endpoints.is_empty() && self.workload_selector.is_some() {
+            faults.push(("workloadSelector", "excludes endpoints; write one of them"));
+        }
+        if self.resolution == Resolution::None {
+            if !self.endpoints.is_empty() || self.workload_selector.is_some() {
+                faults.push(("resolution", "must be STATIC where there are endpoints"));
+            } else if self.addresses.is_empty() {
+                faults.push(("addresses", "is required by resolution NONE"));
+            }
+        }
+        let unknown = self.endpoints.iter().enumerate().find(|(_, endpoint)| {
+            let mut names = endpoint.ports.keys();
+            names.any(|name| self.ports.iter().all(|port| port.name != *name))
+        });
+        let unknown = unknown.map(|(index, _)| format!("endpoints[{index}].ports"));
+        if let Some(path) = &unknown {
+            faults.push((path, "names a port that the service does not have"));
+        }
+        let is_consistent = faults.is_empty();
+        for (path, message) in faults {
+            decoder.within(format_args!(".{path}"), |decoder| {
+                decoder.fault(node.nearest(path).at, message);
+            });
+        }
+        is_consistent
+    }
+}
+
+impl Decode for ServicePort {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let number = fields.required(decoder, "number");
+        let name = fields.required::<PortName>(decoder, "name");
+        let protocol = fields.optional(decoder, "protocol");
+        let target_port = fields.optional(decoder, "targetPort");
+        fields.close(decoder);
+        Some(Self {
+            number: number?,
+            name: name?.0,
+            protocol: protocol?,
+            target_port: target_port?,
+        })
+    }
+}
+
+struct PortName(String);
+
+impl Decode for PortName {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let name = String::decode(node, decoder)?;
+        if is_label(&name) {
+            Some(Self(name))
+        } else {
+            decoder.refuse(
+                node,
+                "must be lower-case letters, digits and inner dashes, at most 63",
+            )
+        }
+    }
+}
+
+impl Decode for PortProtocol {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.word(
+            node,
+            &[
+                ("HTTP", Self::Http),
+                ("HTTP2", Self::Http2),
+                ("GRPC", Self::Grpc),
+                ("HTTPS", Self::Https),
+                ("TLS", Self::Tls),
+                ("TCP", Self::Tcp),
+            ],
+        )
+    }
+}
+
+impl Decode for Location {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.word(
+            node,
+            &[
+                ("MESH_EXTERNAL", Self::MeshExternal),
+                ("MESH_INTERNAL", Self::MeshInternal),
+            ],
+        )
+    }
+}
+
+impl Decode for Resolution {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        if matches!(decoder.text(node)?, "DNS" | "DNS_ROUND_ROBIN") {
+            return decoder.refuse(
+                node,
+                "DNS is not implemented by this version of Heddle; list the endpoints with STATIC",
+            );
+        }
+        decoder.word(node, &[("STATIC", Self::Static), ("NONE", Self::None)])
+    }
+}
+
+fn has_duplicates<T: Ord>(items: impl IntoIterator<Item = T>) -> bool {
+    let mut seen = BTreeSet::new();
+    !items.into_iter().all(|item| seen.insert(item))
 }

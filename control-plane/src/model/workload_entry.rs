@@ -8,7 +8,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::Labels;
+use super::{
+    Labels,
+    decode::{Decode, Decoder},
+    values::{decode_labels, is_label},
+    yaml::Node,
+};
 
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -38,6 +43,62 @@ impl WorkloadEntry {
             .is_some_and(|mode| mode == "istio")
     }
 }
+
+impl Decode for WorkloadEntry {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let address = fields.required(decoder, "address");
+        let ports = fields.or_default(decoder, "ports");
+        let labels = fields.or_default::<LabelSet>(decoder, "labels");
+        let service_account = fields.optional::<Account>(decoder, "serviceAccount");
+        let weight = fields.optional::<Weight>(decoder, "weight");
+        fields.close(decoder);
+        Some(Self {
+            address: address?,
+            ports: ports?,
+            labels: labels?.0,
+            service_account: service_account?.map(|account| account.0),
+            weight: weight?.map(|weight| weight.0),
+        })
+    }
+}
+
+#[derive(Default)]
+pub(super) struct LabelSet(pub(super) Labels);
+
+impl Decode for LabelSet {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decode_labels(node, decoder).map(Self)
+    }
+}
+
+struct Account(String);
+
+impl Decode for Account {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let text = decoder.text(node)?;
+        if is_label(text) {
+            Some(Self(text.to_owned()))
+        } else {
+            decoder.refuse(
+                node,
+                "must be lower-case letters, digits and inner dashes, at most 63",
+            )
+        }
+    }
+}
+
+struct Weight(NonZeroU32);
+
+impl Decode for Weight {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let weight = decoder.number(node, 1, WEIGHT_MAX)?;
+        NonZeroU32::new(weight).map(Self)
+    }
+}
+
+/// Largest weight: sums over any number of endpoints that we serve stay within `u32`.
+const WEIGHT_MAX: u32 = 1000;
 
 /// Label that marks an endpoint as meshed, with the value `istio`.
 pub const TLS_MODE: &str = "security.istio.io/tlsMode";

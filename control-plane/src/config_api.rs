@@ -1,0 +1,376 @@
+//! `heddle.v1.Config`: the only way into desired state.
+//!
+//! ```text
+//! documents ─► decode ─► check together ─► compile (`Validate`) ─► one transaction
+//!                 │            │                  │                    │ somebody else wrote:
+//!                 └── all faults, nothing applied ┘                    └─ read again, judge again
+//! ```
+//!
+//! [`Desired`] is the part without gRPC, which `heddle.v1.Traffic` writes through as well.
+
+mod desired;
+mod faults;
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use heddle_proto::v1::{self, config_server::Config};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+pub use self::{
+    desired::{Applied, Change, Changed, Desired, Refusal, Validate, WriteOutcome},
+    faults::faults_of,
+};
+use crate::{
+    authn::Session,
+    model::{CONFIG, Fault, Kind, Record, ResourceId, Unreadable, document},
+    store::{Changes, Event, Revision, StoreError},
+};
+
+/// The service.
+#[derive(Debug)]
+pub struct ConfigService {
+    desired: Arc<Desired>,
+}
+
+impl ConfigService {
+    /// A service over desired state.
+    pub fn new(desired: Arc<Desired>) -> Self {
+        Self { desired }
+    }
+}
+
+#[tonic::async_trait]
+impl Config for ConfigService {
+    async fn apply(
+        &self,
+        request: Request<v1::ApplyRequest>,
+    ) -> Result<Response<v1::ApplyResponse>, Status> {
+        let who = Session::of(&request)?.caller.name().to_owned();
+        let request = request.into_inner();
+        let namespace = match request.default_namespace.as_str() {
+            "" => DEFAULT_NAMESPACE,
+            namespace => namespace,
+        };
+        let mut faults = Vec::new();
+        let mut documents = Vec::new();
+        for text in &request.documents {
+            documents.extend(document::parse(
+                &text.file,
+                &text.text,
+                namespace,
+                &mut faults,
+            ));
+        }
+        faults.extend(duplicates(&documents));
+        if documents.len() > DOCUMENTS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "a request may have at most {DOCUMENTS_MAX} resources"
+            )));
+        }
+        if !faults.is_empty() {
+            return Err(Refusal::Faults(faults).into());
+        }
+        let mut expectations = Vec::new();
+        for expectation in &request.expectations {
+            let id = id_of(expectation.r#ref.as_ref())?;
+            expectations.push((id, Revision(expectation.revision)));
+        }
+        let change = Change {
+            who,
+            documents,
+            deletions: Vec::new(),
+            expectations,
+            dry_run: request.dry_run,
+        };
+        let outcome = self.desired.change(&change).await?;
+        Ok(Response::new(v1::ApplyResponse {
+            applied: outcome.applied.into_iter().map(Into::into).collect(),
+            revision: outcome.revision.0,
+        }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::Resource>, Status> {
+        let id = id_of(request.get_ref().r#ref.as_ref())?;
+        let entry = self
+            .desired
+            .store()
+            .get(&id.key())
+            .await
+            .map_err(Refusal::from)?;
+        let Some(entry) = entry else {
+            return Err(Refusal::NotFound(id).into());
+        };
+        let change = change_of(&Event::Put(entry)).map_err(Refusal::from)?;
+        match change {
+            Some(v1::Change {
+                resource: Some(resource),
+                is_deletion: false,
+            }) => Ok(Response::new(resource)),
+            _ => Err(Refusal::NotFound(id).into()),
+        }
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListResponse>, Status> {
+        let request = request.into_inner();
+        let prefix = prefix_of(&request.kind)?;
+        let size = match request.page_size {
+            0 => PAGE,
+            size => size.min(PAGE_MAX),
+        } as usize;
+        let listing = self
+            .desired
+            .store()
+            .list(&prefix)
+            .await
+            .map_err(Refusal::from)?;
+        let mut resources = Vec::new();
+        let mut next_page_token = String::new();
+        for entry in listing.entries {
+            let id = ResourceId::from_key(&entry.key);
+            let is_wanted = id.is_some_and(|id| {
+                request.namespace.is_empty() || id.namespace == request.namespace
+            });
+            if !is_wanted || *entry.key <= *request.page_token {
+                continue;
+            }
+            let change = change_of(&Event::Put(entry)).map_err(Refusal::from)?;
+            let Some(resource) = change
+                .filter(|change| !change.is_deletion)
+                .and_then(|change| change.resource)
+            else {
+                continue;
+            };
+            if resources.len() == size {
+                let last: Option<&v1::Resource> = resources.last();
+                let last = last.and_then(|resource| id_of(resource.r#ref.as_ref()).ok());
+                next_page_token = last.map(|id| id.key()).unwrap_or_default();
+                break;
+            }
+            resources.push(resource);
+        }
+        Ok(Response::new(v1::ListResponse {
+            resources,
+            revision: listing.revision.0,
+            next_page_token,
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let who = Session::of(&request)?.caller.name().to_owned();
+        let request = request.into_inner();
+        let id = id_of(request.r#ref.as_ref())?;
+        let expectations = match request.expected_revision {
+            0 => Vec::new(),
+            revision => vec![(id.clone(), Revision(revision))],
+        };
+        let change = Change {
+            who,
+            documents: Vec::new(),
+            deletions: vec![id],
+            expectations,
+            dry_run: false,
+        };
+        let outcome = self.desired.change(&change).await?;
+        Ok(Response::new(v1::DeleteResponse {
+            revision: outcome.revision.0,
+        }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::Change, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let session = Session::of(&request)?;
+        let request = request.into_inner();
+        let prefix = prefix_of(&request.kind)?;
+        let store = self.desired.store();
+        let after = match request.from_revision {
+            0 => store.revision().await.map_err(Refusal::from)?,
+            revision => Revision(revision),
+        };
+        let mut watch = store.watch(&prefix, after).await.map_err(Refusal::from)?;
+        let (sender, receiver) = mpsc::channel(WATCH_QUEUE_MAX);
+        self.desired.spawn("config-watch", async move {
+            let follow = async {
+                while let Some(changes) = watch.next().await {
+                    if forward(changes, &sender).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            // A stream ends with its caller's proof, and when nobody reads it.
+            tokio::select! {
+                status = session.ended() => drop(sender.send(Err(status)).await),
+                () = sender.closed() => {}
+                () = follow => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn history(
+        &self,
+        request: Request<v1::HistoryRequest>,
+    ) -> Result<Response<v1::HistoryResponse>, Status> {
+        let request = request.into_inner();
+        let id = id_of(request.r#ref.as_ref())?;
+        let limit = match request.limit {
+            0 => HISTORY,
+            limit => limit.min(PAGE_MAX),
+        };
+        let events = self
+            .desired
+            .store()
+            .history(&id.key(), limit as usize)
+            .await;
+        let mut changes = Vec::new();
+        for event in events.map_err(Refusal::from)? {
+            changes.extend(change_of(&event).map_err(Refusal::from)?);
+        }
+        if changes.is_empty() {
+            return Err(Refusal::NotFound(id).into());
+        }
+        Ok(Response::new(v1::HistoryResponse { changes }))
+    }
+}
+
+/// Passes changes on; an error ends the stream.
+async fn forward(
+    changes: Result<Changes, StoreError>,
+    sender: &mpsc::Sender<Result<v1::Change, Status>>,
+) -> Result<(), ()> {
+    let changes = match changes {
+        Ok(changes) => changes,
+        Err(error) => {
+            // The watcher may have gone; there is nobody else to tell.
+            let _ = sender.send(Err(Refusal::from(error).into())).await;
+            return Err(());
+        }
+    };
+    for event in &changes.events {
+        let change = change_of(event).map_err(|error| Status::from(Refusal::from(error)));
+        if let Some(change) = change.transpose() {
+            let is_last = change.is_err();
+            if sender.send(change).await.is_err() || is_last {
+                return Err(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The API's view of a change of a resource's key. `None`: the key itself went, long after the
+/// resource did.
+fn change_of(event: &Event) -> Result<Option<v1::Change>, Unreadable> {
+    let Event::Put(entry) = event else {
+        return Ok(None);
+    };
+    let Some(id) = ResourceId::from_key(&entry.key) else {
+        return Ok(None);
+    };
+    let record = Record::read(entry)?;
+    Ok(Some(v1::Change {
+        is_deletion: record.json.is_none(),
+        resource: Some(v1::Resource {
+            r#ref: Some(ref_of(&id)),
+            revision: entry.modified.0,
+            json: record.json.unwrap_or_default(),
+            written_at_ms: record.written_at_ms,
+            written_by: record.written_by,
+        }),
+    }))
+}
+
+fn id_of(reference: Option<&v1::ResourceRef>) -> Result<ResourceId, Status> {
+    let reference = reference.ok_or_else(|| Status::invalid_argument("ref is required"))?;
+    if reference.name.is_empty() {
+        return Err(Status::invalid_argument("ref.name is required"));
+    }
+    let namespace = match reference.namespace.as_str() {
+        "" => DEFAULT_NAMESPACE,
+        namespace => namespace,
+    };
+    Ok(ResourceId {
+        kind: kind_of(&reference.kind)?,
+        namespace: namespace.to_owned(),
+        name: reference.name.clone(),
+    })
+}
+
+fn kind_of(text: &str) -> Result<Kind, Status> {
+    Kind::parse(text).ok_or_else(|| {
+        let known = Kind::ALL.map(Kind::as_str).join(", ");
+        Status::invalid_argument(format!("kind must be one of {known}"))
+    })
+}
+
+fn ref_of(id: &ResourceId) -> v1::ResourceRef {
+    v1::ResourceRef {
+        kind: id.kind.as_str().to_owned(),
+        namespace: id.namespace.clone(),
+        name: id.name.clone(),
+    }
+}
+
+fn prefix_of(kind: &str) -> Result<String, Status> {
+    match kind {
+        "" => Ok(CONFIG.to_owned()),
+        kind => Ok(format!("{CONFIG}{}/", kind_of(kind)?)),
+    }
+}
+
+/// Documents that repeat an earlier one of the request.
+fn duplicates(documents: &[document::Document]) -> Vec<Fault> {
+    let mut seen = std::collections::HashSet::new();
+    documents
+        .iter()
+        .filter(|document| !seen.insert(&document.resource.id))
+        .map(|document| {
+            let message = format!("{} is in this request twice", document.resource.id);
+            document.fault("metadata.name", message)
+        })
+        .collect()
+}
+
+impl From<Applied> for v1::Applied {
+    fn from(applied: Applied) -> Self {
+        let outcome = match applied.outcome {
+            WriteOutcome::Created => v1::applied::Outcome::Created,
+            WriteOutcome::Updated => v1::applied::Outcome::Updated,
+            WriteOutcome::Unchanged => v1::applied::Outcome::Unchanged,
+        };
+        Self {
+            r#ref: Some(ref_of(&applied.id)),
+            outcome: outcome.into(),
+            revision: applied.revision.0,
+            warnings: applied.warnings,
+        }
+    }
+}
+
+/// Namespace of what names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// Resources of one request: with their audit events and addresses they fit one transaction.
+const DOCUMENTS_MAX: usize = 500;
+const PAGE: u32 = 500;
+const PAGE_MAX: u32 = 1000;
+const HISTORY: u32 = 20;
+/// Changes that wait for a slow watcher; the store's log has the rest.
+const WATCH_QUEUE_MAX: usize = 16;
+
+#[cfg(test)]
+pub(crate) mod tests;

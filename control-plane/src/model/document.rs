@@ -1,0 +1,278 @@
+//! Documents of users into resources, and resources into their canonical form.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{
+    AuthorizationPolicy, DestinationRule, Fault, Kind, Labels, PeerAuthentication, Resource,
+    ResourceId, ServiceEntry, Spec, VirtualService, WorkloadEntry,
+    decode::{Decode, Decoder, shown},
+    values::{is_label, is_name},
+    workload_entry::LabelSet,
+    yaml::{self, Node},
+};
+
+/// A resource with the text it came from, for what is found wrong with it later.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// The resource.
+    pub resource: Resource,
+    /// What the user calls the text.
+    pub file: String,
+    root: Node,
+}
+
+/// Reads every document of a text, YAML or JSON. Faults are added to `faults`.
+pub fn parse(file: &str, text: &str, namespace: &str, faults: &mut Vec<Fault>) -> Vec<Document> {
+    let nodes = match yaml::parse(text) {
+        Ok(nodes) => nodes,
+        Err(malformed) => {
+            faults.push(Fault {
+                file: file.to_owned(),
+                at: malformed.at,
+                path: String::new(),
+                message: malformed.message,
+            });
+            return Vec::new();
+        }
+    };
+    let mut documents = Vec::new();
+    for root in nodes {
+        let mut decoder = Decoder::new(file, namespace, faults);
+        if let Some(resource) = Resource::decode(&root, &mut decoder) {
+            let file = file.to_owned();
+            documents.push(Document {
+                resource,
+                file,
+                root,
+            });
+        }
+    }
+    documents
+}
+
+impl Document {
+    /// A resource that no text of a user's says.
+    pub fn made(resource: Resource) -> Self {
+        Self {
+            resource,
+            file: String::new(),
+            root: Node {
+                value: yaml::Value::Null,
+                at: yaml::Position::default(),
+            },
+        }
+    }
+
+    /// A fault of this document at a path of it.
+    pub fn fault(&self, path: &str, message: impl Into<String>) -> Fault {
+        Fault {
+            file: self.file.clone(),
+            at: self.root.nearest(path).at,
+            path: path.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+impl Resource {
+    /// The canonical form: one text for all documents that say the same.
+    pub fn to_json(&self) -> String {
+        let metadata = Metadata {
+            name: &self.id.name,
+            namespace: &self.id.namespace,
+            labels: &self.labels,
+            annotations: &self.annotations,
+        };
+        let canonical = Canonical {
+            api_version: format!("{}/v1", self.id.kind.group()),
+            kind: self.id.kind.as_str(),
+            metadata,
+            spec: &self.spec,
+        };
+        serde_json::to_string(&canonical).expect("keys are texts and no value refuses to serialize")
+    }
+
+    /// Reads the canonical form.
+    ///
+    /// # Errors
+    /// What is wrong with it: it was written by a version with other rules.
+    pub fn from_json(json: &str) -> Result<Self, Fault> {
+        let mut faults = Vec::new();
+        let mut documents = parse("", json, "default", &mut faults);
+        match (documents.pop(), faults.pop()) {
+            (Some(document), None) => Ok(document.resource),
+            (_, Some(fault)) => Err(fault),
+            (None, None) => Err(Fault {
+                file: String::new(),
+                at: yaml::Position::default(),
+                path: String::new(),
+                message: "is empty".to_owned(),
+            }),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Canonical<'a> {
+    api_version: String,
+    kind: &'static str,
+    metadata: Metadata<'a>,
+    spec: &'a Spec,
+}
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    name: &'a str,
+    namespace: &'a str,
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    labels: &'a Labels,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+}
+
+impl Decode for Resource {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let group = fields.required::<ApiVersion>(decoder, "apiVersion");
+        let kind = fields.required::<Kind>(decoder, "kind");
+        let (group, kind) = (group?, kind?);
+        if group.0 != kind.group() {
+            return decoder.within(format_args!(".apiVersion"), |decoder| {
+                let message = format!("{kind} belongs to {}/v1", kind.group());
+                decoder.refuse(node.nearest("apiVersion"), message)
+            });
+        }
+        decoder.kind = Some(kind);
+        let name = fields.required::<Name>(decoder, "metadata");
+        if let Some(name) = &name {
+            decoder.namespace.clone_from(&name.namespace);
+        }
+        let spec = match kind {
+            Kind::AuthorizationPolicy => fields
+                .required::<AuthorizationPolicy>(decoder, "spec")
+                .map(Spec::AuthorizationPolicy),
+            Kind::DestinationRule => fields
+                .required::<DestinationRule>(decoder, "spec")
+                .map(Spec::DestinationRule),
+            Kind::PeerAuthentication => fields
+                .required::<PeerAuthentication>(decoder, "spec")
+                .map(Spec::PeerAuthentication),
+            Kind::ServiceEntry => fields
+                .required::<ServiceEntry>(decoder, "spec")
+                .map(Spec::ServiceEntry),
+            Kind::VirtualService => fields
+                .required::<VirtualService>(decoder, "spec")
+                .map(Spec::VirtualService),
+            Kind::WorkloadEntry => fields
+                .required::<WorkloadEntry>(decoder, "spec")
+                .map(Spec::WorkloadEntry),
+        };
+        fields.close(decoder);
+        let name = name?;
+        Some(Self {
+            id: ResourceId {
+                kind,
+                namespace: name.namespace,
+                name: name.name,
+            },
+            labels: name.labels,
+            annotations: name.annotations,
+            spec: spec?,
+        })
+    }
+}
+
+struct ApiVersion(&'static str);
+
+impl Decode for ApiVersion {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let text = decoder.text(node)?;
+        match API_VERSIONS.iter().find(|(name, _)| *name == text) {
+            Some((_, group)) => Some(Self(group)),
+            None => {
+                let known = API_VERSIONS.map(|(name, _)| name).join(", ");
+                let message = format!("`{}` must be one of {known}", shown(text));
+                decoder.refuse(node, message)
+            }
+        }
+    }
+}
+
+impl Decode for Kind {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.word(node, &Self::ALL.map(|kind| (kind.as_str(), kind)))
+    }
+}
+
+/// `metadata`.
+struct Name {
+    name: String,
+    namespace: String,
+    labels: Labels,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Decode for Name {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let mut fields = decoder.fields(node)?;
+        let name = fields.required::<DnsName>(decoder, "name");
+        let namespace = fields.optional::<DnsLabel>(decoder, "namespace");
+        let labels = fields.or_default::<LabelSet>(decoder, "labels");
+        let annotations = fields.or_default::<LabelSet>(decoder, "annotations");
+        fields.close(decoder);
+        let namespace = namespace?.map_or_else(|| decoder.namespace.clone(), |label| label.0);
+        Some(Self {
+            name: name?.0,
+            namespace,
+            labels: labels?.0,
+            annotations: annotations?.0,
+        })
+    }
+}
+
+struct DnsName(String);
+
+impl Decode for DnsName {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let text = decoder.text(node)?;
+        if is_name(text) {
+            Some(Self(text.to_owned()))
+        } else {
+            decoder.refuse(
+                node,
+                format!("`{}` is not a DNS name in lower case", shown(text)),
+            )
+        }
+    }
+}
+
+struct DnsLabel(String);
+
+impl Decode for DnsLabel {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let text = decoder.text(node)?;
+        if is_label(text) {
+            Some(Self(text.to_owned()))
+        } else {
+            decoder.refuse(
+                node,
+                format!("`{}` is not a DNS label in lower case", shown(text)),
+            )
+        }
+    }
+}
+
+/// What may be written, and its group.
+const API_VERSIONS: [(&str, &str); 5] = [
+    ("networking.istio.io/v1", "networking.istio.io"),
+    ("networking.istio.io/v1beta1", "networking.istio.io"),
+    ("networking.istio.io/v1alpha3", "networking.istio.io"),
+    ("security.istio.io/v1", "security.istio.io"),
+    ("security.istio.io/v1beta1", "security.istio.io"),
+];
+
+#[cfg(test)]
+mod tests;
