@@ -212,8 +212,10 @@ impl Config for ConfigService {
                     }
                 }
             };
-            // A stream ends with its caller's proof, and when nobody reads it.
+            // A stream ends with its caller's proof, before anything more is told, and when
+            // nobody reads it.
             tokio::select! {
+                biased;
                 status = session.ended() => drop(sender.send(Err(status)).await),
                 () = sender.closed() => {}
                 () = follow => {}

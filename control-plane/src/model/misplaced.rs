@@ -4,22 +4,23 @@ use super::Kind;
 
 /// Why a field is refused, and where it belongs when that is known.
 pub(super) fn explain(kind: Option<Kind>, path: &str, field: &str, known: &[&str]) -> String {
-    let home = kind.and_then(|kind| {
-        HOMES
-            .iter()
-            .find(|(of, name, home)| Some(*of) == Some(kind) && *name == field && *home != path)
-    });
+    let near = known
+        .iter()
+        .map(|name| (distance(name, field), *name))
+        .filter(|(distance, _)| *distance <= 2)
+        .min();
+    if let Some((0 | 1, name)) = near {
+        return format!("is unknown; did you mean `{name}`?");
+    }
+    let home = HOMES
+        .iter()
+        .find(|(of, name, home)| Some(*of) == kind && *name == field && *home != path);
     if let Some((_, _, home)) = home {
         return format!("does not belong here; it belongs in {home}");
     }
     if NOT_IMPLEMENTED.contains(&field) {
         return "is not implemented by this version of Heddle".to_owned();
     }
-    let near = known
-        .iter()
-        .map(|name| (distance(name, field), *name))
-        .filter(|(distance, _)| *distance <= 2)
-        .min();
     match near {
         Some((_, name)) => format!("is unknown; did you mean `{name}`?"),
         None if known.is_empty() => "is unknown; nothing may stand here".to_owned(),

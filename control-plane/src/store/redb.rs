@@ -13,8 +13,8 @@
 mod ledger;
 
 use std::{
-    collections::HashMap, fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc,
-    thread, time::Duration, time::Instant,
+    collections::HashMap, fs, fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path,
+    sync::Arc, thread, time::Duration, time::Instant,
 };
 
 use ::redb::{Builder, Database};
@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::async_trait;
 
-use self::ledger::{Command, Done, Ledger};
+use self::ledger::{Command, Done, Ledger, failed};
 use super::{
     Entry, Event, Lease, Listing, Outcome, Revision, Store, StoreError, Transaction, Watch,
 };
@@ -69,24 +69,10 @@ impl RedbStore {
     /// # Errors
     /// The file cannot be opened, is locked by another process, or is not ours.
     pub fn open(path: &Path, retention: Retention) -> Result<Self, StoreError> {
-        let failed = |action| {
-            move |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Failed {
-                action,
-                source,
-            }
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| failed("opening its file")(error.into()))?;
-        let database = Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_file(file)
-            .map_err(|error| failed("reading its file")(error.into()))?;
+        if !path.exists() {
+            create(path).map_err(failed("creating its file"))?;
+        }
+        let database = open(path).map_err(failed("opening its file"))?;
         let database = Arc::new(database);
         let ledger = Ledger::open(database.clone(), retention)?;
         let now = clock::now();
@@ -101,8 +87,11 @@ impl RedbStore {
         let (announce, newest) = watch::channel(ledger.revision()?);
         let writer = thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || write(ledger, queue, &announce))
-            .map_err(|error| failed("starting its thread")(error.into()))?;
+            .spawn({
+                let leases = leases.clone();
+                move || write(ledger, queue, &announce, &leases)
+            })
+            .map_err(failed("starting its thread"))?;
         let mut tasks = Tasks::new();
         tasks.spawn("store-leases", expire(leases.clone(), commands.clone()));
         Ok(Self {
@@ -168,7 +157,7 @@ impl Store for RedbStore {
         }
         match self.send(Command::Commit(transaction)).await? {
             Done::Outcome(outcome) => Ok(outcome),
-            Done::Lease(_) => Err(StoreError::Closed),
+            Done::Lease(..) => Err(StoreError::Closed),
         }
     }
 
@@ -199,12 +188,7 @@ impl Store for RedbStore {
 
     async fn grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
         match self.send(Command::Grant(ttl)).await? {
-            Done::Lease(lease) => {
-                let end = (clock::now() + ttl, ttl);
-                self.leases.ends.lock().insert(lease, end);
-                self.leases.changed.notify_one();
-                Ok(lease)
-            }
+            Done::Lease(lease, _) => Ok(lease),
             Done::Outcome(_) => Err(StoreError::Closed),
         }
     }
@@ -222,8 +206,50 @@ impl Store for RedbStore {
     }
 }
 
+fn open(path: &Path) -> Result<Database, ::redb::Error> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    Ok(Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create_file(file)?)
+}
+
+/// Makes the file aside and links it when it is whole: redb takes a file that it was killed in
+/// the middle of making for somebody else's.
+fn create(path: &Path) -> Result<(), ::redb::Error> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let aside = Path::new(&aside);
+    match fs::remove_file(aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
+    drop(open(aside)?);
+    match fs::hard_link(aside, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
+    fs::remove_file(aside)?;
+    // The file's name must be as durable as what is in it.
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(())
+}
+
 /// The writer thread: it ends when every sender is gone.
-fn write(mut ledger: Ledger, mut queue: mpsc::Receiver<Request>, newest: &watch::Sender<Revision>) {
+fn write(
+    mut ledger: Ledger,
+    mut queue: mpsc::Receiver<Request>,
+    newest: &watch::Sender<Revision>,
+    leases: &Leases,
+) {
     while let Some(first) = queue.blocking_recv() {
         let mut requests = vec![first];
         while requests.len() < GROUP_MAX
@@ -240,6 +266,12 @@ fn write(mut ledger: Ledger, mut queue: mpsc::Receiver<Request>, newest: &watch:
             newest.send_replace(revision);
         }
         for (answer, result) in answers.into_iter().zip(results) {
+            // Here, so that a lease ends also if who asked for it has gone.
+            if let Ok(Done::Lease(lease, ttl)) = &result {
+                let end = (clock::now() + *ttl, *ttl);
+                leases.ends.lock().insert(*lease, end);
+                leases.changed.notify_one();
+            }
             // The caller may have gone; what was done stays done.
             let _ = answer.send(result);
         }
@@ -262,7 +294,9 @@ async fn expire(leases: Arc<Leases>, queue: mpsc::Sender<Request>) {
         let next = leases.ends.lock().values().map(|(end, _)| *end).min();
         match next {
             None => leases.changed.notified().await,
+            // A lease whose time has come goes first, however many are granted meanwhile.
             Some(end) => tokio::select! {
+                biased;
                 () = clock::sleep_until(end) => {}
                 () = leases.changed.notified() => continue,
             },
@@ -304,8 +338,9 @@ impl Follower {
                 let _ = self.changes.send(Err(error)).await;
                 return;
             }
-            // Either the watcher or the store has gone, or there is more.
+            // Nothing is read for a watcher that has gone.
             tokio::select! {
+                biased;
                 () = self.changes.closed() => return,
                 changed = self.newest.changed() => if changed.is_err() { return },
             }

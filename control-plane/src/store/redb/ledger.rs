@@ -62,7 +62,7 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) enum Done {
     Outcome(Outcome),
-    Lease(Lease),
+    Lease(Lease, Duration),
 }
 
 impl Ledger {
@@ -188,9 +188,9 @@ impl<'t> Tables<'t> {
             Command::Grant(ttl) => {
                 let lease = self.number(LEASE)? + 1;
                 self.meta.insert(LEASE, lease)?;
-                let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-                self.leases.insert(lease, ttl)?;
-                Ok(Ok(Done::Lease(Lease(lease))))
+                let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+                self.leases.insert(lease, ttl_ms)?;
+                Ok(Ok(Done::Lease(Lease(lease), ttl)))
             }
             Command::Revoke(Lease(lease)) => {
                 let mut transaction = Transaction::default();
@@ -494,7 +494,7 @@ fn decode(key: &str, bytes: &[u8]) -> Option<Entry> {
     })
 }
 
-fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+pub(super) fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     action: &'static str,
 ) -> impl FnOnce(E) -> StoreError {
     move |error| StoreError::Failed {

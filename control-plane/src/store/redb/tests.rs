@@ -55,6 +55,44 @@ async fn what_was_stored_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn an_interrupted_creation_is_begun_again() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("store.redb");
+    // What a kill leaves before redb has written its magic number.
+    fs::write(directory.path().join("store.redb.new"), vec![0; 1 << 20]).unwrap();
+    let store = RedbStore::open(&path, Retention::default()).unwrap();
+    store
+        .commit(Transaction::default().put("a", "1"))
+        .await
+        .unwrap();
+    store.close().await;
+    let names: Vec<_> = fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["store.redb"]);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    // A whole file of somebody else's is not taken over.
+    let foreign = directory.path().join("foreign");
+    fs::write(&foreign, "not ours").unwrap();
+    assert!(matches!(
+        RedbStore::open(&foreign, Retention::default()),
+        Err(StoreError::Failed { .. })
+    ));
+    assert_eq!(fs::read(&foreign).unwrap(), b"not ours");
+}
+
+#[tokio::test]
+async fn one_file_has_one_store() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("store.redb");
+    let _store = RedbStore::open(&path, Retention::default()).unwrap();
+    let second = RedbStore::open(&path, Retention::default());
+    assert!(matches!(second, Err(StoreError::Failed { .. })));
+}
+
+#[tokio::test]
 async fn the_past_is_bounded() {
     let directory = TempDir::new().unwrap();
     let retention = Retention {
@@ -152,7 +190,7 @@ async fn crash_child() {
             panic!("nothing else writes here");
         };
         println!("wrote {number} {}", revision.0);
-        std::io::stdout().flush().unwrap();
+        io::stdout().flush().unwrap();
     }
 }
 
