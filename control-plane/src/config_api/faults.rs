@@ -51,9 +51,7 @@ fn with_faults(code: Code, faults: Vec<Fault>) -> Status {
         message.truncate(end);
         message.push_str("..");
     }
-    let faults = v1::Faults {
-        faults: faults.into_iter().map(Into::into).collect(),
-    };
+    let faults = bounded(faults);
     let details = google::rpc::Status {
         code: code.into(),
         message: message.clone(),
@@ -63,6 +61,28 @@ fn with_faults(code: Code, faults: Vec<Fault>) -> Status {
         }],
     };
     Status::with_details(code, message, details.encode_to_vec().into())
+}
+
+/// As many faults as a status can carry, and how many there are besides.
+fn bounded(faults: Vec<Fault>) -> v1::Faults {
+    let count = faults.len();
+    let mut bytes = 0;
+    let mut faults: Vec<_> = faults
+        .into_iter()
+        .map(v1::Fault::from)
+        .take_while(|fault| {
+            bytes += fault.encoded_len() + FAULT_HEAD_BYTES;
+            bytes <= FAULTS_BYTES_MAX
+        })
+        .collect();
+    if faults.len() < count {
+        let message = format!("and {} more faults", count - faults.len());
+        faults.push(v1::Fault {
+            message,
+            ..v1::Fault::default()
+        });
+    }
+    v1::Faults { faults }
 }
 
 /// The faults in a status, for clients.
@@ -89,5 +109,10 @@ impl From<Fault> for v1::Fault {
 
 /// What `Any` calls the details.
 const FAULTS_TYPE_URL: &str = "type.googleapis.com/heddle.v1.Faults";
-/// A status travels in headers; HTTP/2 peers take 16 KiB of them.
-const MESSAGE_BYTES_MAX: usize = 2048;
+/// A status travels in headers, of which HTTP/2 peers take 16 KiB: the message percent-encoded
+/// (at most three times as long), the details in base64 with the message once more.
+const MESSAGE_BYTES_MAX: usize = 1024;
+/// See [`MESSAGE_BYTES_MAX`].
+const FAULTS_BYTES_MAX: usize = 7 * 1024;
+/// Tag and length of a fault in its list.
+const FAULT_HEAD_BYTES: usize = 4;

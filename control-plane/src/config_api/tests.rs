@@ -148,6 +148,32 @@ async fn faults_ride_in_the_details_and_nothing_is_applied() {
 }
 
 #[tokio::test]
+async fn very_many_faults_still_fit_the_headers_of_an_answer() {
+    let fixture = Fixture::new();
+    let unknown: String = (0..300)
+        .map(|i| format!("  ünknown-`field`-{i}: 1\n"))
+        .collect();
+    let status = fixture
+        .apply(&(service("web") + &unknown))
+        .await
+        .unwrap_err();
+    let faults = faults_of(&status).unwrap().faults;
+    let last = faults.last().unwrap();
+    // The decoder stops at a hundred.
+    assert_eq!(
+        last.message,
+        format!("and {} more faults", 101 - faults.len())
+    );
+    let mut headers = http::HeaderMap::new();
+    status.add_header(&mut headers).unwrap();
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 32)
+        .sum();
+    assert!((8 * 1024..15 * 1024).contains(&bytes), "{bytes}");
+}
+
+#[tokio::test]
 async fn resources_that_do_not_fit_together_are_refused() {
     let fixture = Fixture::new();
     fixture
