@@ -119,9 +119,11 @@ pub enum Mode {
 /// One of the workload's own ports, without interception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboundListen {
-    /// What is registered.
+    /// Port of the service that this one serves; that of `forward` unless set.
+    pub port: u16,
+    /// Where the mesh dials; registered for `port`.
     pub listen: SocketAddr,
-    /// Where the application is. Its port is the port that policy speaks of.
+    /// Where the application is.
     pub forward: SocketAddr,
     /// What it carries.
     pub protocol: Protocol,
@@ -240,17 +242,6 @@ impl Config {
         built
             .filter(|_| faults.0.is_empty())
             .ok_or_else(|| faults.into_error())
-    }
-
-    /// Service port -> port where it is taken, for registration.
-    pub fn registered_ports(&self) -> Vec<(u16, u16)> {
-        match &self.mode {
-            Mode::Intercept { .. } => Vec::new(),
-            Mode::Ports { inbound, .. } => inbound
-                .iter()
-                .map(|port| (port.forward.port(), port.listen.port()))
-                .collect(),
-        }
     }
 }
 
@@ -428,9 +419,11 @@ impl Faults {
                 None
             }
         };
+        let forward = forward?;
         Some(InboundListen {
+            port: raw.port.unwrap_or(forward.port()),
             listen: listen?,
-            forward: forward?,
+            forward,
             protocol: protocol?,
         })
     }

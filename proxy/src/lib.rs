@@ -9,12 +9,15 @@
 //! Read `outbound`, then `inbound`, then `exchange`. Every policy is a pure value of
 //! `heddle-policy`; this crate is the I/O around it.
 
+pub mod admin;
 pub mod backoff;
 pub mod cluster;
 pub mod config;
 pub mod demand;
+pub mod dns;
 pub mod drain;
 pub mod exchange;
+pub mod health;
 pub mod identity;
 pub mod init;
 pub mod intercept;

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::{
     backoff::Backoff,
-    config::Config,
+    config::Workload,
     identity::chain,
     uplink::{Link, Uplink},
 };
@@ -52,28 +52,29 @@ struct Lease {
 }
 
 impl Registration {
-    /// Registers what `config` says, steered by `stage`.
+    /// Registers `workload` with its ports (service port, port where it is taken), steered by
+    /// `stage`.
     pub fn new(
-        config: &Config,
+        workload: &Workload,
+        ports: &[(u16, u16)],
         uplink: Arc<Uplink>,
         stage: watch::Receiver<Stage>,
         withdrawn: watch::Sender<bool>,
     ) -> Self {
-        let ports = config.registered_ports().into_iter();
         let request = RegisterRequest {
-            name: config.workload.name.clone(),
-            address: config
-                .workload
+            name: workload.name.clone(),
+            address: workload
                 .address
                 .map(|ip| ip.to_string())
                 .unwrap_or_default(),
             ports: ports
-                .map(|(service, taken)| (u32::from(service), u32::from(taken)))
+                .iter()
+                .map(|(service, taken)| (u32::from(*service), u32::from(*taken)))
                 .collect(),
             // All those of the token.
             labels: HashMap::new(),
             state: WorkloadState::Ready.into(),
-            weight: config.workload.weight,
+            weight: workload.weight,
             is_meshed: true,
         };
         Self {

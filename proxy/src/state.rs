@@ -46,11 +46,16 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Creates the directory if there is none; only its owner may enter.
+    /// Creates the directory if there is none; only its owner may enter. `keys` is asked once it
+    /// exists.
     ///
     /// # Errors
     /// When it cannot be created or listed.
-    pub fn open(path: &Path, binding: Binding, keys: KeyStorage) -> io::Result<Self> {
+    pub fn open(
+        path: &Path,
+        binding: Binding,
+        keys: impl FnOnce() -> KeyStorage,
+    ) -> io::Result<Self> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -58,7 +63,7 @@ impl StateDirectory {
         let mut directory = Self {
             path: path.to_owned(),
             binding,
-            keys,
+            keys: keys(),
             newest: 0,
             on_trial: BTreeMap::new(),
         };

@@ -70,7 +70,7 @@ const EVICTED_MAX: usize = 1024;
 const REQUESTS_MAX: usize = 256;
 
 /// What the configuration client tells the rest of the process.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Outputs {
     /// To the data path.
     pub views: Arc<Published<View>>,
@@ -80,6 +80,24 @@ pub struct Outputs {
     pub active: Arc<Published<BTreeMap<ResourceName, Arc<str>>>>,
     /// To metrics and the admin interface.
     pub state: Arc<Published<ClientState>>,
+}
+
+impl Outputs {
+    /// Nothing told yet.
+    pub fn new() -> Self {
+        Self {
+            views: Published::new(View::empty(clock::now())),
+            resources: Published::new(Vec::new()),
+            active: Published::new(BTreeMap::new()),
+            state: Published::new(ClientState::default()),
+        }
+    }
+}
+
+impl Default for Outputs {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// How the configuration client fares.

@@ -96,6 +96,9 @@ pub struct RawPorts {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawInbound {
+    /// Port of the service; that of `forward` unless set.
+    #[serde(default)]
+    pub port: Option<u16>,
     /// Where the mesh dials.
     pub listen: String,
     /// Where the application is.

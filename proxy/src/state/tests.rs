@@ -9,7 +9,7 @@ fn binding(identity: &str) -> Binding {
 }
 
 fn open(dir: &TempDir) -> StateDirectory {
-    StateDirectory::open(dir.path(), binding("a"), KeyStorage::Tmpfs).unwrap()
+    StateDirectory::open(dir.path(), binding("a"), || KeyStorage::Tmpfs).unwrap()
 }
 
 fn at(seconds: u64) -> Instant {
@@ -96,7 +96,7 @@ fn an_orderly_stop_ends_the_trial() {
 fn the_directory_stays_small_and_private() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("state");
-    let mut state = StateDirectory::open(&path, binding("a"), KeyStorage::Tmpfs).unwrap();
+    let mut state = StateDirectory::open(&path, binding("a"), || KeyStorage::Tmpfs).unwrap();
     for round in 0..100 {
         state.store(&saved("1", 1), at(round * 5)).unwrap();
         state.settle(at(round * 5)).unwrap();
@@ -156,7 +156,7 @@ fn a_state_of_somebody_else_is_absent() {
     state.stop().unwrap();
     let other_anchor = Binding::new("a", &heddle_shell::tls::Anchor::Sha256([8; 32]));
     for other in [binding("b"), other_anchor] {
-        let mut state = StateDirectory::open(dir.path(), other, KeyStorage::Tmpfs).unwrap();
+        let mut state = StateDirectory::open(dir.path(), other, || KeyStorage::Tmpfs).unwrap();
         assert_eq!(state.load(at(1)).unwrap(), None);
     }
 }
@@ -164,7 +164,7 @@ fn a_state_of_somebody_else_is_absent() {
 #[test]
 fn the_key_is_left_out_where_it_would_outlive_the_machine() {
     let dir = TempDir::new().unwrap();
-    let mut state = StateDirectory::open(dir.path(), binding("a"), KeyStorage::Never).unwrap();
+    let mut state = StateDirectory::open(dir.path(), binding("a"), || KeyStorage::Never).unwrap();
     state.store(&saved("1", 1), at(0)).unwrap();
     state.stop().unwrap();
     let identity = open(&dir).load(at(1)).unwrap().unwrap().identity.unwrap();

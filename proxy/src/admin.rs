@@ -1,0 +1,381 @@
+//! Two small HTTP servers: health and metrics for the platform, and the admin interface for
+//! people on this machine.
+//!
+//! | where | what |
+//! |---|---|
+//! | `telemetry.listen` | `/health/live`, `/health/ready`, `/health/detailed`, `/metrics` |
+//! | `admin.listen` | the same and `/config`, `/clusters`, `/log-level` (GET, PUT), `/drain` (POST) |
+//!
+//! The admin interface has no credentials. It listens on loopback and refuses a `Host` that is
+//! neither `localhost` nor a loopback address, so that a page in a browser cannot reach it under
+//! a name of its own (DNS rebinding).
+
+use std::{
+    convert::Infallible,
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use heddle_policy::snapshot::DestinationKey;
+use heddle_shell::{clock, log::Level, publish::Published, task::Tasks};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
+use tracing::{debug, warn};
+
+use crate::{
+    health::Health,
+    identity::Held,
+    telemetry::{Telemetry, metrics::Text},
+    view::View,
+    xds::ClientState,
+};
+
+/// Connections of one server at once; further ones are closed.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Longest request body: a log filter.
+const BODY_BYTES_MAX: usize = 4096;
+
+/// For a request head to arrive.
+const HEAD_WAIT: Duration = Duration::from_secs(5);
+
+/// What may be asked where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// Anybody who reaches the pod.
+    Platform,
+    /// People on this machine.
+    Admin,
+}
+
+/// What the answers are made of.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Readiness.
+    pub health: Health,
+    /// Counters.
+    pub telemetry: Arc<Telemetry>,
+    /// Log filter.
+    pub level: Level,
+    /// What `/log-level` answers.
+    pub filter: Arc<Published<String>>,
+    /// Turns true when a drain is asked for.
+    pub drain: watch::Sender<bool>,
+}
+
+struct Asked<'a> {
+    interface: Interface,
+    client: IpAddr,
+    host: &'a str,
+    method: &'a Method,
+    path: &'a str,
+    body: &'a str,
+}
+
+/// Serves one interface until the task is dropped.
+pub async fn serve(admin: Arc<Admin>, listener: TcpListener, interface: Interface) {
+    let mut tasks = Tasks::new();
+    loop {
+        let accepted = tokio::select! {
+            biased; // Room is made before it is used.
+            () = tasks.reap(), if !tasks.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, client)) if tasks.len() < CONNECTIONS_MAX => {
+                let admin = Arc::clone(&admin);
+                let service = service_fn(move |request| {
+                    let admin = Arc::clone(&admin);
+                    async move { Ok::<_, Infallible>(admin.answer(request, client, interface).await) }
+                });
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_WAIT)
+                    .max_buf_size(16 * 1024)
+                    .serve_connection(TokioIo::new(stream), service);
+                tasks.spawn("admin-connection", async move {
+                    if let Err(error) = connection.await {
+                        debug!(%error, "admin connection ended early");
+                    }
+                });
+            }
+            Ok(_) => warn!("too many connections to the admin interface"),
+            Err(error) => {
+                warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+impl Admin {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        client: SocketAddr,
+        interface: Interface,
+    ) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(_too_long) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long"),
+        };
+        let Ok(body) = std::str::from_utf8(&body) else {
+            return text(StatusCode::BAD_REQUEST, "the body is not text");
+        };
+        let host = head
+            .headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        self.decide(&Asked {
+            interface,
+            client: client.ip(),
+            host: host.unwrap_or_default(),
+            method: &head.method,
+            path: head.uri.path(),
+            body,
+        })
+    }
+
+    fn decide(&self, asked: &Asked<'_>) -> Response<Full<Bytes>> {
+        if asked.interface == Interface::Admin && !is_local_host(asked.host) {
+            return text(StatusCode::FORBIDDEN, "the host is not this machine");
+        }
+        let is_admin = asked.interface == Interface::Admin;
+        let is_local = asked.client.is_loopback() && is_local_host(asked.host);
+        match (asked.path, asked.method) {
+            ("/health/live", &Method::GET) => text(StatusCode::OK, "live"),
+            ("/health/ready", &Method::GET) => self.ready(),
+            ("/health/detailed", &Method::GET) if is_local => json_of(&self.health.detailed()),
+            ("/health/detailed", &Method::GET) => self.ready(),
+            ("/metrics", &Method::GET) => self.metrics(),
+            ("/config", &Method::GET) if is_admin => json_of(&config(&self.health.views.load())),
+            ("/clusters", &Method::GET) if is_admin => {
+                json_of(&clusters(&self.health.views.load()))
+            }
+            ("/log-level", &Method::GET) if is_admin => text(StatusCode::OK, &self.filter.load()),
+            ("/log-level", &Method::PUT) if is_admin => self.set_level(asked.body.trim()),
+            ("/drain", &Method::POST) if is_admin => {
+                self.drain.send_replace(true);
+                text(StatusCode::ACCEPTED, "draining")
+            }
+            ("/log-level" | "/drain" | "/config" | "/clusters", _) if is_admin => text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this method is not for this path",
+            ),
+            _ => text(StatusCode::NOT_FOUND, "there is no such page"),
+        }
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let obstacles = self.health.obstacles();
+        if obstacles.is_empty() {
+            text(StatusCode::OK, "ready")
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, &obstacles.join(", "))
+        }
+    }
+
+    fn set_level(&self, directives: &str) -> Response<Full<Bytes>> {
+        match self.level.set(directives) {
+            Ok(()) => {
+                self.filter.publish(Arc::new(directives.to_owned()));
+                text(StatusCode::OK, directives)
+            }
+            Err(why) => text(StatusCode::BAD_REQUEST, &why),
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let mut body = Text::default();
+        self.telemetry.metrics.write(&mut body);
+        let view = self.health.views.load();
+        write_state(
+            &mut body,
+            &view,
+            &self.health.client.load(),
+            &self.health.held.load(),
+        );
+        respond(
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            body.0,
+        )
+    }
+}
+
+fn write_state(body: &mut Text, view: &View, client: &ClientState, held: &Held) {
+    let destinations = view.destinations.len();
+    body.gauge(
+        "heddle_destinations",
+        "Destinations in force.",
+        destinations,
+    );
+    let help = "Destinations that the control plane does not know.";
+    body.gauge("heddle_destinations_absent", help, view.absent.len());
+    let help = "Destinations that wait for a part of their newest version.";
+    body.gauge("heddle_destinations_held", help, client.held);
+    let help = "Whether the configuration stream is open.";
+    body.gauge("heddle_xds_connected", help, u8::from(client.is_connected));
+    body.gauge(
+        "heddle_xds_subscribed",
+        "Resources subscribed.",
+        client.subscribed,
+    );
+    let name = "heddle_xds_responses_total";
+    body.family(name, "counter", "Configuration responses by result.");
+    body.sample(name, &[("result", "acknowledged")], client.acknowledged);
+    body.sample(name, &[("result", "refused")], client.refused);
+    let help = "Configuration fields outside the subset; they had no effect.";
+    body.counter("heddle_xds_ignored_fields_total", help, client.ignored);
+    let help = "Configuration streams that ended.";
+    body.counter("heddle_xds_disconnects_total", help, client.disconnects);
+    let left = held.identity.as_ref().map_or(0.0, |identity| {
+        let left = identity.not_after().duration_since(clock::wall());
+        left.unwrap_or_default().as_secs_f64()
+    });
+    let help = "Time until the certificate ends; 0 without one.";
+    body.gauge("heddle_certificate_remaining_seconds", help, left);
+    let revision = held.trust.as_ref().map_or(0, |bundle| bundle.revision);
+    let help = "Revision of the trust bundle in force.";
+    body.gauge("heddle_trust_bundle_revision", help, revision);
+}
+
+/// Addresses and names only: nothing in a snapshot is a secret.
+fn config(view: &View) -> Value {
+    let destinations: Vec<Value> = view
+        .destinations
+        .iter()
+        .map(|(key, live)| {
+            json!({
+                "listener": key.listener_name(),
+                "name": &*live.config.name,
+                "protocol": format!("{:?}", live.config.protocol),
+                "target": format!("{:?}", live.config.target),
+            })
+        })
+        .collect();
+    let absent: Vec<String> = view
+        .absent
+        .iter()
+        .map(DestinationKey::listener_name)
+        .collect();
+    json!({
+        "generation": view.generation,
+        "mesh_cidrs": view.outbound.mesh_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "unknown": format!("{:?}", view.outbound.unknown),
+        "hosts": view.outbound.hosts.len(),
+        "inbound": view.inbound.as_ref().map(|inbound| format!("{inbound:?}")),
+        "destinations": destinations,
+        "absent": absent,
+    })
+}
+
+fn clusters(view: &View) -> Value {
+    let mut all = serde_json::Map::new();
+    for live in view.destinations.values() {
+        for (name, cluster) in &live.config.clusters {
+            let endpoints: Vec<Value> = cluster
+                .endpoints
+                .iter()
+                .map(|endpoint| {
+                    json!({
+                        "address": endpoint.address.to_string(),
+                        "transport": format!("{:?}", endpoint.transport),
+                        "weight": endpoint.weight,
+                        "health": format!("{:?}", endpoint.health),
+                    })
+                })
+                .collect();
+            let mut limits = String::new();
+            _ = write!(limits, "{:?}", cluster.limits);
+            all.insert(
+                name.to_string(),
+                json!({
+                    "balancing": format!("{:?}", cluster.balancing),
+                    "outlier": cluster.outlier.map(|outlier| format!("{outlier:?}")),
+                    "limits": limits,
+                    "endpoints": endpoints,
+                }),
+            );
+        }
+    }
+    Value::Object(all)
+}
+
+/// `localhost` or a loopback address, with any port.
+fn is_local_host(host: &str) -> bool {
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return address.ip().is_loopback();
+    }
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
+        if port.parse::<u16>().is_ok() {
+            name
+        } else {
+            host
+        }
+    });
+    let name = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'))
+        .unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    respond(status, "text/plain; charset=utf-8", format!("{body}\n"))
+}
+
+fn json_of(value: &Value) -> Response<Full<Bytes>> {
+    respond(StatusCode::OK, "application/json", format!("{value:#}\n"))
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
+    headers.insert(
+        "x-content-type-options",
+        http::HeaderValue::from_static("nosniff"),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_reach_the_admin_interface() {
+        for host in [
+            "localhost",
+            "LOCALHOST:15000",
+            "127.0.0.1:15000",
+            "[::1]:15000",
+        ] {
+            assert!(is_local_host(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:15000",
+            "localhost.evil",
+            "10.0.0.1",
+            "127.0.0.1.evil",
+        ] {
+            assert!(!is_local_host(host), "{host}");
+        }
+    }
+}
