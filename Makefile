@@ -24,6 +24,10 @@ need-cargo:
 need-python3:
 	@command -v python3 >/dev/null || { echo "heddle's demo needs python3 (Debian: apt-get install python3)"; exit 1; }
 
+.PHONY: demo
+demo: need-cargo need-python3 ## A mesh of seven workloads that plays its acts (KEEP=1 leaves it running)
+	@python3 tests/demo/demo.py $(if $(KEEP),--keep)
+
 .PHONY: check
 check: fmt clippy doc deny tidy ## Format, lints, documentation, dependencies, repository rules
 
