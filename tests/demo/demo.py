@@ -165,10 +165,10 @@ def build(screen: Screen) -> Path:
     if shutil.which("cargo") is None:
         raise LabError("heddle is built with cargo, which is missing: install Rust with rustup (Debian: apt-get install rustup)")
     began = time.monotonic()
-    packages = ["heddle-proxy", "heddle-control-plane", "heddle-cli", "heddle-tests"]
-    command = ["cargo", "build", "--locked", "--bins", "--profile", PROFILE]
-    for package in packages:
-        command += ["--package", package]
+    programs = ["heddle-proxy", "heddle-control-plane", "heddle", "heddle-demo-app"]
+    command = ["cargo", "build", "--locked", "--profile", PROFILE]
+    for program in programs:
+        command += ["--bin", program]
     screen.step(f"building ({' '.join(command)})")
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise LabError("the build failed")
