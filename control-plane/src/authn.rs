@@ -5,6 +5,7 @@
 //! table is refused. Services find the [`Session`] in the request's extensions.
 
 mod access;
+mod gate;
 
 use std::{
     collections::BTreeMap,
@@ -17,9 +18,11 @@ use std::{
 use heddle_policy::spiffe::{CONTROL_PLANE_NAMESPACE, SpiffeId, TrustDomain};
 use heddle_shell::{clock, publish::Published, tls::TrustBundle};
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tonic::Status;
 
 pub use access::{Access, access};
+pub use gate::{Certificate, Connection, Gate, GateLayer, Gated, Recorded};
 
 use crate::ca::Serial;
 
@@ -82,6 +85,8 @@ pub struct Session {
     proof_expires: Option<SystemTime>,
     /// For the deny list.
     bundle: Arc<Published<TrustBundle>>,
+    /// Turns true when the control plane stops; without it a session never ends for that.
+    stopping: Option<watch::Receiver<bool>>,
 }
 
 impl Session {
@@ -96,7 +101,15 @@ impl Session {
             peer,
             proof_expires,
             bundle,
+            stopping: None,
         }
+    }
+
+    /// The same, ending when the control plane stops.
+    #[must_use]
+    pub fn until_stopping(mut self, stopping: watch::Receiver<bool>) -> Self {
+        self.stopping = Some(stopping);
+        self
     }
 
     /// The same, ending at `expires`: for an administrator's certificate.
@@ -153,9 +166,29 @@ impl Session {
         Ok(())
     }
 
-    /// Resolves when the proof has expired or its identity was denied, with the status to end a
-    /// stream with. Pending for as long as the caller may go on. Cancel safe.
+    /// Resolves when the proof has expired, its identity was denied or the control plane stops,
+    /// with the status to end a stream with. Pending for as long as the caller may go on. Cancel
+    /// safe.
     pub async fn ended(&self) -> Status {
+        tokio::select! {
+            // Order does not matter: each of them is an end.
+            biased;
+            status = self.proof_ended() => status,
+            () = self.stopped() => {
+                Status::unavailable("the control plane is stopping; connect again")
+            }
+        }
+    }
+
+    async fn stopped(&self) {
+        let Some(mut stopping) = self.stopping.clone() else {
+            return future::pending().await;
+        };
+        // An error is the end of the control plane, which is the same.
+        drop(stopping.wait_for(|is_stopping| *is_stopping).await);
+    }
+
+    async fn proof_ended(&self) -> Status {
         let Some(expires) = self.proof_expires else {
             return future::pending().await;
         };

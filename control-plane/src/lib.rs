@@ -1,10 +1,17 @@
 //! Heddle's control plane.
 
 pub mod addresses;
+pub mod app;
 pub mod audit;
 pub mod authn;
 pub mod ca;
+pub mod config;
 pub mod config_api;
+pub mod files;
+pub mod health;
 pub mod model;
 pub mod store;
+pub mod telemetry;
+pub mod tls_listener;
+pub mod token;
 pub mod traffic_api;

@@ -1,0 +1,335 @@
+//! Builds the control plane, runs it and stops it. The only file that knows every module.
+
+mod rotation;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use heddle_proto::v1::{self, certificate_authority_server::CertificateAuthorityServer};
+use heddle_shell::{
+    clock,
+    publish::Published,
+    task::Tasks,
+    tls::{self, Accept, Clients, Identity, Trust},
+};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rustls::ServerConfig;
+use thiserror::Error;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tracing::{error, info};
+
+use crate::{
+    authn::{Gate, GateLayer},
+    ca::{
+        Administrator, Authority, Bundle, BundleError, CertificateService, Ledger, MaterialError,
+        Own, OwnError, Pace, Parts,
+    },
+    config::Config,
+    files::{self, FileError},
+    health::{self, Health},
+    store::{
+        Store, StoreError,
+        redb::{RedbStore, Retention},
+    },
+    telemetry::Metrics,
+    tls_listener::{Established, TlsListener},
+    token::{TokenKeyError, Tokens},
+};
+use rotation::Rotation;
+
+/// Established connections that wait for the server to take them.
+const ESTABLISHED_QUEUE: usize = 64;
+
+/// HTTP/2 limits. A sidecar has half a dozen streams.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+const HEADER_BYTES_MAX: u32 = 32 * 1024;
+/// A peer that answers no ping within the timeout is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is kept of the past.
+const RETENTION: Retention = Retention {
+    revisions: 10_000,
+    states_per_key: 100,
+};
+
+/// A running control plane. Dropping it stops it at once; [`ControlPlane::stop`] does so
+/// gracefully.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// Where gRPC is served, with the port that was given.
+    pub grpc: SocketAddr,
+    /// Where health and metrics are served.
+    pub http: SocketAddr,
+    stopping: watch::Sender<bool>,
+    drain: Duration,
+    servers: Tasks,
+    background: Tasks,
+    store: Arc<RedbStore>,
+    _lock: files::Lock,
+}
+
+/// Why a control plane did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The store.
+    #[error("opening the store")]
+    Store(#[from] StoreError),
+    /// Root or intermediate.
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    /// The token key.
+    #[error(transparent)]
+    TokenKey(#[from] TokenKeyError),
+    /// The trust bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Its own certificates.
+    #[error(transparent)]
+    Own(#[from] OwnError),
+    /// TLS does not take its own certificates.
+    #[error("configuring TLS")]
+    Tls(#[from] rustls::Error),
+    /// A port.
+    #[error("listening on {address} ({setting}); is it in use?")]
+    Listen {
+        /// Which setting.
+        setting: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Reflection does not take its own descriptors.
+    #[error("building reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// What the servers are made of.
+struct Core {
+    metrics: Arc<Metrics>,
+    authority: Arc<Authority>,
+    bundle: Arc<Bundle>,
+    ledger: Ledger,
+    tokens: Arc<Tokens>,
+    store: Arc<dyn Store>,
+}
+
+impl ControlPlane {
+    /// Starts everything; when this returns, the ports are served.
+    ///
+    /// # Errors
+    /// [`StartError`], with what to do about it.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let wall = clock::wall();
+        let lock = files::lock(&config.data_directory)?;
+        let store = Arc::new(RedbStore::open(
+            &config.data_directory.join("heddle.redb"),
+            RETENTION,
+        )?);
+        let core = Core::open(&config, Arc::clone(&store) as Arc<dyn Store>).await?;
+        let own = Own::new(Arc::clone(&core.authority), &config.trust_domain);
+        let identity = own.issue(wall)?;
+        let mut administrator = Administrator::new(
+            Arc::clone(&core.authority),
+            &config.trust_domain,
+            &config.data_directory,
+        );
+        administrator.renew(wall)?;
+        let tls_config = Published::new(Arc::unwrap_or_clone(server_config(
+            &identity,
+            &core.bundle,
+        )?));
+
+        let grpc = listen("listen.grpc", config.grpc).await?;
+        let http = listen("listen.http", config.http).await?;
+        let (stopping, _) = watch::channel(false);
+        let mut control_plane = Self {
+            grpc: address(&grpc, config.grpc),
+            http: address(&http, config.http),
+            drain: config.drain,
+            servers: Tasks::new(),
+            background: Tasks::new(),
+            store,
+            _lock: lock,
+            stopping,
+        };
+        control_plane.serve_grpc(&core, &config, grpc, Arc::clone(&tls_config))?;
+        control_plane.serve_http(&core, http);
+        let rotation = Rotation {
+            authority: core.authority,
+            own,
+            identity: Arc::new(identity),
+            administrator,
+            bundle: core.bundle,
+            ledger: core.ledger,
+            tls_config,
+            metrics: core.metrics,
+        };
+        control_plane.background.spawn("rotation", rotation.run());
+        info!(grpc = %control_plane.grpc, http = %control_plane.http, "serving");
+        Ok(control_plane)
+    }
+
+    /// Tells every connection to go (GOAWAY), waits for streams at most as long as the settings
+    /// say, and closes the store.
+    pub async fn stop(mut self) {
+        self.stopping.send_replace(true);
+        self.servers.finish(self.drain).await;
+        self.background.finish(Duration::ZERO).await;
+        match Arc::try_unwrap(self.store) {
+            Ok(store) => store.close().await,
+            Err(_shared) => error!("the store is still in use at the end; this is a bug"),
+        }
+        info!("stopped");
+    }
+
+    fn serve_grpc(
+        &mut self,
+        core: &Core,
+        config: &Config,
+        listener: TcpListener,
+        tls_config: Arc<Published<ServerConfig>>,
+    ) -> Result<(), StartError> {
+        let gate = Gate {
+            tokens: Arc::clone(&core.tokens),
+            bundle: Arc::clone(core.bundle.published()),
+            metrics: Arc::clone(&core.metrics),
+            stopping: self.stopping.subscribe(),
+        };
+        let (health_reporter, health_service) = tonic_health::server::health_reporter();
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let router = Server::builder()
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .layer(GateLayer(Arc::new(gate)))
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(CertificateAuthorityServer::new(core.certificates(config)));
+
+        let (established, connections) =
+            mpsc::channel::<io::Result<Established>>(ESTABLISHED_QUEUE);
+        let listener = TlsListener {
+            listener,
+            config: tls_config,
+            ledger: core.ledger.clone(),
+            metrics: Arc::clone(&core.metrics),
+        };
+        self.background.spawn("accept", listener.run(established));
+        let mut told = self.stopping.subscribe();
+        let stopping = async move {
+            // An error is the sender's end, which is the same.
+            drop(told.wait_for(|is_stopping| *is_stopping).await);
+            health_reporter
+                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .await;
+        };
+        self.servers.spawn("grpc", async move {
+            let connections = ReceiverStream::new(connections);
+            // Boxed: some 6 KiB, once per process.
+            let served = Box::pin(router.serve_with_incoming_shutdown(connections, stopping)).await;
+            if let Err(error) = served {
+                error!(%error, "the gRPC server ended");
+            }
+        });
+        Ok(())
+    }
+
+    fn serve_http(&mut self, core: &Core, listener: TcpListener) {
+        let router = health::router(Health {
+            stopping: self.stopping.subscribe(),
+            authority: Arc::clone(&core.authority),
+            store: Arc::clone(&core.store),
+            metrics: Arc::clone(&core.metrics),
+        });
+        // Not among the servers: health answers "stopping" until the end.
+        self.background.spawn("http", async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                error!(%error, "the HTTP server ended");
+            }
+        });
+    }
+}
+
+impl Core {
+    async fn open(config: &Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
+        let wall = clock::wall();
+        let authority = Authority::open(
+            &config.authority,
+            &config.data_directory,
+            rand::make_rng::<StdRng>(),
+            wall,
+        )?;
+        let bundle = Bundle::open(
+            Arc::clone(&store),
+            config.trust_domain.clone(),
+            authority.root(),
+            wall,
+        )
+        .await?;
+        Ok(Self {
+            metrics: Metrics::new(),
+            authority: Arc::new(authority),
+            bundle: Arc::new(bundle),
+            ledger: Ledger::new(Arc::clone(&store)),
+            tokens: Arc::new(Tokens::open(
+                &config.tokens,
+                &config.trust_domain,
+                &config.data_directory,
+            )?),
+            store,
+        })
+    }
+
+    fn certificates(&self, config: &Config) -> CertificateService {
+        CertificateService::new(Parts {
+            authority: Arc::clone(&self.authority),
+            ledger: self.ledger.clone(),
+            bundle: Arc::clone(&self.bundle),
+            tokens: Arc::clone(&self.tokens),
+            pace: Mutex::new(Pace::new(
+                config.authority.issue_interval,
+                config.authority.issue_burst,
+            )),
+            rng: Mutex::new(rand::make_rng()),
+            metrics: Arc::clone(&self.metrics),
+        })
+    }
+}
+
+/// TLS with this identity and the current trust: any certificate of the mesh, or none.
+fn server_config(identity: &Identity, bundle: &Bundle) -> Result<Arc<ServerConfig>, rustls::Error> {
+    // Denied identities are refused here as well as at the gate, which tells them why.
+    let trust = Trust::Bundle(bundle.published().load());
+    tls::server(identity, trust, Accept::Mesh, Clients::Anyone, &[b"h2"])
+}
+
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Listen {
+            setting,
+            address,
+            source,
+        })
+}
+
+fn address(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(asked)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! Everything that gets old: the control plane's own certificate, the administrator's, the
+//! intermediate, the ledger. One task looks at the wall clock once a second, so that a clock that
+//! jumped is noticed within that second.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use heddle_shell::{
+    clock,
+    publish::Published,
+    tls::{Identity, TrustBundle},
+};
+use rustls::ServerConfig;
+use tracing::{error, info, warn};
+
+use super::server_config;
+use crate::{
+    ca::{Administrator, Authority, Bundle, Ledger, Own, Renewal},
+    telemetry::Metrics,
+};
+
+const STEP: Duration = Duration::from_secs(1);
+
+/// After a renewal failed; the certificates in use stay valid for half of their life.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Between two purges of the ledger.
+const PURGE: Duration = Duration::from_secs(600);
+
+/// What is rotated.
+pub(super) struct Rotation {
+    pub(super) authority: Arc<Authority>,
+    pub(super) own: Own,
+    pub(super) identity: Arc<Identity>,
+    pub(super) administrator: Administrator,
+    pub(super) bundle: Arc<Bundle>,
+    pub(super) ledger: Ledger,
+    pub(super) tls_config: Arc<Published<ServerConfig>>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Rotation {
+    /// Runs until dropped.
+    pub(super) async fn run(mut self) {
+        let mut purge_at = clock::now();
+        let mut trust = self.bundle.published().load();
+        loop {
+            let wall = clock::wall();
+            let (rotation, is_done) = self.renew(wall).await;
+            self = rotation;
+            self.follow_trust(&mut trust);
+            if clock::now() >= purge_at {
+                self.purge(wall).await;
+                purge_at = clock::now() + PURGE;
+            }
+            self.metrics.expires(self.authority.not_after(), wall);
+            let pause = if is_done { STEP } else { RETRY };
+            let mut changed = self.bundle.published().subscribe();
+            let wake = clock::now() + pause;
+            tokio::select! {
+                // Order does not matter: both lead to the same look.
+                biased;
+                _ = changed.changed() => {}
+                () = clock::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Renews what is due, off the async threads: it writes and syncs files.
+    async fn renew(mut self, wall: SystemTime) -> (Self, bool) {
+        let renewed = tokio::task::spawn_blocking(move || {
+            let is_done = self.renew_now(wall);
+            (self, is_done)
+        });
+        renewed.await.expect("renewing does not panic")
+    }
+
+    fn renew_now(&mut self, wall: SystemTime) -> bool {
+        let mut is_done = true;
+        match self.authority.renew(wall) {
+            Ok(Renewal::Renewed) => info!("renewed the intermediate certificate"),
+            Ok(Renewal::NotDue | Renewal::NotOurs) => {}
+            Err(error) => {
+                is_done = false;
+                error!(%error, "renewing the intermediate certificate failed");
+            }
+        }
+        if let Err(error) = self.administrator.renew(wall) {
+            is_done = false;
+            error!(%error, "renewing the administrator's certificate failed");
+        }
+        if is_half_over(&self.identity, wall) {
+            match self.own.issue(wall) {
+                Ok(identity) => {
+                    self.identity = Arc::new(identity);
+                    self.publish();
+                    info!("renewed the control plane's own certificate");
+                }
+                Err(error) => {
+                    is_done = false;
+                    error!(%error, "renewing the control plane's own certificate failed");
+                }
+            }
+        }
+        is_done
+    }
+
+    fn follow_trust(&self, trust: &mut Arc<TrustBundle>) {
+        let current = self.bundle.published().load();
+        if current.revision != trust.revision {
+            *trust = current;
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        match server_config(&self.identity, &self.bundle) {
+            Ok(config) => self.tls_config.publish(config),
+            Err(error) => error!(%error, "configuring TLS failed; the old configuration stays"),
+        }
+    }
+
+    async fn purge(&self, wall: SystemTime) {
+        match self.ledger.purge(wall).await {
+            Ok(0) => {}
+            Ok(purged) => info!(purged, "purged expired certificates from the ledger"),
+            Err(error) => warn!(%error, "purging the ledger failed"),
+        }
+    }
+}
+
+/// Whether the time since the certificate was made is half of its life. Its backdating does not
+/// count: a leaf of seconds is backdated by as much.
+fn is_half_over(identity: &Identity, wall: SystemTime) -> bool {
+    let life = identity
+        .not_after()
+        .duration_since(identity.not_before())
+        .unwrap_or_default();
+    wall + life / 4 >= identity.not_after() || wall < identity.not_before()
+}

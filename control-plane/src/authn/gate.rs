@@ -1,0 +1,273 @@
+//! The gate: what every request passes before a service sees it. It makes the caller out of the
+//! connection's certificate and the request's token, asks the table, and puts the [`Session`]
+//! into the request's extensions.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::SystemTime,
+};
+
+use futures_util::future::{Either, Ready, ready};
+use heddle_policy::spiffe::SpiffeId;
+use heddle_shell::{clock, publish::Published, tls::TrustBundle};
+use http::{HeaderMap, header::AUTHORIZATION};
+use tokio::sync::watch;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+use tracing::{debug, warn};
+
+use super::{Access, Caller, Proof, Session, Workload, access, is_administrator, is_reserved};
+use crate::{
+    ca::{Record, Serial},
+    telemetry::{Metrics, RequestRefusal},
+    token::Tokens,
+};
+
+/// What a connection says about its other end; in the extensions of its requests.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Its certificate, verified in the handshake.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+/// A verified client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whom it certifies.
+    pub id: SpiffeId,
+    /// Its name in the ledger.
+    pub serial: Serial,
+    /// When it ends.
+    pub not_after: SystemTime,
+    /// What the ledger said when the connection was made.
+    pub record: Recorded,
+}
+
+/// What the ledger said about a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Issued here, with this.
+    Found(Record),
+    /// Not issued here, or purged.
+    Absent,
+    /// No answer.
+    Unavailable,
+}
+
+/// Makes sessions.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// Checks tokens.
+    pub tokens: Arc<Tokens>,
+    /// Tells who is denied.
+    pub bundle: Arc<Published<TrustBundle>>,
+    /// Counts refusals.
+    pub metrics: Arc<Metrics>,
+    /// Ends every session when it turns true.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// A refusal, and its label.
+type Refused = (RequestRefusal, Status);
+
+impl Gate {
+    /// The session of a request, if the table permits it.
+    fn admit(
+        &self,
+        path: &str,
+        connection: &Connection,
+        headers: &HeaderMap,
+        wall: SystemTime,
+    ) -> Result<Session, Refused> {
+        let Some(access) = access(path) else {
+            let status = Status::unimplemented("no such method");
+            return Err((RequestRefusal::UnknownMethod, status));
+        };
+        let session = self.session(connection, headers, wall)?;
+        session
+            .check(wall)
+            .map_err(|status| (RequestRefusal::ProofEnded, status))?;
+        if access.permits(&session.caller) {
+            return Ok(session);
+        }
+        Err(refuse(access, &session.caller))
+    }
+
+    fn session(
+        &self,
+        connection: &Connection,
+        headers: &HeaderMap,
+        wall: SystemTime,
+    ) -> Result<Session, Refused> {
+        let session = |caller| {
+            Session::new(caller, connection.peer, Arc::clone(&self.bundle))
+                .until_stopping(self.stopping.clone())
+        };
+        let certificate = connection.certificate.as_deref();
+        let token = self.token(headers, wall)?;
+        if let (Some(certificate), Some(token)) = (certificate, &token)
+            && certificate.id != token.id
+        {
+            let status = Status::unauthenticated(format!(
+                "the certificate is for {}, the token for {}",
+                certificate.id, token.id
+            ));
+            return Err((RequestRefusal::ProofsDiffer, status));
+        }
+        // The token is the newer proof: it says what labels the workload has from now on.
+        if let Some(workload) = token {
+            return Ok(session(Caller::Workload(Arc::new(workload))));
+        }
+        let Some(certificate) = certificate else {
+            return Ok(session(Caller::Anonymous));
+        };
+        if is_administrator(&certificate.id) {
+            return Ok(session(Caller::Administrator).until(certificate.not_after));
+        }
+        let workload = by_certificate(certificate)?;
+        Ok(session(Caller::Workload(Arc::new(workload))))
+    }
+
+    fn token(&self, headers: &HeaderMap, wall: SystemTime) -> Result<Option<Workload>, Refused> {
+        let unusable = |why: String| (RequestRefusal::Token, Status::unauthenticated(why));
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let Some(value) = values.next() else {
+            return Ok(None);
+        };
+        if values.next().is_some() {
+            return Err(unusable("more than one authorization header".to_owned()));
+        }
+        // RFC 7235 section 2.1: the scheme is case insensitive.
+        let token = value
+            .to_str()
+            .ok()
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token)
+            .ok_or_else(|| unusable("authorization is not \"Bearer <token>\"".to_owned()))?;
+        let grant = self
+            .tokens
+            .verify(token, wall)
+            .map_err(|error| unusable(error.to_string()))?;
+        Ok(Some(Workload {
+            id: grant.id,
+            labels: grant.labels,
+            addresses: grant.addresses,
+            proof_expires: grant.expires,
+            token_proven_at: wall,
+            via: Proof::Token,
+        }))
+    }
+}
+
+fn by_certificate(certificate: &Certificate) -> Result<Workload, Refused> {
+    let unusable = |status| (RequestRefusal::Certificate, status);
+    if is_reserved(&certificate.id) {
+        return Err(unusable(Status::unauthenticated(format!(
+            "{} is no caller",
+            certificate.id
+        ))));
+    }
+    match &certificate.record {
+        Recorded::Found(record) if record.id == certificate.id => Ok(Workload {
+            id: certificate.id.clone(),
+            labels: record.labels.clone(),
+            addresses: record.addresses.clone(),
+            proof_expires: certificate.not_after,
+            token_proven_at: record.token_proven_at,
+            via: Proof::Certificate {
+                serial: certificate.serial.clone(),
+            },
+        }),
+        Recorded::Found(_) | Recorded::Absent => Err(unusable(Status::unauthenticated(
+            "this control plane has no record of the certificate; present a token",
+        ))),
+        Recorded::Unavailable => {
+            let status = Status::unavailable("the issuance ledger is not available; connect again");
+            Err((RequestRefusal::Unavailable, status))
+        }
+    }
+}
+
+fn refuse(access: Access, caller: &Caller) -> Refused {
+    let meant = access.as_words();
+    match caller {
+        Caller::Anonymous => (
+            RequestRefusal::Unproven,
+            Status::unauthenticated(format!(
+                "this is for {meant}; present a token or a client certificate"
+            )),
+        ),
+        Caller::Administrator | Caller::Workload(_) => (
+            RequestRefusal::NotPermitted,
+            Status::permission_denied(format!("this is for {meant}, not for {}", caller.name())),
+        ),
+    }
+}
+
+/// A service behind the gate.
+#[derive(Clone, Debug)]
+pub struct Gated<S> {
+    gate: Arc<Gate>,
+    inner: S,
+}
+
+/// Puts services behind the gate.
+#[derive(Clone, Debug)]
+pub struct GateLayer(pub Arc<Gate>);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated {
+            gate: Arc::clone(&self.0),
+            inner,
+        }
+    }
+}
+
+impl<S, B> Service<http::Request<B>> for Gated<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<Ready<Result<S::Response, S::Error>>, S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        let Some(connection) = request.extensions().get::<Connection>().cloned() else {
+            let status = Status::internal("the connection is unknown");
+            return Either::Left(ready(Ok(status.into_http())));
+        };
+        let path = request.uri().path();
+        match self
+            .gate
+            .admit(path, &connection, request.headers(), clock::wall())
+        {
+            Ok(session) => {
+                // The token has been used; no service can log it by mistake.
+                request.headers_mut().remove(AUTHORIZATION);
+                request.extensions_mut().insert(session);
+                Either::Right(self.inner.call(request))
+            }
+            Err((reason, status)) => {
+                self.gate.metrics.request_refused(reason);
+                if reason == RequestRefusal::NotPermitted {
+                    warn!(peer = %connection.peer, why = status.message(), "refused a request");
+                } else {
+                    debug!(peer = %connection.peer, ?reason, "refused a request");
+                }
+                Either::Left(ready(Ok(status.into_http())))
+            }
+        }
+    }
+}

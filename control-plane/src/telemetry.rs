@@ -1,0 +1,260 @@
+//! What the control plane counts, for Prometheus. Every label comes from a closed enum.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, SystemTime},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    certificates_issued: Family<ProofLabel, Counter>,
+    issue_refusals: Family<IssueRefusalLabel, Counter>,
+    requests_refused: Family<RequestRefusalLabel, Counter>,
+    handshakes_failed: Family<HandshakeFailureLabel, Counter>,
+    streams: Family<StreamLabel, Gauge>,
+    registration_refusals: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) registrations: Gauge,
+    pub(crate) store_revision: Gauge<u64, AtomicU64>,
+    pub(crate) store_latency: Histogram,
+    first_expiry: Gauge<f64, AtomicU64>,
+}
+
+/// What a certificate was issued on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum ProofKind {
+    /// A bearer token.
+    Token,
+    /// The current certificate.
+    Certificate,
+}
+
+/// Why `Issue` refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum IssueRefusal {
+    /// The last token proof is too old.
+    ProofTooOld,
+    /// Too fast for one identity.
+    Paced,
+    /// The request does not parse or verify.
+    Request,
+    /// The authority or the store failed.
+    Internal,
+}
+
+/// Why the gate refused a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum RequestRefusal {
+    /// A token that is not good.
+    Token,
+    /// A certificate that proves nothing here.
+    Certificate,
+    /// Token and certificate of two identities.
+    ProofsDiffer,
+    /// A denied identity, or a proof at its end.
+    ProofEnded,
+    /// No proof, for something that needs one.
+    Unproven,
+    /// A proof, for something that needs another.
+    NotPermitted,
+    /// Not in the table.
+    UnknownMethod,
+    /// The ledger did not answer.
+    Unavailable,
+}
+
+/// Why a connection came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum HandshakeFailure {
+    /// It took too long.
+    Timeout,
+    /// Not TLS, or a certificate we do not trust.
+    Tls,
+    /// Too many connections.
+    Overloaded,
+}
+
+/// Long streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum StreamKind {
+    /// `WatchTrustBundle`.
+    TrustBundle,
+    /// `Register`.
+    Registration,
+    /// `Report`.
+    Report,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProofLabel {
+    proof: ProofKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssueRefusalLabel {
+    reason: IssueRefusal,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestRefusalLabel {
+    reason: RequestRefusal,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeFailureLabel {
+    reason: HandshakeFailure,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StreamLabel {
+    kind: StreamKind,
+}
+
+/// Counts a stream for as long as it lives.
+#[derive(Debug)]
+pub struct OpenStream(Gauge);
+
+/// Seconds; a redb commit takes one to ten milliseconds.
+const STORE_BUCKETS: [f64; 8] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Arc<Self> {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("heddle_control_plane"),
+            certificates_issued: Family::default(),
+            issue_refusals: Family::default(),
+            requests_refused: Family::default(),
+            handshakes_failed: Family::default(),
+            streams: Family::default(),
+            registration_refusals: Counter::default(),
+            connections: Gauge::default(),
+            registrations: Gauge::default(),
+            store_revision: Gauge::default(),
+            store_latency: Histogram::new(STORE_BUCKETS),
+            first_expiry: Gauge::default(),
+        };
+        metrics.register();
+        Arc::new(metrics)
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "certificates_issued",
+            "Certificates issued, by what the caller proved itself with",
+            self.certificates_issued.clone(),
+        );
+        r.register(
+            "certificate_refusals",
+            "Certificate requests refused, by reason",
+            self.issue_refusals.clone(),
+        );
+        r.register(
+            "requests_refused",
+            "Requests refused before a service saw them, by reason",
+            self.requests_refused.clone(),
+        );
+        r.register(
+            "handshakes_failed",
+            "Connections that came to nothing, by reason",
+            self.handshakes_failed.clone(),
+        );
+        r.register("streams", "Open streams, by kind", self.streams.clone());
+        r.register(
+            "registration_refusals",
+            "Registrations refused",
+            self.registration_refusals.clone(),
+        );
+        r.register("connections", "Open connections", self.connections.clone());
+        r.register(
+            "registrations",
+            "Registered workloads",
+            self.registrations.clone(),
+        );
+        r.register(
+            "store_revision",
+            "Newest revision of the store",
+            self.store_revision.clone(),
+        );
+        r.register_with_unit(
+            "store_commit",
+            "How long the store takes to make a change durable",
+            Unit::Seconds,
+            self.store_latency.clone(),
+        );
+        r.register_with_unit(
+            "first_certificate_expiry",
+            "Time left to the authority's first certificate that expires",
+            Unit::Seconds,
+            self.first_expiry.clone(),
+        );
+    }
+
+    /// In the text format of Prometheus.
+    pub fn encoded(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes any text");
+        text
+    }
+
+    /// A certificate was issued.
+    pub fn issued(&self, proof: ProofKind) {
+        self.certificates_issued
+            .get_or_create(&ProofLabel { proof })
+            .inc();
+    }
+
+    /// A certificate was refused.
+    pub fn issue_refused(&self, reason: IssueRefusal) {
+        self.issue_refusals
+            .get_or_create(&IssueRefusalLabel { reason })
+            .inc();
+    }
+
+    /// The gate refused a request.
+    pub fn request_refused(&self, reason: RequestRefusal) {
+        self.requests_refused
+            .get_or_create(&RequestRefusalLabel { reason })
+            .inc();
+    }
+
+    /// A connection came to nothing.
+    pub fn handshake_failed(&self, reason: HandshakeFailure) {
+        self.handshakes_failed
+            .get_or_create(&HandshakeFailureLabel { reason })
+            .inc();
+    }
+
+    /// A registration was refused.
+    pub fn registration_refused(&self) {
+        self.registration_refusals.inc();
+    }
+
+    /// A stream has opened.
+    pub fn stream(&self, kind: StreamKind) -> OpenStream {
+        let gauge = self.streams.get_or_create(&StreamLabel { kind }).clone();
+        gauge.inc();
+        OpenStream(gauge)
+    }
+
+    /// When the authority's first certificate expires.
+    pub fn expires(&self, not_after: SystemTime, wall: SystemTime) {
+        let left = not_after.duration_since(wall).unwrap_or(Duration::ZERO);
+        self.first_expiry.set(left.as_secs_f64());
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
