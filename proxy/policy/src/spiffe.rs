@@ -196,7 +196,8 @@ fn is_segment(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
-const SCHEME: &str = "spiffe://";
+/// What every id begins with.
+pub const SCHEME: &str = "spiffe://";
 const NS: &str = "/ns/";
 const SA: &str = "/sa/";
 

@@ -12,20 +12,18 @@ use heddle_proto::{
             config::listener::v3::{
                 Filter, FilterChain, FilterChainMatch, Listener as Wire, filter,
             },
-            extensions::filters::{
-                http::{rbac::v3::Rbac as HttpRbac, router::v3::Router},
-                network::{
-                    http_connection_manager::v3::{
-                        HttpConnectionManager, HttpFilter,
-                        http_connection_manager::{CodecType, RouteSpecifier},
-                        http_filter,
-                    },
-                    rbac::v3::Rbac as NetworkRbac,
-                    tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+            extensions::filters::network::{
+                http_connection_manager::v3::{
+                    HttpConnectionManager, HttpFilter,
+                    http_connection_manager::{CodecType, RouteSpecifier},
+                    http_filter,
                 },
+                rbac::v3::Rbac as NetworkRbac,
+                tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
             },
         },
         google::protobuf::Any,
+        http_filters::{rbac::v3::Rbac as HttpRbac, router::v3::Router},
     },
 };
 use prost::Name;
@@ -212,6 +210,9 @@ fn tcp_split(
     split
 }
 
+/// RBAC filters with their positions, and the rules made of them.
+type KnownRules = (Vec<(usize, Any)>, Arc<Rules>);
+
 /// The chains of one port.
 #[derive(Default)]
 struct PortChains<'a> {
@@ -244,8 +245,9 @@ fn inbound(message: &Wire, at: &Path<'_>, faults: &mut Faults) -> Option<Inbound
     }
     let mut default = None;
     let mut ports = HashMap::new();
+    let mut rules = Vec::new();
     for (port, chains) in by_port {
-        let served = Arc::new(inbound_port(&chains, &at, faults)?);
+        let served = Arc::new(inbound_port(&chains, &mut rules, &at, faults)?);
         match port {
             Some(port) => drop(ports.insert(port, served)),
             None => default = Some(served),
@@ -318,6 +320,7 @@ fn chain_match(
 
 fn inbound_port(
     chains: &PortChains<'_>,
+    known: &mut Vec<KnownRules>,
     at: &Path<'_>,
     faults: &mut Faults,
 ) -> Option<InboundPort> {
@@ -355,15 +358,19 @@ fn inbound_port(
     let (i, chain) = chains.tls.or(chains.plain)?;
     let at = at.index(i);
     let chain = read_chain(chain, &at, faults)?;
-    let authz = if chain.rbac.is_empty() {
-        Rules::default()
-    } else {
-        rbac::rules(&chain.rbac, &at.field("filters"), faults)
+    // Most ports have the same rules, and their expressions are dear to compile.
+    let authz = match known.iter().find(|(filters, _)| *filters == chain.rbac) {
+        Some((_, rules)) => Arc::clone(rules),
+        None => {
+            let rules = Arc::new(rbac::rules(&chain.rbac, &at.field("filters"), faults));
+            known.push((chain.rbac, Arc::clone(&rules)));
+            rules
+        }
     };
     Some(InboundPort {
         mtls,
         protocol: chain.protocol,
-        authz: Arc::new(authz),
+        authz,
     })
 }
 

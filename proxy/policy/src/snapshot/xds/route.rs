@@ -391,12 +391,13 @@ fn retry_policy(message: &WireRetry, at: &Path<'_>, faults: &mut Faults) -> Opti
         num_retries: None,
         per_try_timeout: None,
         retry_back_off: None,
+        retriable_status_codes: Vec::new(),
         ..message.clone()
     };
     faults.ignore_if(rest != WireRetry::default());
     // Envoy: 1 when unset, 0 is none.
     let retries_max = NonZeroU32::new(message.num_retries.map_or(1, |n| n.value))?;
-    let on = retry_on(&message.retry_on, &at.field("retry_on"), faults)?;
+    let on = retry_on(message, at, faults)?;
     let back_off = message.retry_back_off.as_ref();
     let at_back_off = at.field("retry_back_off");
     let base = back_off.and_then(|b| b.base_interval.as_ref());
@@ -421,13 +422,10 @@ fn retry_policy(message: &WireRetry, at: &Path<'_>, faults: &mut Faults) -> Opti
 }
 
 /// `None` when nothing is retried.
-fn retry_on(words: &str, at: &Path<'_>, faults: &mut Faults) -> Option<RetryOn> {
+fn retry_on(message: &WireRetry, at: &Path<'_>, faults: &mut Faults) -> Option<RetryOn> {
     let mut on = RetryOn::default();
-    for word in words
-        .split(',')
-        .map(str::trim)
-        .filter(|word| !word.is_empty())
-    {
+    let words = message.retry_on.split(',').map(str::trim);
+    for word in words.filter(|word| !word.is_empty()) {
         match word {
             "connect-failure" => on.connect_failure = true,
             "refused-stream" => on.refused_stream = true,
@@ -440,7 +438,18 @@ fn retry_on(words: &str, at: &Path<'_>, faults: &mut Faults) -> Option<RetryOn> 
             "resource-exhausted" => on.grpc |= 1 << 8,
             "internal" => on.grpc |= 1 << 13,
             "unavailable" => on.grpc |= 1 << 14,
-            _ => faults.refuse(at, format!("has the unsupported word `{word}`")),
+            "retriable-status-codes" => {
+                for status in &message.retriable_status_codes {
+                    let status = u16::try_from(*status).unwrap_or(0);
+                    if !on.statuses.insert(status) {
+                        faults.refuse(&at.field("retriable_status_codes"), "has no HTTP status");
+                    }
+                }
+            }
+            _ => faults.refuse(
+                &at.field("retry_on"),
+                format!("has the unsupported word `{word}`"),
+            ),
         }
         // These two prove that nothing was processed.
         on.any_method |= !matches!(word, "connect-failure" | "refused-stream");

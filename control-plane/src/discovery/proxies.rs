@@ -1,0 +1,271 @@
+//! Who is connected, and what each proxy was sent, accepted, refused and made active.
+//!
+//! A stream writes what it sent and what was answered; `Status.Report` writes what is active.
+//! Both are keyed by node id and go with their connection.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use heddle_policy::{
+    snapshot::xds::{ResourceName, ResourceType},
+    spiffe::SpiffeId,
+};
+use heddle_proto::v1;
+use heddle_shell::clock;
+use parking_lot::Mutex;
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Proxies {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next_stream: u64,
+    streams: BTreeMap<StreamId, Connected>,
+    reports: HashMap<Arc<str>, Reported>,
+}
+
+/// Names one ADS stream of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(u64);
+
+/// What a stream is.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// `Node.id`.
+    pub node_id: Arc<str>,
+    /// Of the caller; `None` for the administrator.
+    pub identity: Option<SpiffeId>,
+    /// `heddle`, `envoy` or `grpc`.
+    pub flavour: &'static str,
+    /// `Node.user_agent_version`.
+    pub build: String,
+}
+
+#[derive(Debug)]
+struct Connected {
+    introduction: Introduction,
+    since: SystemTime,
+    /// By name: the newest version sent and the newest accepted.
+    held: HashMap<ResourceName, Versions>,
+    /// The last refusals, newest last.
+    rejections: VecDeque<v1::Rejection>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Versions {
+    sent: Option<Arc<str>>,
+    accepted: Option<Arc<str>>,
+}
+
+/// What a sidecar reports of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Reported {
+    /// Active version by resource.
+    pub active: HashMap<ResourceName, Arc<str>>,
+    /// Build version.
+    pub build: String,
+    /// When its leaf ends, in milliseconds since the Unix epoch.
+    pub certificate_not_after_ms: i64,
+    /// Revision of its trust bundle.
+    pub trust_bundle_revision: u64,
+}
+
+/// How far one sidecar is with one resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its node id.
+    pub node_id: Arc<str>,
+    /// The version it reports as active.
+    pub active: Option<Arc<str>>,
+}
+
+impl Proxies {
+    /// A stream begins.
+    pub fn connect(&self, introduction: Introduction) -> StreamId {
+        let mut state = self.state.lock();
+        state.next_stream += 1;
+        let id = StreamId(state.next_stream);
+        state.streams.insert(
+            id,
+            Connected {
+                introduction,
+                since: clock::wall(),
+                held: HashMap::new(),
+                rejections: VecDeque::new(),
+            },
+        );
+        id
+    }
+
+    /// A stream has ended.
+    pub fn disconnect(&self, id: StreamId) {
+        self.state.lock().streams.remove(&id);
+    }
+
+    /// Names a stream holds no longer are forgotten.
+    pub fn retain(&self, id: StreamId, holds: impl Fn(&ResourceName) -> bool) {
+        if let Some(stream) = self.state.lock().streams.get_mut(&id) {
+            stream.held.retain(|name, _| holds(name));
+        }
+    }
+
+    /// A response was sent; `None` is "does not exist".
+    pub fn sent(&self, id: StreamId, kind: ResourceType, what: &[(Arc<str>, Option<Arc<str>>)]) {
+        self.each(id, kind, what, |versions, version| {
+            versions.sent.clone_from(version);
+        });
+    }
+
+    /// A response was accepted.
+    pub fn accepted(
+        &self,
+        id: StreamId,
+        kind: ResourceType,
+        what: &[(Arc<str>, Option<Arc<str>>)],
+    ) {
+        self.each(id, kind, what, |versions, version| {
+            versions.accepted.clone_from(version);
+        });
+    }
+
+    /// A response was refused.
+    pub fn refused(
+        &self,
+        id: StreamId,
+        kind: ResourceType,
+        what: &[(Arc<str>, Option<Arc<str>>)],
+        message: &str,
+    ) {
+        let rejection = v1::Rejection {
+            r#type: kind.word().to_owned(),
+            version: what
+                .iter()
+                .find_map(|(_, version)| version.as_deref())
+                .unwrap_or_default()
+                .to_owned(),
+            message: message.chars().take(REJECTION_CHARS_MAX).collect(),
+            at_ms: clock::unix_ms(clock::wall()),
+        };
+        if let Some(stream) = self.state.lock().streams.get_mut(&id) {
+            stream
+                .rejections
+                .retain(|last| last.r#type != rejection.r#type);
+            stream.rejections.push_back(rejection);
+        }
+    }
+
+    fn each(
+        &self,
+        id: StreamId,
+        kind: ResourceType,
+        what: &[(Arc<str>, Option<Arc<str>>)],
+        note: impl Fn(&mut Versions, &Option<Arc<str>>),
+    ) {
+        let mut state = self.state.lock();
+        let Some(stream) = state.streams.get_mut(&id) else {
+            return;
+        };
+        for (name, version) in what {
+            let name = ResourceName {
+                kind,
+                name: Arc::clone(name),
+            };
+            note(stream.held.entry(name).or_default(), version);
+        }
+    }
+
+    /// A sidecar reports. The caller has checked that `node_id` is the reporter's own.
+    pub fn report(&self, node_id: &str, update: impl FnOnce(&mut Reported)) {
+        let mut state = self.state.lock();
+        // Only of those that are connected: bounded by the streams.
+        update(state.reports.entry(node_id.into()).or_default());
+    }
+
+    /// A report stream has ended.
+    pub fn forget_report(&self, node_id: &str) {
+        self.state.lock().reports.remove(node_id);
+    }
+
+    /// The sidecars that were sent a resource.
+    pub fn holders(&self, name: &ResourceName) -> Vec<Holder> {
+        let state = self.state.lock();
+        let mut holders: BTreeMap<Arc<str>, Holder> = BTreeMap::new();
+        for stream in state.streams.values() {
+            let has_it = stream
+                .held
+                .get(name)
+                .is_some_and(|held| held.sent.is_some());
+            if !has_it || stream.introduction.flavour != HEDDLE {
+                continue;
+            }
+            let node_id = Arc::clone(&stream.introduction.node_id);
+            let report = state.reports.get(&node_id);
+            let active = report.and_then(|report| report.active.get(name)).cloned();
+            holders.insert(Arc::clone(&node_id), Holder { node_id, active });
+        }
+        holders.into_values().collect()
+    }
+
+    /// For `Status.ListProxies`; all namespaces when `namespace` is empty.
+    pub fn list(&self, namespace: &str) -> Vec<v1::Proxy> {
+        let state = self.state.lock();
+        let in_scope = |stream: &&Connected| {
+            let of = stream.introduction.node_id.split('/').next();
+            namespace.is_empty() || of == Some(namespace)
+        };
+        state
+            .streams
+            .values()
+            .filter(in_scope)
+            .map(|stream| stream.describe(state.reports.get(&stream.introduction.node_id)))
+            .collect()
+    }
+}
+
+impl Connected {
+    fn describe(&self, report: Option<&Reported>) -> v1::Proxy {
+        let existing = || {
+            self.held
+                .iter()
+                .filter(|(_, versions)| versions.sent.is_some())
+        };
+        let acknowledged = existing().filter(|(_, versions)| versions.accepted == versions.sent);
+        let active = existing().filter(|(name, versions)| {
+            report.is_some_and(|report| report.active.get(*name) == versions.sent.as_ref())
+        });
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        v1::Proxy {
+            node_id: self.introduction.node_id.to_string(),
+            identity: self
+                .introduction
+                .identity
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            build: report
+                .filter(|report| !report.build.is_empty())
+                .map_or_else(
+                    || self.introduction.build.clone(),
+                    |report| report.build.clone(),
+                ),
+            flavour: self.introduction.flavour.to_owned(),
+            connected_at_ms: clock::unix_ms(self.since),
+            resources_subscribed: count(self.held.len()),
+            resources_acknowledged: count(acknowledged.count()),
+            resources_active: count(active.count()),
+            rejections: self.rejections.iter().cloned().collect(),
+            certificate_not_after_ms: report.map_or(0, |report| report.certificate_not_after_ms),
+        }
+    }
+}
+
+/// The flavour that reports.
+pub const HEDDLE: &str = "heddle";
+/// Of a client's text, so that it cannot fill our memory.
+const REJECTION_CHARS_MAX: usize = 4096;

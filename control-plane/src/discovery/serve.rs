@@ -1,0 +1,279 @@
+//! The task of one stream: reads requests, asks the machine, writes responses.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use heddle_policy::snapshot::xds::{ResourceName, ResourceType};
+use heddle_shell::clock;
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::{
+    Discovery, Wake, node,
+    proxies::StreamId,
+    stream::{Answer, Dependents, Form, Resources, Stream, Violation},
+    wire::Dialect,
+};
+use crate::{
+    authn::Session,
+    compile::{Compiled, Compiler, Flavour, Node},
+    world::Topic,
+};
+
+/// What a stream is served with.
+pub(super) struct Serve<D: Dialect> {
+    pub(super) discovery: Arc<Discovery>,
+    pub(super) compiler: Arc<Compiler>,
+    pub(super) session: Session,
+    pub(super) form: Form,
+    pub(super) requests: Streaming<D::Request>,
+    pub(super) responses: mpsc::Sender<Result<D::Response, Status>>,
+}
+
+/// Runs until the client goes, its proof ends or it breaks a rule.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "owned by its connection: it ends when the response stream is dropped"
+)]
+pub(super) fn spawn<D: Dialect>(mut serve: Serve<D>) {
+    tokio::spawn(async move {
+        if let Err(status) = serve.run().await {
+            info!(code = ?status.code(), reason = status.message(), "an xDS stream ends");
+            // The client may have gone already.
+            let _gone = serve.responses.try_send(Err(status));
+        }
+    });
+}
+
+impl<D: Dialect> Serve<D> {
+    async fn run(&mut self) -> Result<(), Status> {
+        let Some((first, node)) = self.introduced().await? else {
+            return Ok(());
+        };
+        let (node, introduction) = node::check(&node, &self.session)?;
+        info!(
+            node = &*introduction.node_id,
+            flavour = introduction.flavour,
+            "an xDS stream begins"
+        );
+        let connected = Connected::new(&self.discovery, introduction);
+        let dependents = match (&node.flavour, self.form) {
+            (Flavour::Sidecar, Form::Delta) => Dependents::Unasked,
+            _ => Dependents::Asked,
+        };
+        let mut stream = Stream::new(self.form, dependents);
+        let mut due = self.take(&mut stream, &connected, first)?;
+        let session = self.session.clone();
+        let mut ended = std::pin::pin!(session.ended());
+        loop {
+            if due.is_some_and(|due| due <= clock::now()) {
+                due = None;
+                self.round(&mut stream, &node, &connected)?;
+            }
+            tokio::select! {
+                // A proof that has ended outranks everything; requests outrank pushes, since an
+                // answer or an unsubscription changes what is pushed.
+                biased;
+                status = &mut ended => return Err(status),
+                () = self.responses.closed() => return Ok(()),
+                request = self.requests.message() => match request? {
+                    None => return Ok(()),
+                    Some(request) => {
+                        due = earlier(due, self.take(&mut stream, &connected, request)?);
+                    }
+                },
+                at = connected.wake.woken() => due = earlier(due, Some(at)),
+                () = clock::sleep_until(due.unwrap_or_else(far)), if due.is_some() => {}
+            }
+        }
+    }
+
+    /// The first request, with its node.
+    async fn introduced(
+        &mut self,
+    ) -> Result<Option<(D::Request, heddle_proto::xds::envoy::config::core::v3::Node)>, Status>
+    {
+        let Some(request) = self.requests.message().await? else {
+            return Ok(None);
+        };
+        let node = D::node(&request)
+            .ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
+        Ok(Some((request, node)))
+    }
+
+    /// Takes a request. Returns when to look for responses.
+    fn take(
+        &self,
+        stream: &mut Stream,
+        connected: &Connected,
+        request: D::Request,
+    ) -> Result<Option<Instant>, Status> {
+        let (type_url, request) = D::read(request);
+        let Some(kind) = ResourceType::from_type_url(&type_url) else {
+            // Not ours to serve, such as runtime or secrets: the client lives without.
+            debug!(type_url, "a type that is not served");
+            return Ok(None);
+        };
+        let answer = stream
+            .request(kind, request)
+            .map_err(|violation| match violation {
+                Violation::TooManySubscriptions => {
+                    Status::resource_exhausted(violation.to_string())
+                }
+                Violation::NameTooLong => Status::invalid_argument(violation.to_string()),
+            })?;
+        let proxies = &self.discovery.proxies;
+        match answer {
+            None => {}
+            Some(Answer::Accepted(resources)) => {
+                proxies.accepted(connected.id, kind, &resources);
+            }
+            Some(Answer::Refused { resources, message }) => {
+                warn!(node = &*connected.node_id, r#type = %kind, message, "a configuration was refused");
+                proxies.refused(connected.id, kind, &resources, &message);
+            }
+        }
+        Ok(Some(clock::now()))
+    }
+
+    /// Sends all there is to send.
+    fn round(&self, stream: &mut Stream, node: &Node, connected: &Connected) -> Result<(), Status> {
+        let mut round = Round {
+            compiler: &self.compiler,
+            node,
+            seen: HashMap::new(),
+            topics: HashSet::new(),
+        };
+        while let Some(response) = stream.next(&mut round) {
+            let sent: Vec<_> = response
+                .resources
+                .iter()
+                .map(|compiled| {
+                    (
+                        Arc::clone(&compiled.name),
+                        Some(Arc::clone(&compiled.version)),
+                    )
+                })
+                .chain(response.absent.iter().map(|name| (Arc::clone(name), None)))
+                .collect();
+            self.discovery
+                .proxies
+                .sent(connected.id, response.kind, &sent);
+            self.responses
+                .try_send(Ok(D::write(&response)))
+                .map_err(|_full_or_closed| Status::unavailable("the client does not read"))?;
+        }
+        let names: HashSet<ResourceName> = stream.names().collect();
+        for name in &names {
+            round.get(name);
+        }
+        if stream.has_wildcard() {
+            round.topics.insert(Topic::Anything);
+        }
+        let seen = round.versions();
+        let mut index = self.discovery.index.lock();
+        index.depend(connected.id, round.topics);
+        drop(index);
+        self.discovery
+            .proxies
+            .retain(connected.id, |name| names.contains(name));
+        // The world may have moved on between compiling and being woken by it.
+        if seen
+            .into_iter()
+            .any(|(name, version)| self.version(node, &name) != version)
+        {
+            connected.wake.within(super::ENDPOINTS_PATIENCE);
+        }
+        Ok(())
+    }
+
+    fn version(&self, node: &Node, name: &ResourceName) -> Option<Arc<str>> {
+        let (compiled, _) = self.compiler.get(node, name);
+        compiled.map(|compiled| Arc::clone(&compiled.version))
+    }
+}
+
+/// What resources are during one round: each name has one state from beginning to end, so that
+/// routes and the clusters they name are of one world.
+struct Round<'a> {
+    compiler: &'a Compiler,
+    node: &'a Node,
+    seen: HashMap<ResourceName, Option<Arc<Compiled>>>,
+    topics: HashSet<Topic>,
+}
+
+impl Round<'_> {
+    fn versions(&self) -> Vec<(ResourceName, Option<Arc<str>>)> {
+        self.seen
+            .iter()
+            .map(|(name, compiled)| {
+                (
+                    name.clone(),
+                    compiled.as_ref().map(|c| Arc::clone(&c.version)),
+                )
+            })
+            .collect()
+    }
+}
+
+impl Resources for Round<'_> {
+    fn get(&mut self, name: &ResourceName) -> Option<Arc<Compiled>> {
+        if let Some(seen) = self.seen.get(name) {
+            return seen.clone();
+        }
+        let (compiled, topics) = self.compiler.get(self.node, name);
+        self.topics.extend(topics.iter().cloned());
+        self.seen.insert(name.clone(), compiled.clone());
+        compiled
+    }
+
+    fn all(&mut self, kind: ResourceType) -> Vec<Arc<str>> {
+        self.compiler.all(self.node, kind)
+    }
+}
+
+/// Registered for as long as the stream lives.
+struct Connected {
+    discovery: Arc<Discovery>,
+    id: StreamId,
+    node_id: Arc<str>,
+    wake: Arc<Wake>,
+}
+
+impl Connected {
+    fn new(discovery: &Arc<Discovery>, introduction: super::proxies::Introduction) -> Self {
+        let node_id = Arc::clone(&introduction.node_id);
+        let wake = Arc::new(Wake::default());
+        let id = discovery.proxies.connect(introduction);
+        discovery.index.lock().insert(id, Arc::clone(&wake));
+        Self {
+            discovery: Arc::clone(discovery),
+            id,
+            node_id,
+            wake,
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.discovery.index.lock().remove(self.id);
+        self.discovery.proxies.disconnect(self.id);
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// For a branch that is not polled then.
+fn far() -> Instant {
+    clock::now()
+}

@@ -1,0 +1,225 @@
+//! Raw clients of both forms against the service, in process and without TLS.
+
+use std::collections::BTreeMap;
+
+use heddle_policy::snapshot::xds::ResourceType;
+use heddle_proto::xds::{
+    envoy::{
+        config::core::v3::Node as WireNode,
+        service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+    google::protobuf::{Struct, Value, value},
+};
+use heddle_shell::{publish::Published, tls::TrustBundle};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint, Server},
+};
+
+use super::*;
+use crate::{
+    authn::{Caller, Proof, Workload as Proven},
+    model::Spec,
+    world::tests::{Fixture, USER, canary},
+};
+
+/// Serves with everyone proven as `spiffe://cluster.local/ns/shop/sa/web`.
+async fn serve(discovery: &Arc<Discovery>) -> AggregatedDiscoveryServiceClient<Channel> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let bundle = Published::new(TrustBundle::default());
+    let session = Session::new(
+        Caller::Workload(Arc::new(Proven {
+            id: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+            labels: BTreeMap::new(),
+            addresses: Vec::new(),
+            proof_expires: clock::wall() + Duration::from_secs(3600),
+            token_proven_at: clock::wall(),
+            via: Proof::Token,
+        })),
+        address,
+        bundle,
+    );
+    let service = discovery.service();
+    let gate = tower::ServiceBuilder::new().map_request(move |mut request: http::Request<_>| {
+        request.extensions_mut().insert(session.clone());
+        request
+    });
+    let serving = Server::builder()
+        .layer(gate)
+        .add_service(service)
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "lives as long as the test's runtime"
+    )]
+    tokio::spawn(async move { serving.await.unwrap() });
+    let channel = Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect_lazy();
+    AggregatedDiscoveryServiceClient::new(channel)
+}
+
+fn node(id: &str, agent: &str) -> Option<WireNode> {
+    let features = Value {
+        kind: Some(value::Kind::NumberValue(1.0)),
+    };
+    Some(WireNode {
+        id: id.to_owned(),
+        user_agent_name: agent.to_owned(),
+        metadata: Some(Struct {
+            fields: HashMap::from([("heddle.features".to_owned(), features)]),
+        }),
+        ..WireNode::default()
+    })
+}
+
+fn shop() -> (Arc<Discovery>, Fixture) {
+    let discovery = Discovery::new();
+    let fixture = Fixture::shop();
+    discovery.publish(fixture.world());
+    (discovery, fixture)
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), Box::pin(future))
+        .await
+        .expect("within 10 s")
+}
+
+#[tokio::test]
+async fn a_sidecar_gets_a_destination_in_one_burst_and_a_weight_change_live() {
+    let (discovery, mut fixture) = shop();
+    let mut client = serve(&discovery).await;
+    let (requests, outgoing) = mpsc::channel(16);
+    let first = DeltaDiscoveryRequest {
+        node: node("shop/web/web-1", "heddle-proxy"),
+        type_url: ResourceType::Listener.type_url().to_owned(),
+        resource_names_subscribe: vec!["out/240.240.0.1:8080".to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    requests.send(first).await.unwrap();
+    let response = within(client.delta_aggregated_resources(ReceiverStream::new(outgoing))).await;
+    let mut incoming = response.unwrap().into_inner();
+    let mut versions = BTreeMap::new();
+    // No answer in between: the burst does not wait for one.
+    let mut burst = Vec::new();
+    for _ in 0..4 {
+        let response = within(incoming.message()).await.unwrap().unwrap();
+        for resource in &response.resources {
+            let kind = ResourceType::from_type_url(&response.type_url).unwrap();
+            versions.insert((kind, resource.name.clone()), resource.version.clone());
+        }
+        burst.push(response);
+    }
+    for kind in [ResourceType::Cluster, ResourceType::Endpoints] {
+        for subset in ["v1", "v2"] {
+            assert!(
+                versions.contains_key(&(kind, format!("{USER}:8080#{subset}"))),
+                "{versions:?}"
+            );
+        }
+    }
+    for response in burst {
+        let acknowledged = DeltaDiscoveryRequest {
+            type_url: response.type_url,
+            response_nonce: response.nonce,
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests.send(acknowledged).await.unwrap();
+    }
+    fixture.put("shop", "user-service", Spec::VirtualService(canary(50)));
+    discovery.publish(fixture.world());
+    let change = within(incoming.message()).await.unwrap().unwrap();
+    let route = (ResourceType::Route, format!("{USER}:8080"));
+    assert_eq!(change.type_url, ResourceType::Route.type_url());
+    assert_eq!(change.resources.len(), 1, "nothing else has changed");
+    assert_ne!(change.resources[0].version, versions[&route]);
+    let listed = discovery.proxies.list("shop");
+    assert_eq!(listed[0].node_id, "shop/web/web-1");
+    assert!(listed[0].resources_acknowledged >= 5, "{listed:?}");
+}
+
+#[tokio::test]
+async fn a_grpc_client_walks_from_listener_to_endpoints() {
+    let (discovery, _) = shop();
+    let mut client = serve(&discovery).await;
+    let (requests, outgoing) = mpsc::channel(16);
+    let target = format!("{USER}:8080");
+    let mut next = vec![(ResourceType::Listener, "user-service:8080".to_owned())];
+    next.push((ResourceType::Route, target.clone()));
+    next.push((ResourceType::Cluster, target.clone()));
+    next.push((ResourceType::Endpoints, target));
+    let ask = |kind: ResourceType, name: &str| DiscoveryRequest {
+        node: node("shop/web/web-1", "gRPC C-core"),
+        type_url: kind.type_url().to_owned(),
+        resource_names: vec![name.to_owned()],
+        ..DiscoveryRequest::default()
+    };
+    requests.send(ask(next[0].0, &next[0].1)).await.unwrap();
+    let response = within(client.stream_aggregated_resources(ReceiverStream::new(outgoing))).await;
+    let mut incoming = response.unwrap().into_inner();
+    for (i, (kind, name)) in next.iter().enumerate() {
+        if i > 0 {
+            requests.send(ask(*kind, name)).await.unwrap();
+        }
+        let response = within(incoming.message()).await.unwrap().unwrap();
+        assert_eq!(response.type_url, kind.type_url());
+        assert_eq!(response.resources.len(), 1, "{kind} {name}");
+        let mut acknowledged = ask(*kind, name);
+        acknowledged.response_nonce = response.nonce;
+        acknowledged.version_info = response.version_info;
+        requests.send(acknowledged).await.unwrap();
+    }
+    requests
+        .send(ask(ResourceType::Endpoints, "nobody:1"))
+        .await
+        .unwrap();
+    let response = within(incoming.message()).await.unwrap().unwrap();
+    assert_eq!(response.resource_errors.len(), 1);
+}
+
+/// The code a first request ends its stream with.
+async fn refused(discovery: &Arc<Discovery>, node: Option<WireNode>) -> Code {
+    let mut client = serve(discovery).await;
+    let first = DeltaDiscoveryRequest {
+        node,
+        type_url: ResourceType::Listener.type_url().to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    let requests = tokio_stream::once(first);
+    let answered = Box::pin(client.delta_aggregated_resources(requests));
+    match within(answered).await {
+        Err(status) => status.code(),
+        Ok(response) => match within(response.into_inner().message()).await {
+            Err(status) => status.code(),
+            Ok(_) => Code::Ok,
+        },
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_served_before_the_first_world_or_under_another_name() {
+    let sidecar = node("shop/web/web-1", "heddle-proxy");
+    assert_eq!(
+        refused(&Discovery::new(), sidecar.clone()).await,
+        Code::Unavailable
+    );
+    let (discovery, _) = shop();
+    assert_eq!(refused(&discovery, sidecar).await, Code::Ok);
+    let user = node("shop/user/web-1", "heddle-proxy");
+    assert_eq!(refused(&discovery, user).await, Code::PermissionDenied);
+    assert_eq!(
+        refused(&discovery, node("web-1", "gRPC")).await,
+        Code::InvalidArgument
+    );
+    assert_eq!(refused(&discovery, None).await, Code::InvalidArgument);
+    let mut old = node("shop/web/web-1", "heddle-proxy").unwrap();
+    old.metadata = None;
+    assert_eq!(
+        refused(&discovery, Some(old)).await,
+        Code::FailedPrecondition
+    );
+}
