@@ -6,7 +6,11 @@
 
 mod renewal;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use heddle_policy::spiffe::{SpiffeId, TrustDomain};
 use heddle_proto::v1::{
@@ -84,8 +88,8 @@ pub enum BundleError {
 /// Why there is no new certificate.
 #[derive(Debug, thiserror::Error)]
 enum IssueError {
-    #[error("reading the token file")]
-    Token(#[source] std::io::Error),
+    #[error("reading the token file {}", .0.display())]
+    Token(PathBuf, #[source] std::io::Error),
     #[error("there is neither a token file nor a valid certificate to prove who we are")]
     NoProof,
     #[error("reaching the control plane")]
@@ -204,7 +208,7 @@ pub struct Issuer {
     /// What is written.
     pub keyring: Arc<Keyring>,
     /// Read again for each use: projected tokens are replaced.
-    pub token_file: Option<std::path::PathBuf>,
+    pub token_file: Option<PathBuf>,
     /// Who we expect to be.
     pub id: SpiffeId,
 }
@@ -287,7 +291,9 @@ impl Issuer {
     async fn issue(&self) -> Result<(Identity, Option<v1::TrustBundle>), IssueError> {
         let by_certificate = self.uplink.link().map(|link| link.channel);
         let token = match &self.token_file {
-            Some(file) => read_token(file).map(Some),
+            Some(file) => read_token(file)
+                .map(Some)
+                .map_err(|error| IssueError::Token(file.clone(), error)),
             None => Ok(None),
         };
         match (token, by_certificate) {
@@ -303,7 +309,7 @@ impl Issuer {
                 }
             }
             (_, Ok(channel)) => self.call(channel, None).await,
-            (Err(error), Err(_)) => Err(IssueError::Token(error)),
+            (Err(error), Err(_)) => Err(error),
             (Ok(None), Err(_)) => Err(IssueError::NoProof),
         }
     }
