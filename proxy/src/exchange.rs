@@ -1,8 +1,35 @@
-//! The facts of one exchange or one relayed connection, and their exactly-once report.
+//! The facts of one exchange or one relayed connection, and their exactly-once report; and one
+//! attempt of an exchange, with its exactly-once outcome.
+//!
+//! ```text
+//! Exchange ── failed ──────────────► response made here ─┐
+//!     └── commit(Attempt) ─► Ending, inside the body ────┴─ drop ─► Telemetry::record
+//! ```
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use heddle_policy::{snapshot::ClusterName, spiffe::Peer};
+use bytes::Bytes;
+use heddle_policy::{
+    admission::Slot, outcome::Outcome, route::Route, snapshot::ClusterName, spiffe::Peer,
+};
+use heddle_shell::clock;
+use http::HeaderMap;
+use http_body::Frame;
+
+use crate::{
+    channel::Lease,
+    cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
+    error::ProxyError,
+    relay::Passed,
+    telemetry::Telemetry,
+    view::LiveDestination,
+};
 
 /// Relative to the workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +98,40 @@ pub struct Record {
     pub trace: Option<Trace>,
 }
 
+impl Record {
+    /// The facts that are known at the start.
+    pub fn new(
+        direction: Direction,
+        spoken: Spoken,
+        destination: Arc<str>,
+        client: SocketAddr,
+    ) -> Self {
+        let empty: Arc<str> = "".into();
+        Self {
+            direction,
+            spoken,
+            destination,
+            route: Arc::clone(&empty),
+            cluster: None,
+            endpoint: None,
+            peer: Peer::Anonymous,
+            client,
+            method: Arc::clone(&empty),
+            path: Arc::clone(&empty),
+            status: None,
+            grpc_status: None,
+            reason: None,
+            attempts: 0,
+            bytes_received: 0,
+            bytes_sent: 0,
+            duration: Duration::ZERO,
+            first_response: None,
+            request_id: empty,
+            trace: None,
+        }
+    }
+}
+
 /// Ids of a span (W3C trace context).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
@@ -83,3 +144,226 @@ pub struct Trace {
     /// The caller's decision, kept.
     pub is_sampled: bool,
 }
+
+/// One exchange or connection in progress. Its record is handed over when it is dropped, however
+/// that comes about.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The facts so far. Boxed: it moves from the service to the body.
+    pub record: Box<Record>,
+    /// Request body bytes, counted where they pass.
+    pub received: Rc<Cell<u64>>,
+    started: Instant,
+    /// It came to an end; otherwise the client gave up.
+    is_over: bool,
+    telemetry: Arc<Telemetry>,
+}
+
+/// One try against one endpoint. Reports exactly one outcome; when it is dropped without one, the
+/// client gave up.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Whom it was sent to.
+    pub endpoint: LiveEndpoint,
+    cluster: Arc<LiveCluster>,
+    is_reported: bool,
+    /// Counted as load until the end of the response.
+    _outstanding: Outstanding,
+}
+
+/// What waits for the end of a response body.
+#[derive(Debug)]
+pub struct Ending {
+    exchange: Exchange,
+    attempt: Option<Attempt>,
+    status: u16,
+    is_over: bool,
+    /// Released with the end.
+    _held: Held,
+}
+
+/// What an exchange holds until the end of its response.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The connection, or a stream of it.
+    pub lease: Option<Lease>,
+    /// A request in flight.
+    pub request: Option<Slot>,
+    /// A retry in flight.
+    pub retry: Option<Slot>,
+}
+
+impl Exchange {
+    /// Starts the clock.
+    pub fn start(record: Record, telemetry: Arc<Telemetry>) -> Self {
+        Self {
+            record: Box::new(record),
+            received: Rc::default(),
+            started: clock::now(),
+            is_over: false,
+            telemetry,
+        }
+    }
+
+    /// Where it goes.
+    pub fn routed(&mut self, destination: &LiveDestination, route: &Route, cluster: &LiveCluster) {
+        self.record.destination = Arc::clone(&destination.config.name);
+        self.record.route = Arc::clone(&route.name);
+        self.record.cluster = Some(cluster.config.name.clone());
+    }
+
+    /// Another try.
+    pub fn attempted(&mut self, attempt: &Attempt) {
+        self.record.attempts += 1;
+        self.record.endpoint = Some(attempt.endpoint.config.address);
+    }
+
+    /// A relayed connection has ended.
+    pub fn relayed(&mut self, passed: &Passed) {
+        self.record.bytes_sent = passed.back.get();
+        self.received.set(passed.forth.get());
+        self.is_over = true;
+    }
+
+    /// The proxy answers itself.
+    pub fn failed(&mut self, error: &ProxyError) {
+        self.is_over = true;
+        self.record.reason = Some(error.disposition().reason);
+    }
+
+    /// The response head is on its way.
+    pub fn responded(&mut self, status: u16, headers: &HeaderMap) {
+        self.is_over = true;
+        self.record.status = Some(status);
+        self.record.grpc_status = grpc_status(headers);
+        self.record.first_response = Some(clock::now().saturating_duration_since(self.started));
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.record.duration = clock::now().saturating_duration_since(self.started);
+        self.record.bytes_received = self.received.get();
+        if !self.is_over {
+            self.record.reason = Some(CANCELLED);
+        }
+        self.telemetry.record(&self.record);
+    }
+}
+
+impl Attempt {
+    /// Counts the endpoint as one more in flight.
+    pub fn start(cluster: &Arc<LiveCluster>, index: usize) -> Self {
+        let endpoint = cluster.endpoints[index].clone();
+        Self {
+            _outstanding: endpoint.state.begin(),
+            endpoint,
+            cluster: Arc::clone(cluster),
+            is_reported: false,
+        }
+    }
+
+    /// Whose endpoint it is.
+    pub fn cluster(&self) -> &Arc<LiveCluster> {
+        &self.cluster
+    }
+
+    /// How it ended. Later reports are ignored.
+    pub fn report(&mut self, outcome: Outcome) {
+        if !std::mem::replace(&mut self.is_reported, true) {
+            let endpoint: &EndpointState = &self.endpoint.state;
+            self.cluster.observe(endpoint, outcome, clock::now());
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.report(Outcome::Cancelled);
+    }
+}
+
+impl Ending {
+    /// Waits for the end of a response with this status.
+    pub fn new(exchange: Exchange, attempt: Option<Attempt>, status: u16, held: Held) -> Self {
+        Self {
+            exchange,
+            attempt,
+            status,
+            is_over: false,
+            _held: held,
+        }
+    }
+
+    /// A frame passes.
+    pub fn saw(&mut self, frame: &Frame<Bytes>) {
+        let record = &mut self.exchange.record;
+        record.bytes_sent += frame.data_ref().map_or(0, Bytes::len) as u64;
+        if let Some(trailers) = frame.trailers_ref() {
+            record.grpc_status = grpc_status(trailers).or(record.grpc_status);
+        }
+    }
+
+    /// The response is complete.
+    pub fn completed(&mut self) {
+        let outcome = Outcome::Response {
+            status: self.status,
+            grpc: self.exchange.record.grpc_status.map(u32::from),
+        };
+        self.over(outcome);
+    }
+
+    /// An upgraded connection has ended.
+    pub fn relayed(&mut self, passed: &Passed) {
+        self.exchange.relayed(passed);
+        self.completed();
+    }
+
+    /// The endpoint's side broke.
+    pub fn broke(&mut self) -> &'static str {
+        self.exchange.record.reason = Some(RESET);
+        self.over(Outcome::Reset);
+        RESET
+    }
+
+    /// The deadline passed.
+    pub fn timed_out(&mut self) -> &'static str {
+        self.exchange.record.reason = Some(DEADLINE);
+        self.over(Outcome::TimedOut);
+        DEADLINE
+    }
+
+    fn over(&mut self, outcome: Outcome) {
+        self.is_over = true;
+        if let Some(attempt) = &mut self.attempt {
+            attempt.report(outcome);
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // A gRPC response is whole once its status was seen: hyper may drop the body right then.
+        if !self.is_over && self.exchange.record.grpc_status.is_some() {
+            self.completed();
+        }
+        if !self.is_over {
+            self.exchange.record.reason = Some(CANCELLED);
+        }
+    }
+}
+
+/// `grpc-status` of headers or trailers.
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    let status = headers.get("grpc-status")?;
+    let known = status.to_str().ok().and_then(|text| text.parse().ok());
+    Some(known.unwrap_or(UNKNOWN))
+}
+
+/// The client gave up.
+const CANCELLED: &str = "cancelled";
+/// The same words as in `error.rs`.
+const RESET: &str = "reset";
+const DEADLINE: &str = "deadline";
+/// gRPC's status for a status that is none.
+const UNKNOWN: u16 = 2;

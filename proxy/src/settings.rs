@@ -80,6 +80,9 @@ pub struct Bounds {
     pub replay_bytes_max: usize,
     /// Time for what runs when the stop has come.
     pub drain: Duration,
+    /// Share of traces that are sampled when this sidecar begins them; the caller's own
+    /// decision is kept.
+    pub sampled_share: f64,
 }
 
 impl Default for Bounds {
@@ -94,6 +97,7 @@ impl Default for Bounds {
             connection_age: Duration::from_hours(1),
             replay_bytes_max: 64 * 1024,
             drain: Duration::from_secs(30),
+            sampled_share: 0.01,
         }
     }
 }

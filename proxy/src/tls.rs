@@ -1,8 +1,34 @@
-//! TLS of the data path, made of the current [`Credentials`].
+//! TLS of the data path, made of the current [`Credentials`]: configurations are built once per
+//! credentials and accepted identities, and again when the credentials change.
+//!
+//! ALPN tokens are those of `proto/README.md`; which rules apply is never told by them.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use heddle_shell::tls::{Identity, TrustBundle};
+use heddle_policy::spiffe::{Peer, SpiffeId};
+use heddle_shell::{
+    clock,
+    publish::Reader,
+    tls::{self, Accept, Clients, Identity, Trust, TrustBundle},
+};
+use rustls::{
+    ClientConfig, ServerConfig,
+    pki_types::{IpAddr, ServerName},
+    server::Acceptor,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::detect::Rewound;
 
 /// Who we are and whom we trust, as of now. Published as `Published<Option<Credentials>>`;
 /// `None` before the first certificate: nothing meshed is then accepted or dialled.
@@ -13,3 +39,339 @@ pub struct Credentials {
     /// Roots and deny list.
     pub trust: Arc<TrustBundle>,
 }
+
+/// What a connection between sidecars carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carries {
+    /// HTTP/2.
+    Http2,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/1.1 to a sidecar, HTTP/2 to anybody else.
+    Http1OrForeignHttp2,
+    /// Bytes.
+    Tcp,
+}
+
+/// What the handshake agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The token, if there was one.
+    pub speaks: Speaks,
+    /// It was one of ours: the other side is a sidecar.
+    pub is_sidecar: bool,
+}
+
+/// What an ALPN token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/2.
+    Http2,
+    /// HTTP/1.1.
+    Http1,
+    /// Bytes, told by a sidecar.
+    Tcp,
+    /// No token.
+    Nothing,
+}
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// No certificate has been issued to us yet.
+    #[error("this sidecar has no certificate yet; is the control plane reachable?")]
+    NoCertificate,
+    /// Ours has run out.
+    #[error("this sidecar's certificate has expired; is the control plane reachable?")]
+    CertificateExpired,
+    /// Ours does not fit rustls.
+    #[error("building a TLS configuration")]
+    Configuration(#[from] rustls::Error),
+    /// The handshake failed.
+    #[error("TLS handshake")]
+    Handshake(#[source] io::Error),
+}
+
+/// A connection, encrypted or not.
+#[derive(Debug)]
+pub enum Stream {
+    /// As it came.
+    Plain(Rewound<TcpStream>),
+    /// Over TLS. Boxed: the state is large and moves often during set-up.
+    Tls(Box<TlsStream<Rewound<TcpStream>>>),
+}
+
+/// One worker's configurations.
+#[derive(Debug)]
+pub struct Configs {
+    credentials: Reader<Option<Credentials>>,
+    /// What the rest was built from.
+    current: Arc<Option<Credentials>>,
+    /// Grows with every change of credentials; part of the key of pooled connections.
+    generation: u64,
+    server: Option<Arc<ServerConfig>>,
+    clients: HashMap<(Arc<[SpiffeId]>, Carries), Arc<ClientConfig>>,
+}
+
+impl Configs {
+    /// Nothing built yet.
+    pub fn new(mut credentials: Reader<Option<Credentials>>) -> Self {
+        let current = Arc::clone(credentials.get());
+        Self {
+            credentials,
+            current,
+            generation: 0,
+            server: None,
+            clients: HashMap::new(),
+        }
+    }
+
+    /// Number of the current credentials.
+    pub fn generation(&mut self) -> u64 {
+        self.refresh();
+        self.generation
+    }
+
+    /// Our own certificate, if it is valid now.
+    pub fn identity(&mut self) -> Result<&Identity, TlsError> {
+        self.refresh();
+        let credentials = (*self.current).as_ref().ok_or(TlsError::NoCertificate)?;
+        let identity = &credentials.identity;
+        if clock::wall() >= identity.not_after() {
+            return Err(TlsError::CertificateExpired);
+        }
+        Ok(identity)
+    }
+
+    /// For accepting peers, any identity of the mesh: rules decide who may do what.
+    ///
+    /// An expired certificate is presented all the same: the peer refuses it and says why.
+    pub fn server(&mut self) -> Result<Arc<ServerConfig>, TlsError> {
+        self.refresh();
+        if let Some(server) = &self.server {
+            return Ok(Arc::clone(server));
+        }
+        let credentials = (*self.current).as_ref().ok_or(TlsError::NoCertificate)?;
+        let server = tls::server(
+            &credentials.identity,
+            Trust::Bundle(Arc::clone(&credentials.trust)),
+            Accept::Mesh,
+            Clients::Certified,
+            &[H2, b"h2", H1, b"http/1.1", TCP],
+        )?;
+        Ok(Arc::clone(self.server.insert(server)))
+    }
+
+    /// For dialling an endpoint that must present one of `accepted`.
+    pub fn client(
+        &mut self,
+        accepted: &Arc<[SpiffeId]>,
+        carries: Carries,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
+        self.identity()?;
+        let key = (Arc::clone(accepted), carries);
+        if let Some(client) = self.clients.get(&key) {
+            return Ok(Arc::clone(client));
+        }
+        let credentials = (*self.current).as_ref().ok_or(TlsError::NoCertificate)?;
+        let client = tls::client(
+            Some(&credentials.identity),
+            Trust::Bundle(Arc::clone(&credentials.trust)),
+            Accept::OneOf(Arc::clone(accepted)),
+            carries.tokens(),
+        )?;
+        // Endpoints come and go: rather build a few again than keep them all.
+        if self.clients.len() >= CLIENT_CONFIGS_MAX {
+            self.clients.clear();
+        }
+        self.clients.insert(key, Arc::clone(&client));
+        Ok(client)
+    }
+
+    fn refresh(&mut self) {
+        let latest = self.credentials.get();
+        if !Arc::ptr_eq(latest, &self.current) {
+            self.current = Arc::clone(latest);
+            self.generation += 1;
+            self.server = None;
+            self.clients.clear();
+        }
+    }
+}
+
+impl Carries {
+    fn tokens(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http2 => &[H2, b"h2"],
+            Self::Http1 => &[H1, b"http/1.1"],
+            Self::Http1OrForeignHttp2 => &[H1, b"h2"],
+            Self::Tcp => &[TCP],
+        }
+    }
+}
+
+/// Shakes hands with a peer that called.
+pub async fn accept(
+    stream: Rewound<TcpStream>,
+    config: Arc<ServerConfig>,
+) -> Result<(Stream, Peer, Agreed), TlsError> {
+    let accepting = Box::pin(TlsAcceptor::from(config).accept(stream));
+    let stream = accepting.await.map_err(TlsError::Handshake)?;
+    let session = stream.get_ref().1;
+    let peer = tls::peer(session.peer_certificates())
+        .map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
+    let agreed = Agreed::from_token(session.alpn_protocol());
+    Ok((Stream::Tls(Box::new(stream.into())), peer, agreed))
+}
+
+/// Shakes hands with an endpoint. `name` is told to it and proves nothing.
+pub async fn connect(
+    stream: Rewound<TcpStream>,
+    config: Arc<ClientConfig>,
+    name: &str,
+) -> Result<(Stream, Peer, Agreed), TlsError> {
+    let address = stream.inner().peer_addr().map_err(TlsError::Handshake)?;
+    let name = ServerName::try_from(name.to_owned())
+        .unwrap_or_else(|_not_a_name| ServerName::IpAddress(IpAddr::from(address.ip())));
+    let connecting = Box::pin(TlsConnector::from(config).connect(name, stream));
+    let stream = connecting.await.map_err(TlsError::Handshake)?;
+    let session = stream.get_ref().1;
+    let peer = tls::peer(session.peer_certificates())
+        .map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
+    let agreed = Agreed::from_token(session.alpn_protocol());
+    Ok((Stream::Tls(Box::new(stream.into())), peer, agreed))
+}
+
+/// Whether the ClientHello at the head of `stream` offers one of our tokens. Takes nothing from
+/// the stream.
+pub async fn is_sidecar_hello(stream: &mut Rewound<TcpStream>) -> io::Result<bool> {
+    loop {
+        let mut acceptor = Acceptor::default();
+        let mut bytes = stream.ahead();
+        while !bytes.is_empty() {
+            acceptor.read_tls(&mut bytes)?;
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let mut offered = hello.alpn().into_iter().flatten();
+                return Ok(offered.any(|token| [H2, H1, TCP].contains(&token)));
+            }
+            Ok(None) if stream.read_ahead().await? > 0 => {}
+            // Not one we could serve; the application may.
+            Ok(None) | Err(_) => return Ok(false),
+        }
+    }
+}
+
+impl Agreed {
+    /// Plaintext agrees on nothing.
+    pub const NOTHING: Self = Self {
+        speaks: Speaks::Nothing,
+        is_sidecar: false,
+    };
+
+    fn from_token(token: Option<&[u8]>) -> Self {
+        let (speaks, is_sidecar) = match token {
+            Some(H2) => (Speaks::Http2, true),
+            Some(H1) => (Speaks::Http1, true),
+            Some(TCP) => (Speaks::Tcp, true),
+            Some(b"h2") => (Speaks::Http2, false),
+            Some(b"http/1.1") => (Speaks::Http1, false),
+            Some(_) | None => (Speaks::Nothing, false),
+        };
+        Self { speaks, is_sidecar }
+    }
+}
+
+/// Something with a socket below.
+pub trait AsSocket {
+    /// The socket.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl AsSocket for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl AsSocket for Rewound<Stream> {
+    fn socket(&self) -> &TcpStream {
+        self.inner().socket()
+    }
+}
+
+impl AsSocket for Stream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream.inner(),
+            Self::Tls(stream) => stream.get_ref().0.inner(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+const H2: &[u8] = b"heddle-h2";
+const H1: &[u8] = b"heddle-h1";
+const TCP: &[u8] = b"heddle-tcp";
+
+/// Client configurations of one worker; at the bound all are built anew.
+const CLIENT_CONFIGS_MAX: usize = 1024;

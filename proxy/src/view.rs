@@ -230,7 +230,7 @@ impl Attach<'_> {
                     .get(&key)
                     .or_else(|| self.previous.endpoints.get(&key))
                     .cloned()
-                    .unwrap_or_else(|| Arc::new(EndpointState::new(key)))
+                    .unwrap_or_else(|| Arc::new(EndpointState::new(key, self.now)))
             })
             .collect();
         Arc::new(LiveCluster::new(Arc::clone(config), state, endpoints))

@@ -1,11 +1,46 @@
-//! The threads that carry traffic, and the handle on them.
+//! The threads that carry traffic, and the handle on them. Each worker is one thread with one
+//! runtime; nothing but traffic runs there.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::AtomicUsize},
+    thread,
+    time::Duration,
+};
 
-use heddle_shell::publish::Published;
+use heddle_policy::{admission::Admission, balance::Turn, retry::Tried, snapshot::ClusterName};
+use heddle_shell::{
+    clock,
+    publish::{Published, Reader},
+    task::Tasks,
+};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::{
+    net::TcpStream,
+    runtime,
+    sync::{mpsc, watch},
+    task::LocalSet,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::error;
 
 use crate::{
-    demand::Demand, drain::Draining, settings::Settings, telemetry::Telemetry, tls::Credentials,
+    channel::Channels,
+    cluster::LiveCluster,
+    demand::Demand,
+    drain::{Draining, Phase},
+    inbound,
+    intercept::{Leg, LoopGuard},
+    listener::{Accepted, Door, Listeners, Origin},
+    outbound,
+    relay::Scratch,
+    settings::Settings,
+    telemetry::Telemetry,
+    tls::{Configs, Credentials},
     view::View,
 };
 
@@ -40,3 +75,212 @@ pub struct Bound {
     /// `inbound.ports`.
     pub inbound_ports: Vec<SocketAddr>,
 }
+
+/// The running data plane. It ends by its drain signal, not by dropping this.
+#[derive(Debug)]
+pub struct DataPlane {
+    /// Where it listens.
+    pub bound: Bound,
+    /// Closed when every worker has ended.
+    running: watch::Receiver<()>,
+}
+
+/// One worker: what its connections share. Nothing in here is shared with other threads but
+/// through atomics and published values.
+#[derive(Debug)]
+pub struct Worker {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) views: Arc<Published<View>>,
+    pub(crate) demand: Demand,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) draining: Draining,
+    pub(crate) configs: Rc<RefCell<Configs>>,
+    pub(crate) outbound: Rc<Channels>,
+    pub(crate) inbound: Rc<Channels>,
+    pub(crate) rng: RefCell<SmallRng>,
+    pub(crate) scratch: Scratch,
+    pub(crate) guard: LoopGuard,
+    /// Counts connections to the application; nothing limits them.
+    pub(crate) admission: Arc<Admission>,
+    view: RefCell<Reader<View>>,
+    turns: RefCell<HashMap<ClusterName, Turn>>,
+}
+
+impl DataPlane {
+    /// Binds and starts the threads. `seed` feeds each worker's generator.
+    ///
+    /// # Errors
+    /// When an address cannot be bound or a thread cannot be started.
+    pub fn start(inputs: &Inputs, seed: u64) -> io::Result<Self> {
+        let settings = &inputs.settings;
+        let listeners = Listeners::bind(settings)?;
+        let bound = listeners.bound.clone();
+        let guard = LoopGuard::new(
+            [bound.outbound_intercepted, bound.inbound_intercepted]
+                .into_iter()
+                .flatten(),
+        );
+        let (ended, running) = watch::channel(());
+        let mut doors = Vec::new();
+        for index in 0..settings.workers.get() {
+            let (queue, accepted) = mpsc::channel(QUEUE_MAX);
+            doors.push(Door {
+                queue,
+                connections: Arc::new(AtomicUsize::new(0)),
+            });
+            let (inputs, guard, ended) = (inputs.clone(), guard.clone(), ended.clone());
+            let seed = seed.wrapping_add(index as u64);
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    let _ended = ended;
+                    let local = LocalSet::new();
+                    let worker = run(inputs, guard, accepted, seed);
+                    local.block_on(&runtime, worker);
+                })?;
+        }
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (connections_max, draining) =
+            (settings.bounds.connections_max, inputs.draining.clone());
+        thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || {
+                let _ended = ended;
+                runtime.block_on(listeners.accept(doors, connections_max, draining));
+            })?;
+        Ok(Self { bound, running })
+    }
+
+    /// Returns when every thread has ended.
+    pub async fn ended(&mut self) {
+        while self.running.changed().await.is_ok() {}
+    }
+}
+
+/// One worker's life: serves what comes until nothing comes any more, then waits for the rest.
+async fn run(inputs: Inputs, guard: LoopGuard, mut accepted: mpsc::Receiver<Accepted>, seed: u64) {
+    let worker = Rc::new(Worker::new(inputs, guard, seed));
+    let mut tasks = Tasks::new();
+    let mut maintenance = interval(MAINTENANCE);
+    maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // What was accepted first: it waits for us.
+        tokio::select! {
+            biased;
+            next = accepted.recv() => match next {
+                Some(next) => {
+                    let worker = Rc::clone(&worker);
+                    tasks.spawn_local("connection", Box::pin(connection(worker, next)));
+                }
+                None => break,
+            },
+            () = tasks.reap(), if !tasks.is_empty() => {}
+            _ = maintenance.tick() => worker.maintain(),
+        }
+    }
+    let mut draining = worker.draining.clone();
+    tokio::select! {
+        biased;
+        () = tasks.finish(worker.settings.bounds.drain) => {}
+        () = draining.reached(Phase::Cut) => tasks.finish(CUT).await,
+    }
+}
+
+async fn connection(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted {
+        stream,
+        client,
+        origin,
+        permit: _permit,
+        load: _load,
+    } = accepted;
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            error!(%error, "an accepted connection could not be taken over");
+            return;
+        }
+    };
+    match origin {
+        Origin::Outbound(origin) => {
+            Box::pin(outbound::accept(&worker, stream, client, &origin)).await;
+        }
+        Origin::Inbound(origin) => {
+            Box::pin(inbound::accept(&worker, stream, client, &origin)).await;
+        }
+    }
+}
+
+impl Worker {
+    fn new(inputs: Inputs, guard: LoopGuard, seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let configs = Rc::new(RefCell::new(Configs::new(inputs.credentials.reader())));
+        let bounds = &inputs.settings.bounds;
+        let mut channels = |leg| {
+            Rc::new(Channels::new(
+                Rc::clone(&configs),
+                SmallRng::seed_from_u64(rng.random()),
+                leg,
+                bounds.endpoint_idle,
+                bounds.connection_age,
+            ))
+        };
+        let (outbound, inbound) = (channels(Leg::Outbound), channels(Leg::Inbound));
+        Self {
+            outbound,
+            inbound,
+            configs,
+            view: RefCell::new(inputs.views.reader()),
+            rng: RefCell::new(rng),
+            scratch: Scratch::default(),
+            guard,
+            admission: Arc::default(),
+            turns: RefCell::default(),
+            settings: inputs.settings,
+            views: inputs.views,
+            demand: inputs.demand,
+            telemetry: inputs.telemetry,
+            draining: inputs.draining,
+        }
+    }
+
+    /// The current view; one exchange uses one.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(self.view.borrow_mut().get())
+    }
+
+    /// The index of the endpoint for the next attempt.
+    pub(crate) fn pick(&self, cluster: &LiveCluster, tried: &Tried) -> Option<usize> {
+        let mut rng = self.rng.borrow_mut();
+        let mut turns = self.turns.borrow_mut();
+        // Clusters come and go: beginning a round anew is no loss.
+        if turns.len() >= TURNS_MAX {
+            turns.clear();
+        }
+        let name = &cluster.config.name;
+        if !turns.contains_key(name) {
+            turns.insert(name.clone(), Turn(rng.random()));
+        }
+        let turn = turns.get_mut(name)?;
+        cluster.pick(tried, clock::now(), turn, &mut *rng)
+    }
+
+    fn maintain(&self) {
+        self.outbound.maintain();
+        self.inbound.maintain();
+    }
+}
+
+/// Connections accepted but not yet taken up by their worker.
+const QUEUE_MAX: usize = 1024;
+/// How often idle and old connections to endpoints are looked for.
+const MAINTENANCE: Duration = Duration::from_secs(5);
+/// Positions of round robins that a worker keeps.
+const TURNS_MAX: usize = 4096;
+/// For connections to notice that they are cut.
+const CUT: Duration = Duration::from_secs(1);

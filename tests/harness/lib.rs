@@ -1,3 +1,28 @@
-//! The harness of the suites: what they need around the programs under test, and no test.
+//! What the suites share, and no test: a certificate authority, sidecars in this process,
+//! scripted applications, callers, and network namespaces.
 
+pub mod call;
+pub mod echo;
+pub mod fault;
+pub mod mesh;
 pub mod netns;
+
+use std::time::Duration;
+
+/// Waits until `condition` holds, at most ten seconds of real time.
+///
+/// # Panics
+/// When it does not hold in time.
+#[track_caller]
+pub fn eventually(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
+    let place = std::panic::Location::caller();
+    async move {
+        for _ in 0..2000 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(condition(), "did not come true in time: {place}");
+    }
+}

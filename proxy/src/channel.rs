@@ -1,0 +1,581 @@
+//! Connections to endpoints, per worker: one HTTP/2 connection to an endpoint while its stream
+//! limit lasts, and idle HTTP/1.1 connections.
+//!
+//! ```text
+//! lease ─ usable connection? ─ yes ─► send ─ never left us? ─► lease again (another connection)
+//!              no │                      └─► response, lease kept until its end
+//!                 └► dial (HTTP/2: once for all who wait)
+//! ```
+//!
+//! A connection is retired, not cut: it takes no new request and closes when its last one ends.
+
+mod lease;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::poll_fn,
+    num::NonZeroU32,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use heddle_policy::{
+    admission::{Admission, Resource, Slot},
+    snapshot::{EndpointKey, Limits, Transport},
+    spiffe::Peer,
+};
+use heddle_shell::clock;
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rand::{RngExt, rngs::SmallRng};
+use tokio::{sync::Notify, time::timeout};
+
+pub use self::lease::{Http1Lease, Http2Lease, Lease};
+use crate::{
+    body::Body,
+    detect::Rewound,
+    error::{ConnectError, ProxyError},
+    intercept::{self, Leg},
+    tls::{self, Agreed, Carries, Configs, Speaks, Stream},
+};
+
+/// All connections of one worker to one side.
+#[derive(Debug)]
+pub struct Channels {
+    by_key: RefCell<HashMap<Key, Rc<Channel>>>,
+    configs: Rc<RefCell<Configs>>,
+    rng: RefCell<SmallRng>,
+    leg: Leg,
+    idle: Duration,
+    age: Duration,
+}
+
+/// Where to, and how.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The endpoint.
+    pub endpoint: EndpointKey,
+    /// Told to it as SNI.
+    pub name: Arc<str>,
+    /// What the connection carries.
+    pub carries: Carries,
+    /// For TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// The cluster's, with what is in use of them.
+    pub limits: Limits,
+    /// See `limits`.
+    pub admission: Arc<Admission>,
+}
+
+/// Whether a connection that has been used before will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Any.
+    Any,
+    /// A new one: a used one just broke.
+    New,
+}
+
+/// A response whose body is still to come.
+#[derive(Debug)]
+pub struct Sent {
+    /// From the endpoint.
+    pub response: Response<Incoming>,
+    /// Who it is.
+    pub peer: Peer,
+    /// To be held until the end of the body.
+    pub lease: Lease,
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub struct Unsent {
+    /// For the client.
+    pub error: ProxyError,
+    /// It was a used HTTP/1.1 connection that broke before any response: the endpoint had
+    /// probably closed it already.
+    pub is_stale: bool,
+}
+
+/// Connections under equal conditions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    endpoint: EndpointKey,
+    carries: Carries,
+    /// Of our credentials; 0 for plaintext.
+    generation: u64,
+}
+
+#[derive(Debug, Default)]
+struct Channel {
+    http2: RefCell<Vec<Rc<Http2>>>,
+    /// The latest used last.
+    http1: RefCell<Vec<Http1>>,
+    /// A dial for HTTP/2 is under way; everybody waits for that one.
+    is_dialling: Cell<bool>,
+    /// How the latest such dial ended, with its number.
+    dials: Cell<u64>,
+    failure: RefCell<Option<ConnectError>>,
+    /// Told of every new, freed or failed connection.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Http2 {
+    sender: http2::SendRequest<Body>,
+    peer: Peer,
+    streams: Cell<usize>,
+    /// What the endpoint allows, as of now.
+    streams_max: Rc<Cell<usize>>,
+    uses: Cell<u32>,
+    used: Cell<Instant>,
+    retire_at: Instant,
+}
+
+#[derive(Debug)]
+struct Http1 {
+    sender: http1::SendRequest<Body>,
+    peer: Peer,
+    uses: u32,
+    used: Instant,
+    retire_at: Instant,
+}
+
+/// hyper's tasks run in the worker's `LocalSet`, which owns them.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalExec;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+impl Channels {
+    /// None yet.
+    pub fn new(
+        configs: Rc<RefCell<Configs>>,
+        rng: SmallRng,
+        leg: Leg,
+        idle: Duration,
+        age: Duration,
+    ) -> Self {
+        Self {
+            by_key: RefCell::default(),
+            configs,
+            rng: RefCell::new(rng),
+            leg,
+            idle,
+            age,
+        }
+    }
+
+    /// Sends one request; with `Freshness::New` not over a used HTTP/1.1 connection.
+    pub async fn send(
+        self: &Rc<Self>,
+        target: &Target,
+        mut request: Request<Body>,
+        freshness: Freshness,
+    ) -> Result<Sent, Unsent> {
+        let failed = |source| Unsent {
+            error: ProxyError::Connect {
+                endpoint: target.endpoint.address,
+                source,
+            },
+            is_stale: false,
+        };
+        let mut failure = None;
+        for _ in 0..SENDS_MAX {
+            let mut lease = self.lease(target, freshness).await.map_err(failed)?;
+            match lease.send(request).await {
+                Ok(response) => {
+                    return Ok(Sent {
+                        response,
+                        peer: lease.peer(),
+                        lease,
+                    });
+                }
+                Err(mut unsent) => match unsent.take_message() {
+                    // It went away before it took the request: nothing happened yet.
+                    Some(message) => {
+                        lease.spoil();
+                        request = message;
+                        failure = Some(unsent.into_error());
+                    }
+                    None => return Err(lease.broke(unsent.into_error())),
+                },
+            }
+        }
+        let text = failure.map_or_else(String::new, |error| error.to_string());
+        Err(failed(ConnectError::Tcp(text)))
+    }
+
+    /// A connection for bytes; it is never shared.
+    pub async fn dial(&self, target: &Target) -> Result<(Stream, Peer, Agreed), ConnectError> {
+        let within = target.connect_timeout;
+        let dialled = timeout(within, Box::pin(self.dial_without_limit(target)));
+        dialled.await.unwrap_or(Err(ConnectError::Timeout(within)))
+    }
+
+    /// Closes what was not used for long, is old, or was made with old credentials.
+    pub fn maintain(&self) {
+        let now = clock::now();
+        let generation = self.configs.borrow_mut().generation();
+        self.by_key.borrow_mut().retain(|key, channel| {
+            if key.generation != 0 && key.generation != generation + 1 {
+                return false;
+            }
+            let is_kept = |used: Instant, retire_at| now < used + self.idle && now < retire_at;
+            channel.http2.borrow_mut().retain(|connection| {
+                let is_busy = connection.streams.get() > 0 && now < connection.retire_at;
+                let is_open = !connection.sender.is_closed();
+                is_open && (is_busy || is_kept(connection.used.get(), connection.retire_at))
+            });
+            channel.http1.borrow_mut().retain(|connection| {
+                !connection.sender.is_closed() && is_kept(connection.used, connection.retire_at)
+            });
+            Rc::strong_count(channel) > 1 || !channel.is_empty()
+        });
+    }
+
+    async fn lease(
+        self: &Rc<Self>,
+        target: &Target,
+        freshness: Freshness,
+    ) -> Result<Lease, ConnectError> {
+        let channel = self.channel(target);
+        if let Some(lease) = channel.lease(target, freshness) {
+            return Ok(lease);
+        }
+        let within = target.connect_timeout;
+        let leased = async {
+            match target.carries {
+                Carries::Http2 => self.lease_shared(&channel, target).await,
+                Carries::Http1 | Carries::Http1OrForeignHttp2 | Carries::Tcp => {
+                    self.lease_own(&channel, target, freshness).await
+                }
+            }
+        };
+        timeout(within, Box::pin(leased))
+            .await
+            .unwrap_or(Err(ConnectError::Timeout(within)))
+    }
+
+    /// HTTP/2: whoever comes first starts the dial, and all wait for its end.
+    async fn lease_shared(
+        self: &Rc<Self>,
+        channel: &Rc<Channel>,
+        target: &Target,
+    ) -> Result<Lease, ConnectError> {
+        loop {
+            let changed = channel.changed.notified();
+            if let Some(lease) = channel.lease(target, Freshness::Any) {
+                return Ok(lease);
+            }
+            let is_crowded = channel.http2.borrow().len() >= HTTP2_CONNECTIONS_MAX;
+            let dials = channel.dials.get();
+            if !channel.is_dialling.get() && !is_crowded {
+                let slot = target
+                    .admission
+                    .acquire(Resource::Connections, target.limits.connections_max);
+                match slot {
+                    Ok(slot) => self.start_dial(channel, target, slot),
+                    Err(_full) => {
+                        self.wait_for_release(changed, target).await?;
+                        continue;
+                    }
+                }
+            }
+            changed.await;
+            let failure = channel.failure.borrow().clone();
+            if channel.dials.get() != dials
+                && let Some(failure) = failure
+            {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// In a task of its own: it serves all who wait, so none of them may cancel it.
+    fn start_dial(self: &Rc<Self>, channel: &Rc<Channel>, target: &Target, slot: Slot) {
+        channel.is_dialling.set(true);
+        let (channels, channel, target) = (Rc::clone(self), Rc::clone(channel), target.clone());
+        tokio::task::spawn_local(async move {
+            let opened = async {
+                let (stream, peer, agreed) = channels.dial(&target).await?;
+                let opened = channels.open_http2(stream, peer, agreed, slot, &channel);
+                timeout(target.connect_timeout, opened)
+                    .await
+                    .unwrap_or(Err(ConnectError::Timeout(target.connect_timeout)))
+            };
+            let failure = match opened.await {
+                Ok(connection) => {
+                    channel.http2.borrow_mut().push(connection);
+                    None
+                }
+                Err(failure) => Some(failure),
+            };
+            *channel.failure.borrow_mut() = failure;
+            channel.dials.set(channel.dials.get() + 1);
+            channel.is_dialling.set(false);
+            channel.changed.notify_waiters();
+        });
+    }
+
+    /// HTTP/1.1: each request dials for itself.
+    async fn lease_own(
+        self: &Rc<Self>,
+        channel: &Rc<Channel>,
+        target: &Target,
+        freshness: Freshness,
+    ) -> Result<Lease, ConnectError> {
+        let slot = loop {
+            let changed = channel.changed.notified();
+            let admission = &target.admission;
+            if let Ok(slot) =
+                admission.acquire(Resource::Connections, target.limits.connections_max)
+            {
+                break slot;
+            }
+            self.wait_for_release(changed, target).await?;
+            if let Some(lease) = channel.lease(target, freshness) {
+                return Ok(lease);
+            }
+        };
+        let (stream, peer, agreed) = self.dial_without_limit(target).await?;
+        if agreed.speaks == Speaks::Http2 {
+            let connection = self.open_http2(stream, peer, agreed, slot, channel).await?;
+            channel.http2.borrow_mut().push(Rc::clone(&connection));
+            return Ok(Lease::Http2(Http2Lease::new(connection, channel)));
+        }
+        let connection = self.open_http1(stream, peer, slot, channel).await?;
+        Ok(Lease::Http1(Http1Lease {
+            connection: Some(connection),
+            channel: Rc::downgrade(channel),
+            is_reused: false,
+        }))
+    }
+
+    /// Every allowed connection is in use. Connections of other workers count too and cannot
+    /// wake us, so this looks again after a while.
+    async fn wait_for_release(
+        &self,
+        changed: impl Future<Output = ()>,
+        target: &Target,
+    ) -> Result<(), ConnectError> {
+        let pending = target
+            .admission
+            .acquire(Resource::Pending, target.limits.pending_max);
+        let _pending = pending.map_err(|_full| ConnectError::Full)?;
+        _ = timeout(RELEASE_POLL, changed).await;
+        Ok(())
+    }
+
+    async fn dial_without_limit(
+        &self,
+        target: &Target,
+    ) -> Result<(Stream, Peer, Agreed), ConnectError> {
+        let config = match &target.endpoint.transport {
+            Transport::Plain => None,
+            Transport::Mtls(accepted) => {
+                let mut configs = self.configs.borrow_mut();
+                Some(configs.client(accepted, target.carries)?)
+            }
+        };
+        let stream = intercept::connect(target.endpoint.address, self.leg).await?;
+        let stream = Rewound::new(stream);
+        match config {
+            None => Ok((Stream::Plain(stream), Peer::Anonymous, Agreed::NOTHING)),
+            Some(config) => Ok(tls::connect(stream, config, &target.name).await?),
+        }
+    }
+
+    async fn open_http2(
+        &self,
+        stream: Stream,
+        peer: Peer,
+        agreed: Agreed,
+        slot: Slot,
+        channel: &Rc<Channel>,
+    ) -> Result<Rc<Http2>, ConnectError> {
+        let mut builder = http2::Builder::new(LocalExec);
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEADER_BYTES_MAX)
+            .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+            // An endpoint cannot push here.
+            .max_concurrent_streams(0);
+        if agreed.is_sidecar {
+            // Others may take pings for an attack (gRPC servers do).
+            builder.keep_alive_interval(PING_INTERVAL);
+            builder.keep_alive_timeout(PING_TIMEOUT);
+        }
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ConnectError::Tcp(error.to_string()))?;
+        let streams_max = Rc::new(Cell::new(connection.current_max_send_streams()));
+        let watched = Rc::clone(&streams_max);
+        let home = Rc::downgrade(channel);
+        tokio::task::spawn_local(async move {
+            let _slot = slot;
+            let mut connection = pin!(connection);
+            // Its end is seen by those who use it.
+            _ = poll_fn(|cx| {
+                let ended = connection.as_mut().poll(cx);
+                watched.set(connection.current_max_send_streams());
+                ended
+            })
+            .await;
+            if let Some(channel) = home.upgrade() {
+                channel.forget_closed();
+            }
+        });
+        Ok(Rc::new(Http2 {
+            sender,
+            peer,
+            streams: Cell::new(0),
+            streams_max,
+            uses: Cell::new(0),
+            used: Cell::new(clock::now()),
+            retire_at: self.retire_at(),
+        }))
+    }
+
+    async fn open_http1(
+        &self,
+        stream: Stream,
+        peer: Peer,
+        slot: Slot,
+        channel: &Rc<Channel>,
+    ) -> Result<Http1, ConnectError> {
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(HEADERS_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ConnectError::Tcp(error.to_string()))?;
+        let home = Rc::downgrade(channel);
+        tokio::task::spawn_local(async move {
+            let _slot = slot;
+            // Its end is seen by those who use it.
+            _ = connection.with_upgrades().await;
+            if let Some(channel) = home.upgrade() {
+                channel.forget_closed();
+            }
+        });
+        Ok(Http1 {
+            sender,
+            peer,
+            uses: 0,
+            used: clock::now(),
+            retire_at: self.retire_at(),
+        })
+    }
+
+    /// Give or take 20 %, so that connections made together do not end together.
+    fn retire_at(&self) -> Instant {
+        let share = self.rng.borrow_mut().random_range(0.8..1.2);
+        clock::now() + self.age.mul_f64(share)
+    }
+
+    fn channel(&self, target: &Target) -> Rc<Channel> {
+        let generation = match target.endpoint.transport {
+            Transport::Plain => 0,
+            Transport::Mtls(_) => self.configs.borrow_mut().generation() + 1,
+        };
+        let key = Key {
+            endpoint: target.endpoint.clone(),
+            carries: target.carries,
+            generation,
+        };
+        let mut by_key = self.by_key.borrow_mut();
+        Rc::clone(by_key.entry(key).or_default())
+    }
+}
+
+impl Channel {
+    fn is_empty(&self) -> bool {
+        self.http2.borrow().is_empty() && self.http1.borrow().is_empty()
+    }
+
+    /// A connection that takes one more request now.
+    fn lease(self: &Rc<Self>, target: &Target, freshness: Freshness) -> Option<Lease> {
+        let uses_max = target
+            .limits
+            .requests_per_connection_max
+            .map_or(u32::MAX, NonZeroU32::get);
+        let now = clock::now();
+        if let Some(connection) = self.lease_http2(uses_max, now) {
+            return Some(Lease::Http2(Http2Lease::new(connection, self)));
+        }
+        if freshness == Freshness::New {
+            return None;
+        }
+        let mut idle = self.http1.borrow_mut();
+        while let Some(mut connection) = idle.pop() {
+            if connection.sender.is_ready()
+                && now < connection.retire_at
+                && connection.uses < uses_max
+            {
+                connection.uses += 1;
+                return Some(Lease::Http1(Http1Lease {
+                    connection: Some(connection),
+                    channel: Rc::downgrade(self),
+                    is_reused: true,
+                }));
+            }
+        }
+        None
+    }
+
+    fn lease_http2(&self, uses_max: u32, now: Instant) -> Option<Rc<Http2>> {
+        let mut connections = self.http2.borrow_mut();
+        connections.retain(|connection| {
+            !connection.sender.is_closed()
+                && now < connection.retire_at
+                && connection.uses.get() < uses_max
+        });
+        let has_room = |c: &&Rc<Http2>| c.streams.get() < c.streams_max.get();
+        let connection = connections.iter().find(has_room)?;
+        connection.uses.set(connection.uses.get().saturating_add(1));
+        connection.used.set(now);
+        Some(Rc::clone(connection))
+    }
+
+    fn forget_closed(&self) {
+        self.http2.borrow_mut().retain(|c| !c.sender.is_closed());
+        self.http1.borrow_mut().retain(|c| !c.sender.is_closed());
+        self.changed.notify_waiters();
+    }
+}
+
+/// Connections that may take a request and lose it before sending, one after another.
+const SENDS_MAX: usize = 3;
+/// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream.
+const HTTP2_CONNECTIONS_MAX: usize = 64;
+/// See [`Channels::wait_for_release`].
+const RELEASE_POLL: Duration = Duration::from_millis(5);
+/// Received before the reader has read it, each stream.
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+/// Received before their readers have read it, all streams of a connection: 16 stalled readers
+/// do not stop the others.
+pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Decoded size of all headers of a message (RFC 9113 section 6.5.2).
+pub const HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// Headers of a message.
+pub const HEADERS_MAX: usize = 100;
+/// Streams we reset whose late frames are still expected.
+const RESET_STREAMS_MAX: usize = 100;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,305 @@
+//! Everything a client can observe to go wrong, and the one table that says how it looks.
+
+use std::{io, time::Duration};
+
+use heddle_policy::outcome::Outcome;
+use http::{HeaderValue, Response, StatusCode, header};
+use rustls::{AlertDescription, CertificateError, OtherError};
+use thiserror::Error;
+
+use crate::{
+    body::Body,
+    exchange::{Exchange, Spoken},
+    tls::TlsError,
+};
+
+/// Carries the reason word of an answer that the proxy made itself. Nobody else may set it: it
+/// is stripped where traffic enters.
+pub const REASON: http::HeaderName = http::HeaderName::from_static("x-heddle-reason");
+
+/// Why the proxy answers in place of an endpoint.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    /// Nothing describes what the client dialled, and policy refuses the unknown.
+    #[error("nothing is known about this destination")]
+    UnknownDestination,
+    /// The control plane has not answered in time about a destination inside the mesh.
+    #[error("the control plane has not described this destination within {0:?}")]
+    Undescribed(Duration),
+    /// No route matches.
+    #[error("no route matches this request")]
+    NoRoute,
+    /// The cluster has no endpoint that takes requests.
+    #[error("cluster {0} has no endpoint that takes requests")]
+    NoEndpoint(heddle_policy::snapshot::ClusterName),
+    /// No connection to an endpoint.
+    #[error("connecting to {endpoint}")]
+    Connect {
+        /// Where to.
+        endpoint: std::net::SocketAddr,
+        /// Why not.
+        source: ConnectError,
+    },
+    /// The endpoint refused the stream and there was no other to try.
+    #[error("the endpoint refused the stream")]
+    Refused(#[source] hyper::Error),
+    /// The connection broke before a response.
+    #[error("the connection to the endpoint broke before a response")]
+    Reset(#[source] hyper::Error),
+    /// The route's or the caller's time ran out.
+    #[error("the deadline passed before the response was complete")]
+    Deadline,
+    /// One attempt's time ran out, and no other was allowed.
+    #[error("the endpoint did not answer in the time for one attempt")]
+    AttemptTimeout,
+    /// A limit of the cluster or of the process.
+    #[error("{0}")]
+    Overloaded(String),
+    /// Rules refuse the peer or what it asks for.
+    #[error("the rules of this workload do not allow this")]
+    Denied,
+    /// Plaintext where mutual TLS is required.
+    #[error("this workload accepts mutual TLS only; the caller spoke plaintext")]
+    PlaintextRefused,
+    /// The request is not one that may be forwarded.
+    #[error("{0}")]
+    BadRequest(&'static str),
+    /// Too many or too long headers.
+    #[error("the request's headers are larger than this proxy accepts")]
+    HeadersTooLarge,
+    /// `CONNECT`, which would make this an open relay.
+    #[error("CONNECT is not forwarded")]
+    ConnectRefused,
+}
+
+/// Why there is no connection. Shared by all who waited for it.
+#[derive(Clone, Debug, Error)]
+pub enum ConnectError {
+    /// TCP.
+    #[error("{0}")]
+    Tcp(String),
+    /// TLS: handshake, wrong identity.
+    #[error("{0}")]
+    Tls(String),
+    /// Our own certificate has run out.
+    #[error("this sidecar's certificate has expired; is the control plane reachable?")]
+    CertificateExpired,
+    /// The endpoint's has.
+    #[error("the endpoint's certificate has expired; does its sidecar reach the control plane?")]
+    PeerExpired,
+    /// We have none yet.
+    #[error("this sidecar has no certificate yet; is the control plane reachable?")]
+    NoCertificate,
+    /// Neither within the connect timeout.
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    /// As many connections as are allowed, all full.
+    #[error("every allowed connection is in use")]
+    Full,
+}
+
+/// How a failure looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disposition {
+    /// For HTTP.
+    pub status: StatusCode,
+    /// For gRPC.
+    pub grpc: u16,
+    /// `x-heddle-reason`, and the label in metrics.
+    pub reason: &'static str,
+}
+
+impl ProxyError {
+    /// The one place a failure becomes a status and a label.
+    pub fn disposition(&self) -> Disposition {
+        let (status, grpc, reason) = match self {
+            Self::UnknownDestination => (502, UNAVAILABLE, "unknown_destination"),
+            Self::Undescribed(_) => (503, UNAVAILABLE, "undescribed"),
+            Self::NoRoute => (404, UNIMPLEMENTED, "no_route"),
+            Self::NoEndpoint(_) => (503, UNAVAILABLE, "no_endpoint"),
+            Self::Connect { source, .. } => (503, UNAVAILABLE, source.reason()),
+            Self::Refused(_) => (503, UNAVAILABLE, "refused"),
+            Self::Reset(_) => (503, UNAVAILABLE, "reset"),
+            Self::Deadline => (504, DEADLINE_EXCEEDED, "deadline"),
+            Self::AttemptTimeout => (504, DEADLINE_EXCEEDED, "attempt_timeout"),
+            Self::Overloaded(_) => (503, UNAVAILABLE, "overloaded"),
+            Self::Denied => (403, PERMISSION_DENIED, "denied"),
+            Self::PlaintextRefused => (403, PERMISSION_DENIED, "plaintext_refused"),
+            Self::BadRequest(_) => (400, INTERNAL, "bad_request"),
+            Self::HeadersTooLarge => (431, RESOURCE_EXHAUSTED, "headers_too_large"),
+            Self::ConnectRefused => (405, UNIMPLEMENTED, "connect_refused"),
+        };
+        Disposition {
+            status: StatusCode::from_u16(status).expect("the table holds valid codes"),
+            grpc,
+            reason,
+        }
+    }
+
+    /// What it says about the endpoint of the attempt that ended with it.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Connect { .. } => Outcome::ConnectFailed,
+            Self::Refused(_) => Outcome::Refused,
+            Self::Reset(_) => Outcome::Reset,
+            Self::Deadline | Self::AttemptTimeout => Outcome::TimedOut,
+            // Made before any endpoint was asked.
+            Self::UnknownDestination
+            | Self::Undescribed(_)
+            | Self::NoRoute
+            | Self::NoEndpoint(_)
+            | Self::Overloaded(_)
+            | Self::Denied
+            | Self::PlaintextRefused
+            | Self::BadRequest(_)
+            | Self::HeadersTooLarge
+            | Self::ConnectRefused => Outcome::Cancelled,
+        }
+    }
+
+    /// Answers an exchange.
+    pub fn answer(self, mut exchange: Exchange) -> Response<Body> {
+        exchange.failed(&self);
+        let response = self.into_response(exchange.record.spoken);
+        exchange.responded(response.status().as_u16(), response.headers());
+        response
+    }
+
+    /// The answer: trailers-only for gRPC, a short text otherwise.
+    pub fn into_response(self, spoken: Spoken) -> Response<Body> {
+        let Disposition {
+            status,
+            grpc,
+            reason,
+        } = self.disposition();
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(&self);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        let mut response = if spoken == Spoken::Grpc {
+            let mut response = Response::new(Body::Empty);
+            let headers = response.headers_mut();
+            headers.insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/grpc"),
+            );
+            headers.insert("grpc-status", HeaderValue::from(grpc));
+            headers.insert("grpc-message", grpc_message(&text));
+            response
+        } else {
+            let mut response = Response::new(Body::full(format!("{text}\n")));
+            *response.status_mut() = status;
+            response.headers_mut().insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("text/plain; charset=utf-8"),
+            );
+            response
+        };
+        response
+            .headers_mut()
+            .insert(REASON, HeaderValue::from_static(reason));
+        response
+    }
+}
+
+impl ConnectError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Tcp(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::CertificateExpired | Self::PeerExpired => "certificate_expired",
+            Self::NoCertificate => "no_certificate",
+            Self::Timeout(_) => "connect_timeout",
+            Self::Full => "overloaded",
+        }
+    }
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        Self::Tcp(error.to_string())
+    }
+}
+
+impl From<TlsError> for ConnectError {
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::NoCertificate => Self::NoCertificate,
+            TlsError::CertificateExpired => Self::CertificateExpired,
+            TlsError::Configuration(error) => Self::Tls(error.to_string()),
+            TlsError::Handshake(error) if is_expiry(&error) => Self::PeerExpired,
+            TlsError::Handshake(error) => Self::Tls(in_words(&error)),
+        }
+    }
+}
+
+/// rustls wraps what our verifiers say.
+fn in_words(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(refusal)))) => {
+            refusal.to_string()
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn is_expiry(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(error) = inner else { return false };
+    match error {
+        rustls::Error::InvalidCertificate(error) => matches!(
+            error,
+            CertificateError::Expired | CertificateError::ExpiredContext { .. }
+        ),
+        rustls::Error::AlertReceived(alert) => *alert == AlertDescription::CertificateExpired,
+        _ => false,
+    }
+}
+
+/// A `grpc-message`: percent-encoded outside printable ASCII (gRPC HTTP/2 specification).
+pub fn grpc_message(text: &str) -> HeaderValue {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    HeaderValue::try_from(encoded).expect("only printable ASCII is left")
+}
+
+const DEADLINE_EXCEEDED: u16 = 4;
+const PERMISSION_DENIED: u16 = 7;
+const RESOURCE_EXHAUSTED: u16 = 8;
+const UNIMPLEMENTED: u16 = 12;
+const INTERNAL: u16 = 13;
+const UNAVAILABLE: u16 = 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_client_gets_status_and_message_in_the_headers() {
+        let response = ProxyError::Deadline.into_response(Spoken::Grpc);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "4");
+        assert_eq!(response.headers()[&REASON], "deadline");
+    }
+
+    #[test]
+    fn an_http_client_gets_a_status_and_the_reason() {
+        let response = ProxyError::Denied.into_response(Spoken::Http1);
+        assert_eq!(response.status(), 403);
+        assert_eq!(response.headers()[&REASON], "denied");
+    }
+
+    #[test]
+    fn a_message_survives_percent_encoding() {
+        assert_eq!(grpc_message("50 % für\n"), "50 %25 f%C3%BCr%0A");
+    }
+}

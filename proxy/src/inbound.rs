@@ -1,0 +1,479 @@
+//! Connections to the workload's own ports.
+//!
+//! ```text
+//! accept ─ port ─ mode ─┬─ TLS: peer ──┐
+//!                       └─ plaintext ──┴─ rules of the port ─┬─ HTTP: each request judged
+//!                                                            └─ bytes: judged once, relayed
+//! ```
+//!
+//! The port decides which rules apply, never what the client says it speaks. There are no
+//! retries here.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use heddle_policy::{
+    snapshot::{CONNECT_TIMEOUT, EndpointKey, InboundPort, Limits, MtlsMode, Protocol, Transport},
+    spiffe::Peer,
+};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{timeout, timeout_at},
+};
+
+use crate::{
+    body::{Body, Replay},
+    channel::{Freshness, Sent, Target},
+    detect::{Rewound, Seen},
+    drain::Phase,
+    error::{ConnectError, ProxyError},
+    exchange::{Direction, Exchange, Record, Spoken},
+    head::{self, Head},
+    intercept,
+    outbound::relay_until_cut,
+    reply::{Committed, Reply},
+    serve::{self, Version},
+    settings::InboundForward,
+    tls::{self, Agreed, AsSocket, Carries, Speaks, Stream, TlsError},
+    worker::Worker,
+};
+
+/// How a connection's port is known.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// Redirected here: the kernel knows.
+    Intercepted,
+    /// The listener is the port.
+    Port(InboundForward),
+}
+
+/// An accepted connection whose peer is known.
+#[derive(Debug)]
+struct Conn {
+    worker: Rc<Worker>,
+    client: SocketAddr,
+    peer: Peer,
+    port: Port,
+}
+
+/// One port of the workload.
+#[derive(Clone, Copy, Debug)]
+struct Port {
+    /// The number that rules know.
+    number: u16,
+    /// Where the application listens.
+    application: SocketAddr,
+    /// What the settings declare.
+    protocol: Protocol,
+}
+
+/// Serves one connection to the workload.
+pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, origin: &Origin) {
+    let port = match origin {
+        Origin::Port(forward) => Port {
+            number: forward.listen.port(),
+            application: forward.forward,
+            protocol: forward.protocol,
+        },
+        Origin::Intercepted => match intercept::original_dst(&stream) {
+            Ok(Some(to)) if !worker.guard.refuses(to) => Port {
+                number: to.0.port(),
+                application: to.0,
+                protocol: Protocol::Detect,
+            },
+            Ok(_) | Err(_) => {
+                intercept::reset(&stream);
+                return;
+            }
+        },
+    };
+    let mut conn = Conn {
+        worker: Rc::clone(worker),
+        client,
+        peer: Peer::Anonymous,
+        port,
+    };
+    let Some(rules) = conn.rules() else {
+        // The control plane has not said who may: nobody may.
+        conn.refused(&ProxyError::Denied);
+        intercept::reset(&stream);
+        return;
+    };
+    let wait = worker.settings.bounds.header_wait;
+    let Some(admitted) = conn.admit(Rewound::new(stream), &rules, wait).await else {
+        return;
+    };
+    conn.peer = admitted.peer;
+    let stream = Rewound::new(admitted.stream);
+    conn.serve(stream, admitted.agreed, &rules).await;
+}
+
+/// A connection that the port's mode lets in.
+struct Admitted {
+    stream: Stream,
+    peer: Peer,
+    agreed: Agreed,
+}
+
+impl Conn {
+    /// The port's rules as of now.
+    fn rules(&self) -> Option<Arc<InboundPort>> {
+        let view = self.worker.view();
+        let inbound = view.inbound.as_ref()?;
+        Some(Arc::clone(inbound.port(self.port.number)))
+    }
+
+    fn protocol(&self, rules: &InboundPort) -> Protocol {
+        match rules.protocol {
+            Protocol::Detect => self.port.protocol,
+            declared => declared,
+        }
+    }
+
+    /// TLS or plaintext, by the port's mode. `None`: refused, and said so.
+    async fn admit(
+        &self,
+        mut stream: Rewound<TcpStream>,
+        rules: &InboundPort,
+        wait: std::time::Duration,
+    ) -> Option<Admitted> {
+        let bounds = &self.worker.settings.bounds;
+        let plain = |stream| {
+            Some(Admitted {
+                stream: Stream::Plain(stream),
+                peer: Peer::Anonymous,
+                agreed: Agreed::NOTHING,
+            })
+        };
+        match rules.mtls {
+            MtlsMode::Disable => return plain(stream),
+            MtlsMode::Strict => match stream.sniff(wait).await {
+                Ok(Seen::Tls) => {}
+                Ok(Seen::Closed) | Err(_) => return None,
+                Ok(seen) => {
+                    self.refuse_plaintext(stream, seen).await;
+                    return None;
+                }
+            },
+            MtlsMode::Permissive => {
+                let seen = stream.sniff(bounds.detect_wait).await.ok()?;
+                if seen != Seen::Tls || !self.is_mesh_hello(&mut stream, rules, wait).await {
+                    return plain(stream);
+                }
+            }
+        }
+        self.shake_hands(stream, wait).await
+    }
+
+    /// A port whose application speaks plain HTTP has no TLS of its own; elsewhere our tokens
+    /// tell.
+    async fn is_mesh_hello(
+        &self,
+        stream: &mut Rewound<TcpStream>,
+        rules: &InboundPort,
+        wait: std::time::Duration,
+    ) -> bool {
+        match self.protocol(rules) {
+            Protocol::Http1 | Protocol::Http2 => true,
+            Protocol::Tcp | Protocol::Detect => {
+                let told = timeout(wait, tls::is_sidecar_hello(stream)).await;
+                matches!(told, Ok(Ok(true)))
+            }
+        }
+    }
+
+    async fn shake_hands(
+        &self,
+        stream: Rewound<TcpStream>,
+        wait: std::time::Duration,
+    ) -> Option<Admitted> {
+        let config = self.worker.configs.borrow_mut().server();
+        let accepted = match config {
+            Ok(config) => {
+                let accepting = timeout(wait, Box::pin(tls::accept(stream, config)));
+                accepting.await.unwrap_or_else(|_elapsed| {
+                    Err(TlsError::Handshake(io::ErrorKind::TimedOut.into()))
+                })
+            }
+            Err(error) => Err(error),
+        };
+        match accepted {
+            Ok((stream, peer, agreed)) => Some(Admitted {
+                stream,
+                peer,
+                agreed,
+            }),
+            Err(error) => {
+                self.refused(&ProxyError::Connect {
+                    endpoint: self.client,
+                    source: ConnectError::from(error),
+                });
+                None
+            }
+        }
+    }
+
+    /// In words where the client will understand them.
+    async fn refuse_plaintext(&self, mut stream: Rewound<TcpStream>, seen: Seen) {
+        let error = ProxyError::PlaintextRefused;
+        self.refused(&error);
+        if seen == Seen::Http1 {
+            let reason = error.disposition().reason;
+            let text = format!("{error}\n");
+            let answer = format!(
+                "HTTP/1.1 403 Forbidden\r\nx-heddle-reason: {reason}\r\nconnection: close\r\n\
+                 content-type: text/plain\r\ncontent-length: {}\r\n\r\n{text}",
+                text.len()
+            );
+            _ = stream.write_all(answer.as_bytes()).await;
+            _ = stream.shutdown().await;
+            return;
+        }
+        if seen == Seen::Http2 {
+            // hyper speaks the rest: each request is refused by its own look at the mode.
+            return self
+                .serve_http(Rewound::new(Stream::Plain(stream)), Version::Http2)
+                .await;
+        }
+        intercept::reset(stream.inner());
+    }
+
+    async fn serve(self, mut stream: Rewound<Stream>, agreed: Agreed, rules: &InboundPort) {
+        let bounds = &self.worker.settings.bounds;
+        let needs_http = match self.protocol(rules) {
+            Protocol::Http1 | Protocol::Http2 => true,
+            Protocol::Tcp => rules.authz.needs_http(),
+            Protocol::Detect => {
+                let said = matches!(agreed.speaks, Speaks::Http1 | Speaks::Http2);
+                said || rules.authz.needs_http()
+            }
+        };
+        if needs_http {
+            return self.serve_http_only(stream).await;
+        }
+        let is_opaque = self.protocol(rules) == Protocol::Tcp || agreed.speaks == Speaks::Tcp;
+        if is_opaque {
+            return self.relay(stream, rules, None).await;
+        }
+        // Nobody has said what this is. The application may be the one to speak first, so it is
+        // dialled meanwhile.
+        let (seen, dialled) = tokio::join!(stream.sniff(bounds.detect_wait), async {
+            tokio::task::yield_now().await;
+            timeout(
+                CONNECT_TIMEOUT,
+                self.worker.inbound.dial(&self.target(Carries::Tcp)),
+            )
+            .await
+        });
+        match seen {
+            Ok(Seen::Http1) => self.serve_http(stream, Version::Http1).await,
+            Ok(Seen::Http2) => self.serve_http(stream, Version::Http2).await,
+            Ok(Seen::Tls | Seen::Other | Seen::Silence) => {
+                let dialled = dialled.ok().and_then(Result::ok).map(|(stream, ..)| stream);
+                self.relay(stream, rules, dialled).await;
+            }
+            Ok(Seen::Closed) | Err(_) => {}
+        }
+    }
+
+    /// Bytes that do not parse as HTTP in time are refused: rules on HTTP could not judge them.
+    async fn serve_http_only(self, mut stream: Rewound<Stream>) {
+        let wait = self.worker.settings.bounds.header_wait;
+        match stream.sniff(wait).await {
+            Ok(Seen::Http1) if stream.has_head_within(wait).await => {
+                self.serve_http(stream, Version::Http1).await;
+            }
+            Ok(Seen::Http2) => self.serve_http(stream, Version::Http2).await,
+            Ok(Seen::Closed) | Err(_) => {}
+            Ok(Seen::Http1 | Seen::Tls | Seen::Other | Seen::Silence) => {
+                self.refused(&ProxyError::BadRequest(
+                    "this port speaks HTTP; the caller does not",
+                ));
+                intercept::reset(stream.socket());
+            }
+        }
+    }
+
+    async fn serve_http(&self, stream: Rewound<Stream>, version: Version) {
+        let conn = Rc::new(Self {
+            worker: Rc::clone(&self.worker),
+            client: self.client,
+            peer: self.peer.clone(),
+            port: self.port,
+        });
+        serve::serve(
+            &self.worker,
+            stream,
+            version,
+            Phase::Inbound,
+            move |request| {
+                let conn = Rc::clone(&conn);
+                async move { conn.respond(request).await }
+            },
+        )
+        .await;
+    }
+
+    /// Answers every request.
+    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
+        let exchange = self.exchange(head::spoken(&request));
+        let read = {
+            let share = self.worker.settings.bounds.sampled_share;
+            Head::read(request, share, &mut *self.worker.rng.borrow_mut())
+        };
+        let (head, body) = match read {
+            Ok(read) => read,
+            Err(error) => return error.answer(exchange),
+        };
+        let mut exchange = exchange;
+        head.describe(&mut exchange.record);
+        match self.forward(&mut exchange, &head, body).await {
+            Ok(committed) => committed.respond(&self.worker, head, exchange),
+            Err(error) => error.answer(exchange),
+        }
+    }
+
+    async fn forward(
+        &self,
+        exchange: &mut Exchange,
+        head: &Head,
+        body: Incoming,
+    ) -> Result<Committed, ProxyError> {
+        // The rules as of now: those of an old connection are no older than those of a new one.
+        let rules = self.rules().ok_or(ProxyError::Denied)?;
+        if rules.mtls == MtlsMode::Strict && self.peer == Peer::Anonymous {
+            return Err(ProxyError::PlaintextRefused);
+        }
+        let port = self.port.number;
+        let is_allowed = head.judged(|head| {
+            let decision = rules
+                .authz
+                .decide(&self.peer, self.client.ip(), port, Some(head));
+            decision.is_allowed()
+        });
+        if !is_allowed {
+            return Err(ProxyError::Denied);
+        }
+        exchange.record.endpoint = Some(self.port.application);
+        exchange.record.attempts = 1;
+        let sent = self.send(exchange, head, body).await?;
+        Ok(Committed::alone(Reply {
+            sent,
+            attempt: None,
+            // The application is not a sidecar.
+            keeps_reason: false,
+        }))
+    }
+
+    /// To the application. Repeated only when it had closed an idle connection.
+    async fn send(
+        &self,
+        exchange: &Exchange,
+        head: &Head,
+        body: Incoming,
+    ) -> Result<Sent, ProxyError> {
+        let bytes_max = self.worker.settings.bounds.replay_bytes_max;
+        let body = Replay::new(body, bytes_max, Rc::clone(&exchange.received));
+        let carries = match head.parts.version {
+            http::Version::HTTP_2 => Carries::Http2,
+            _ => Carries::Http1,
+        };
+        let target = self.target(carries);
+        let channels = &self.worker.inbound;
+        let sending = async {
+            let request = || head.request(body.attempt(), None);
+            let unsent = match channels.send(&target, request(), Freshness::Any).await {
+                Ok(sent) => return Ok(sent),
+                Err(unsent) => unsent,
+            };
+            // The application had closed an idle connection, or refused the stream: it has not
+            // seen the request. The first is certain only for what may be repeated anyhow.
+            let is_unseen = match unsent.error {
+                ProxyError::Refused(_) => true,
+                _ => unsent.is_stale && head.parts.method.is_idempotent(),
+            };
+            if !is_unseen || !body.is_replayable() {
+                return Err(unsent.error);
+            }
+            let again = channels.send(&target, request(), Freshness::New).await;
+            again.map_err(|unsent| unsent.error)
+        };
+        let sending = Box::pin(sending);
+        let sent = match head.grpc_timeout() {
+            None => sending.await,
+            Some(within) => {
+                let until = heddle_shell::clock::now() + within;
+                let sent = timeout_at(until.into(), sending).await;
+                sent.unwrap_or(Err(ProxyError::Deadline))
+            }
+        };
+        body.commit();
+        sent
+    }
+
+    fn target(&self, carries: Carries) -> Target {
+        Target {
+            endpoint: EndpointKey {
+                address: self.port.application,
+                transport: Transport::Plain,
+            },
+            name: "".into(),
+            carries,
+            connect_timeout: CONNECT_TIMEOUT,
+            limits: Limits::UNLIMITED,
+            admission: Arc::clone(&self.worker.admission),
+        }
+    }
+
+    /// Bytes: judged once, by what is known of a connection.
+    async fn relay(
+        self,
+        mut stream: Rewound<Stream>,
+        rules: &InboundPort,
+        dialled: Option<Stream>,
+    ) {
+        let mut exchange = self.exchange(Spoken::Tcp);
+        let port = self.port.number;
+        let decision = rules.authz.decide(&self.peer, self.client.ip(), port, None);
+        if !decision.is_allowed() {
+            exchange.failed(&ProxyError::Denied);
+            intercept::reset(stream.socket());
+            return;
+        }
+        exchange.record.endpoint = Some(self.port.application);
+        exchange.record.attempts = 1;
+        let dialled = match dialled {
+            Some(stream) => Ok(stream),
+            None => {
+                let target = self.target(Carries::Tcp);
+                let dialled = self.worker.inbound.dial(&target).await;
+                dialled.map(|(stream, ..)| stream)
+            }
+        };
+        match dialled {
+            Ok(mut application) => {
+                relay_until_cut(&self.worker, &mut stream, &mut application, &mut exchange).await;
+            }
+            Err(source) => {
+                exchange.failed(&ProxyError::Connect {
+                    endpoint: self.port.application,
+                    source,
+                });
+                intercept::reset(stream.socket());
+            }
+        }
+    }
+
+    fn refused(&self, error: &ProxyError) {
+        self.exchange(Spoken::Tcp).failed(error);
+    }
+
+    fn exchange(&self, spoken: Spoken) -> Exchange {
+        let name = self.port.application.to_string().into();
+        let mut record = Record::new(Direction::Inbound, spoken, name, self.client);
+        record.peer = self.peer.clone();
+        Exchange::start(record, Arc::clone(&self.worker.telemetry))
+    }
+}

@@ -1,0 +1,625 @@
+//! The workload's own connections: read this first.
+//!
+//! ```text
+//! accept ─ key ─ lookup ─┬─ HTTP: serve ─► respond ─► forward (one exchange)
+//!                        ├─ TCP: relay to an endpoint
+//!                        └─ unknown: relay to the original destination, or refuse
+//! ```
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+
+use heddle_policy::{
+    admission::{Full, Resource, Slot},
+    deadline::{earliest, of_attempt, remaining},
+    outcome::Outcome,
+    retry::{Attempted, Pushback, Retry, RetryDecision},
+    route::Route,
+    snapshot::{
+        CONNECT_TIMEOUT, DestinationKey, Target as Leads, Transport, UnknownDestination,
+        WeightedClusters,
+    },
+};
+use heddle_shell::clock;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use rand::RngExt;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout_at,
+};
+
+use crate::{
+    body::{Body, Replay},
+    channel::{Freshness, Sent, Target},
+    cluster::LiveCluster,
+    demand::Lookup,
+    detect::{Rewound, Seen},
+    drain::Phase,
+    error::{ConnectError, ProxyError},
+    exchange::{Attempt, Direction, Exchange, Record, Spoken},
+    head::{self, Head},
+    intercept::{self, Leg},
+    relay::{Passed, relay},
+    reply::{Committed, Reply},
+    serve::{self, Version},
+    tls::{AsSocket, Carries, Stream},
+    view::{LiveDestination, View},
+    worker::Worker,
+};
+
+/// Where a connection of the workload goes.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// Redirected here: the kernel knows.
+    Intercepted,
+    /// The listener has one destination.
+    Fixed(DestinationKey),
+    /// HTTP, each request by its authority.
+    ByAuthority,
+}
+
+/// An accepted connection that speaks HTTP.
+#[derive(Debug)]
+struct Conn {
+    worker: Rc<Worker>,
+    client: SocketAddr,
+    /// `None`: by authority.
+    dialled: Option<DestinationKey>,
+}
+
+/// Serves one connection of the workload.
+pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, origin: &Origin) {
+    let key = match origin {
+        Origin::ByAuthority => {
+            serve_http(worker, Rewound::new(stream), client, None).await;
+            return;
+        }
+        Origin::Fixed(key) => key.clone(),
+        Origin::Intercepted => match intercept::original_dst(&stream) {
+            Ok(Some(to)) if !worker.guard.refuses(to) => DestinationKey::Address(to.0),
+            // Dialled the listener itself, or would come back to it.
+            Ok(_) | Err(_) => {
+                refuse(worker, stream, client, "", &ProxyError::UnknownDestination);
+                return;
+            }
+        },
+    };
+    let view = worker.view();
+    match lookup(worker, &view, &key).await {
+        Ok(Some(destination)) => {
+            let _in_use = view.touch(&destination);
+            serve_destination(worker, stream, client, key, &destination).await;
+        }
+        Ok(None) => pass_through(worker, stream, client, &key).await,
+        Err(error) => refuse(worker, stream, client, &name_of(&key), &error),
+    }
+}
+
+/// `None`: nothing is known and policy lets it pass.
+async fn lookup(
+    worker: &Worker,
+    view: &View,
+    key: &DestinationKey,
+) -> Result<Option<Arc<LiveDestination>>, ProxyError> {
+    if let Some(Lookup::Found(destination)) = view.lookup(key) {
+        return Ok(Some(destination));
+    }
+    let is_mesh = match key {
+        DestinationKey::Address(address) => {
+            let mut cidrs = view.outbound.mesh_cidrs.iter();
+            cidrs.any(|cidr| cidr.contains(&address.ip()))
+        }
+        DestinationKey::Host(..) => true,
+    };
+    if is_mesh {
+        let wait = worker.settings.bounds.lookup_wait;
+        match worker.demand.lookup(&worker.views, key, wait).await {
+            Lookup::Found(destination) => return Ok(Some(destination)),
+            // It may well be meshed: nothing goes there in plaintext.
+            Lookup::Unanswered => return Err(ProxyError::Undescribed(wait)),
+            Lookup::Absent => {}
+        }
+    }
+    match (view.outbound.unknown, key) {
+        (UnknownDestination::AllowAny, DestinationKey::Address(_)) => Ok(None),
+        (UnknownDestination::AllowAny | UnknownDestination::RegistryOnly, _) => {
+            Err(ProxyError::UnknownDestination)
+        }
+    }
+}
+
+async fn serve_destination(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    client: SocketAddr,
+    key: DestinationKey,
+    destination: &Arc<LiveDestination>,
+) {
+    match &destination.config.target {
+        Leads::Http(_) => serve_http(worker, Rewound::new(stream), client, Some(key)).await,
+        Leads::Tcp(_) => relay_to_endpoint(worker, stream, client, destination).await,
+        Leads::Passthrough => pass_through(worker, stream, client, &key).await,
+    }
+}
+
+/// A destination with HTTP routes is never relayed opaque: bytes that are not HTTP, and silence,
+/// are refused.
+async fn serve_http(
+    worker: &Rc<Worker>,
+    stream: Rewound<TcpStream>,
+    client: SocketAddr,
+    dialled: Option<DestinationKey>,
+) {
+    let mut stream = Rewound::new(Stream::Plain(stream));
+    let wait = worker.settings.bounds.header_wait;
+    let seen = stream.sniff(worker.settings.bounds.idle.max(wait)).await;
+    let version = match seen {
+        Ok(Seen::Http1) if stream.has_head_within(wait).await => Version::Http1,
+        Ok(Seen::Http2) => Version::Http2,
+        // A connection that was opened ahead and never used is no failure.
+        Ok(Seen::Closed | Seen::Silence) => return,
+        Ok(Seen::Http1 | Seen::Tls | Seen::Other) | Err(_) => {
+            let error = ProxyError::BadRequest("this destination speaks HTTP; the client does not");
+            let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
+            record_refusal(worker, client, &name, &error);
+            intercept::reset(stream.socket());
+            return;
+        }
+    };
+    let conn = Rc::new(Conn {
+        worker: Rc::clone(worker),
+        client,
+        dialled,
+    });
+    serve::serve(worker, stream, version, Phase::All, move |request| {
+        let conn = Rc::clone(&conn);
+        async move { conn.respond(request).await }
+    })
+    .await;
+}
+
+impl Conn {
+    /// Answers every request: a failure is a status with a reason, never a dropped stream.
+    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
+        let spoken = head::spoken(&request);
+        let name = self.dialled.as_ref().map_or_else(|| "".into(), name_of);
+        let record = Record::new(Direction::Outbound, spoken, name, self.client);
+        let telemetry = Arc::clone(&self.worker.telemetry);
+        let mut exchange = Exchange::start(record, telemetry);
+        let read = {
+            let share = self.worker.settings.bounds.sampled_share;
+            Head::read(request, share, &mut *self.worker.rng.borrow_mut())
+        };
+        let forwarded = match read {
+            Ok((head, body)) => {
+                head.describe(&mut exchange.record);
+                let forwarded = self.forward(&mut exchange, &head, body).await;
+                forwarded.map(|committed| (head, committed))
+            }
+            Err(error) => Err(error),
+        };
+        match forwarded {
+            Ok((head, committed)) => committed.respond(&self.worker, head, exchange),
+            Err(error) => error.answer(exchange),
+        }
+    }
+
+    async fn forward(
+        &self,
+        exchange: &mut Exchange,
+        head: &Head,
+        body: Incoming,
+    ) -> Result<Committed, ProxyError> {
+        let worker = &self.worker;
+        let destination = self.destination(head).await?;
+        let (route, cluster) = route(worker, &destination, head)?;
+        exchange.routed(&destination, &route, &cluster);
+        let request = admit(&cluster)?;
+        let deadline = earliest(clock::now(), [route.timeout, head.grpc_timeout()]);
+        let mut retry = Retry::new(
+            route.retry.as_ref(),
+            &cluster.state.admission,
+            &cluster.config.limits,
+            head.parts.method.as_str(),
+            deadline,
+        );
+        let bytes_max = worker.settings.bounds.replay_bytes_max;
+        let body = Replay::new(body, bytes_max, Rc::clone(&exchange.received));
+
+        loop {
+            let attempt = pick(worker, &cluster, &mut retry)?;
+            exchange.attempted(&attempt);
+            let sent = send(
+                worker,
+                &attempt,
+                &destination,
+                &route,
+                &body,
+                head,
+                deadline,
+            )
+            .await;
+            let tried = match judge(sent, attempt, &route) {
+                Judged::Good(reply) => {
+                    body.commit();
+                    return Ok(Committed::new(reply, request, retry.commit(), deadline));
+                }
+                Judged::Bad(tried) => tried,
+            };
+            match decide(worker, &mut retry, &tried, &body, &cluster) {
+                RetryDecision::Repick => {}
+                RetryDecision::After(wait) => tokio::time::sleep(wait).await,
+                RetryDecision::Stop(_) => {
+                    body.commit();
+                    return Ok(Committed::new(tried.result?, request, None, deadline));
+                }
+            }
+        }
+    }
+
+    /// Looked up again for each request: configuration may have changed.
+    async fn destination(&self, head: &Head) -> Result<Arc<LiveDestination>, ProxyError> {
+        let key = match &self.dialled {
+            Some(key) => key.clone(),
+            None => by_authority(&head.authority)?,
+        };
+        let view = self.worker.view();
+        lookup(&self.worker, &view, &key)
+            .await?
+            .ok_or(ProxyError::UnknownDestination)
+    }
+}
+
+/// The destination that an authority names, for listeners that know none.
+fn by_authority(authority: &str) -> Result<DestinationKey, ProxyError> {
+    let invalid = |_invalid| ProxyError::BadRequest("the authority is not valid");
+    let authority: http::uri::Authority = authority.parse().map_err(invalid)?;
+    let host = authority.host();
+    let port = authority.port_u16().unwrap_or(HTTP_PORT);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse();
+    Ok(match address {
+        Ok(ip) => DestinationKey::Address(SocketAddr::new(ip, port)),
+        Err(_a_name) => DestinationKey::Host(host.into(), port),
+    })
+}
+
+/// First match wins; its weights choose the cluster.
+fn route(
+    worker: &Worker,
+    destination: &LiveDestination,
+    head: &Head,
+) -> Result<(Arc<Route>, Arc<LiveCluster>), ProxyError> {
+    let Leads::Http(routes) = &destination.config.target else {
+        return Err(ProxyError::NoRoute);
+    };
+    let route = head
+        .judged(|head| routes.find(head).cloned())
+        .ok_or(ProxyError::NoRoute)?;
+    let cluster = cluster(worker, destination, &route.clusters)?;
+    Ok((route, cluster))
+}
+
+fn cluster(
+    worker: &Worker,
+    destination: &LiveDestination,
+    clusters: &WeightedClusters,
+) -> Result<Arc<LiveCluster>, ProxyError> {
+    let name = clusters.at(worker.rng.borrow_mut().random());
+    let cluster = destination.clusters.get(name);
+    cluster
+        .cloned()
+        .ok_or_else(|| ProxyError::NoEndpoint(name.clone()))
+}
+
+fn admit(cluster: &LiveCluster) -> Result<Slot, ProxyError> {
+    let limit = cluster.config.limits.requests_max;
+    let slot = cluster.state.admission.acquire(Resource::Requests, limit);
+    slot.map_err(|full| ProxyError::Overloaded(full.to_string()))
+}
+
+fn pick(
+    worker: &Worker,
+    cluster: &Arc<LiveCluster>,
+    retry: &mut Retry<'_>,
+) -> Result<Attempt, ProxyError> {
+    let index = worker
+        .pick(cluster, retry.tried())
+        .ok_or_else(|| ProxyError::NoEndpoint(cluster.config.name.clone()))?;
+    retry.picked(index);
+    Ok(Attempt::start(cluster, index))
+}
+
+/// One try, until response headers.
+async fn send(
+    worker: &Rc<Worker>,
+    attempt: &Attempt,
+    destination: &LiveDestination,
+    route: &Route,
+    body: &Replay,
+    head: &Head,
+    deadline: Option<Instant>,
+) -> Result<Sent, ProxyError> {
+    let now = clock::now();
+    let own = route.retry.as_ref().and_then(|retry| retry.attempt_timeout);
+    let until = of_attempt(now, own, deadline);
+    let timeout = deadline.map(|deadline| remaining(now, deadline));
+    let is_grpc = head.is_grpc();
+    let target = target(attempt, destination, head.carries(attempt.cluster()));
+    let sending = async {
+        let request = || head.request(body.attempt(), timeout.filter(|_| is_grpc));
+        let unsent = match worker
+            .outbound
+            .send(&target, request(), Freshness::Any)
+            .await
+        {
+            Ok(sent) => return Ok(sent),
+            Err(unsent) => unsent,
+        };
+        // The endpoint had closed an idle connection: no failure of its own. Only what may be
+        // repeated is (RFC 9110 section 9.2.2).
+        let is_repeatable = head.parts.method.is_idempotent() && body.is_replayable();
+        if !unsent.is_stale || !is_repeatable {
+            return Err(unsent.error);
+        }
+        let again = worker
+            .outbound
+            .send(&target, request(), Freshness::New)
+            .await;
+        again.map_err(|unsent| unsent.error)
+    };
+    let sending = Box::pin(sending);
+    let Some(until) = until else {
+        return sending.await;
+    };
+    let late = || match deadline {
+        Some(deadline) if deadline <= until => ProxyError::Deadline,
+        Some(_) | None => ProxyError::AttemptTimeout,
+    };
+    let sent = timeout_at(until.into(), sending).await;
+    sent.unwrap_or_else(|_elapsed| Err(late()))
+}
+
+fn target(attempt: &Attempt, destination: &LiveDestination, carries: Carries) -> Target {
+    let name = &destination.config.name;
+    let cluster = attempt.cluster();
+    Target {
+        endpoint: attempt.endpoint.state.key.clone(),
+        name: Arc::clone(name),
+        carries,
+        connect_timeout: cluster.config.connect_timeout,
+        limits: cluster.config.limits,
+        admission: Arc::clone(&cluster.state.admission),
+    }
+}
+
+/// A try that is not simply forwarded.
+struct Tried {
+    outcome: Outcome,
+    pushback: Option<Pushback>,
+    /// What the client gets if there is no other try.
+    result: Result<Reply, ProxyError>,
+}
+
+enum Judged {
+    Good(Reply),
+    Bad(Tried),
+}
+
+/// Whether a try may be worth another. The outcome of one that is not is told by its body.
+fn judge(sent: Result<Sent, ProxyError>, mut attempt: Attempt, route: &Route) -> Judged {
+    let sent = match sent {
+        Ok(sent) => sent,
+        Err(error) => {
+            let outcome = error.outcome();
+            attempt.report(outcome);
+            return Judged::Bad(Tried {
+                outcome,
+                pushback: None,
+                result: Err(error),
+            });
+        }
+    };
+    let headers = sent.response.headers();
+    let grpc_status = headers.get("grpc-status").map(http::HeaderValue::as_bytes);
+    let outcome = Outcome::response(sent.response.status().as_u16(), grpc_status);
+    let pushback = headers.get("grpc-retry-pushback-ms");
+    let pushback = pushback.map(|value| Pushback::parse(value.as_bytes()));
+    let policy = route.retry.as_ref();
+    let is_retried = policy.is_some_and(|policy| outcome.is_retried(&policy.on));
+    if is_retried {
+        attempt.report(outcome);
+    }
+    let reply = Reply {
+        keeps_reason: attempt.endpoint.config.transport != Transport::Plain,
+        sent,
+        attempt: Some(attempt),
+    };
+    if !is_retried {
+        return Judged::Good(reply);
+    }
+    Judged::Bad(Tried {
+        outcome,
+        pushback,
+        result: Ok(reply),
+    })
+}
+
+fn decide(
+    worker: &Worker,
+    retry: &mut Retry<'_>,
+    tried: &Tried,
+    body: &Replay,
+    cluster: &LiveCluster,
+) -> RetryDecision {
+    let attempted = Attempted {
+        outcome: tried.outcome,
+        is_replayable: body.is_replayable(),
+        endpoints: cluster.serving(),
+        pushback: tried.pushback,
+    };
+    retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut())
+}
+
+/// Bytes to one endpoint of the destination's clusters; another is picked while none answers.
+async fn relay_to_endpoint(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    client: SocketAddr,
+    destination: &Arc<LiveDestination>,
+) {
+    let name = Arc::clone(&destination.config.name);
+    let record = Record::new(Direction::Outbound, Spoken::Tcp, name, client);
+    let mut exchange = Exchange::start(record, Arc::clone(&worker.telemetry));
+    let connected = connect(worker, &mut exchange, destination).await;
+    let (mut endpoint, mut attempt, _slots) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            exchange.failed(&error);
+            intercept::reset(&stream);
+            return;
+        }
+    };
+    // It answered; how the conversation ends is the two sides' business.
+    attempt.report(Outcome::Response {
+        status: 200,
+        grpc: None,
+    });
+    relay_until_cut(worker, &mut stream, &mut endpoint, &mut exchange).await;
+}
+
+async fn connect(
+    worker: &Rc<Worker>,
+    exchange: &mut Exchange,
+    destination: &LiveDestination,
+) -> Result<(Stream, Attempt, [Slot; 2]), ProxyError> {
+    let Leads::Tcp(clusters) = &destination.config.target else {
+        return Err(ProxyError::NoRoute);
+    };
+    let cluster = cluster(worker, destination, clusters)?;
+    exchange.record.cluster = Some(cluster.config.name.clone());
+    let (admission, limits) = (&cluster.state.admission, &cluster.config.limits);
+    let overloaded = |full: Full| ProxyError::Overloaded(full.to_string());
+    let connection = admission
+        .acquire(Resource::Connections, limits.connections_max)
+        .map_err(overloaded)?;
+    let request = admit(&cluster)?;
+    let mut retry = Retry::new(None, admission, limits, "", None);
+    loop {
+        let mut attempt = pick(worker, &cluster, &mut retry)?;
+        exchange.attempted(&attempt);
+        let target = target(&attempt, destination, Carries::Tcp);
+        let source = match worker.outbound.dial(&target).await {
+            Ok((stream, peer, _)) => {
+                exchange.record.peer = peer;
+                return Ok((stream, attempt, [connection, request]));
+            }
+            Err(source) => source,
+        };
+        attempt.report(Outcome::ConnectFailed);
+        let attempted = Attempted {
+            outcome: Outcome::ConnectFailed,
+            is_replayable: true,
+            endpoints: cluster.serving(),
+            pushback: None,
+        };
+        let decision = retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut());
+        match decision {
+            RetryDecision::Repick => {}
+            RetryDecision::After(_) | RetryDecision::Stop(_) => {
+                let endpoint = attempt.endpoint.config.address;
+                return Err(ProxyError::Connect { endpoint, source });
+            }
+        }
+    }
+}
+
+/// To where the workload wanted, in plaintext, unseen.
+async fn pass_through(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    client: SocketAddr,
+    key: &DestinationKey,
+) {
+    let DestinationKey::Address(address) = *key else {
+        refuse(
+            worker,
+            stream,
+            client,
+            &name_of(key),
+            &ProxyError::UnknownDestination,
+        );
+        return;
+    };
+    let record = Record::new(Direction::Outbound, Spoken::Tcp, name_of(key), client);
+    let mut exchange = Exchange::start(record, Arc::clone(&worker.telemetry));
+    exchange.record.endpoint = Some(address);
+    exchange.record.attempts = 1;
+    let connected =
+        tokio::time::timeout(CONNECT_TIMEOUT, intercept::connect(address, Leg::Outbound));
+    let connected = match connected.await {
+        Ok(connected) => connected.map_err(ConnectError::from),
+        Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
+    };
+    match connected {
+        Ok(mut endpoint) => {
+            relay_until_cut(worker, &mut stream, &mut endpoint, &mut exchange).await;
+        }
+        Err(source) => {
+            exchange.failed(&ProxyError::Connect {
+                endpoint: address,
+                source,
+            });
+            intercept::reset(&stream);
+        }
+    }
+}
+
+/// Relays until both sides have ended. The first error resets both, so that neither takes half
+/// of a conversation for all of it.
+pub async fn relay_until_cut<A, B>(worker: &Worker, a: &mut A, b: &mut B, exchange: &mut Exchange)
+where
+    A: AsyncRead + AsyncWrite + AsSocket + Unpin,
+    B: AsyncRead + AsyncWrite + AsSocket + Unpin,
+{
+    let passed = Passed::default();
+    let mut draining = worker.draining.clone();
+    let relayed = tokio::select! {
+        biased;
+        relayed = relay(a, b, &worker.scratch, &passed) => relayed.is_ok(),
+        () = draining.reached(Phase::Cut) => false,
+    };
+    if !relayed {
+        exchange.record.reason = Some("reset");
+        intercept::reset(a.socket());
+        intercept::reset(b.socket());
+    }
+    exchange.relayed(&passed);
+}
+
+/// Closes a connection for which there is no answer in its protocol.
+pub fn refuse(
+    worker: &Worker,
+    stream: TcpStream,
+    client: SocketAddr,
+    name: &str,
+    error: &ProxyError,
+) {
+    record_refusal(worker, client, name, error);
+    intercept::reset(&stream);
+}
+
+fn record_refusal(worker: &Worker, client: SocketAddr, name: &str, error: &ProxyError) {
+    let record = Record::new(Direction::Outbound, Spoken::Tcp, name.into(), client);
+    let mut exchange = Exchange::start(record, Arc::clone(&worker.telemetry));
+    exchange.failed(error);
+}
+
+fn name_of(key: &DestinationKey) -> Arc<str> {
+    match key {
+        DestinationKey::Address(address) => address.to_string().into(),
+        DestinationKey::Host(host, port) => format!("{host}:{port}").into(),
+    }
+}
+
+const HTTP_PORT: u16 = 80;

@@ -1,0 +1,132 @@
+//! From an endpoint's response to the client's: once committed, nothing can be repeated.
+
+use std::{rc::Rc, time::Instant};
+
+use heddle_policy::admission::Slot;
+use http::{Response, StatusCode};
+use hyper_util::rt::TokioIo;
+
+use crate::{
+    body::{Body, Observed},
+    channel::Sent,
+    error::ProxyError,
+    exchange::{Attempt, Direction, Ending, Exchange, Held, Spoken},
+    head::{self, Head},
+    relay::{Passed, relay},
+    worker::Worker,
+};
+
+/// A response that may still be thrown away for another attempt.
+#[derive(Debug)]
+pub struct Reply {
+    /// From the endpoint.
+    pub sent: Sent,
+    /// Outbound: reports what became of it.
+    pub attempt: Option<Attempt>,
+    /// The endpoint is a sidecar, so its reason word is passed on.
+    pub keeps_reason: bool,
+}
+
+/// A response that is forwarded, with what is held until its end.
+#[derive(Debug)]
+pub struct Committed {
+    reply: Reply,
+    held: Held,
+    /// Of the whole exchange.
+    deadline: Option<Instant>,
+}
+
+impl Committed {
+    /// Nothing is repeated from here on.
+    pub fn new(
+        reply: Reply,
+        request: Slot,
+        retry: Option<Slot>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let held = Held {
+            lease: None,
+            request: Some(request),
+            retry,
+        };
+        Self {
+            reply,
+            held,
+            deadline,
+        }
+    }
+
+    /// A response that nothing else waits for.
+    pub fn alone(reply: Reply) -> Self {
+        Self {
+            reply,
+            held: Held::default(),
+            deadline: None,
+        }
+    }
+
+    /// The response for the client.
+    pub fn respond(
+        mut self,
+        worker: &Rc<Worker>,
+        head: Head,
+        mut exchange: Exchange,
+    ) -> Response<Body> {
+        let sent = self.reply.sent;
+        let mut response = sent.response;
+        head::clean_response(&mut response, self.reply.keeps_reason);
+        let status = response.status();
+        exchange.responded(status.as_u16(), response.headers());
+        if exchange.record.direction == Direction::Outbound {
+            exchange.record.peer = sent.peer;
+        }
+        let is_grpc = exchange.record.spoken == Spoken::Grpc;
+        self.held.lease = Some(sent.lease);
+        let mut ending = Ending::new(exchange, self.reply.attempt, status.as_u16(), self.held);
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return tunnel(worker, head, response, ending);
+        }
+        let (parts, body) = response.into_parts();
+        // Trailers-only must stay so: no frame may follow the head.
+        if http_body::Body::is_end_stream(&body) {
+            ending.completed();
+            return Response::from_parts(parts, Body::Empty);
+        }
+        let body = Observed::new(body, self.deadline, is_grpc, ending);
+        Response::from_parts(parts, Body::Observed(Box::new(body)))
+    }
+}
+
+/// After `101 Switching Protocols` bytes pass both ways until both sides have ended.
+fn tunnel(
+    worker: &Rc<Worker>,
+    head: Head,
+    mut response: Response<hyper::body::Incoming>,
+    mut ending: Ending,
+) -> Response<Body> {
+    let Some(client) = head.upgrade else {
+        ending.broke();
+        let unasked = ProxyError::BadRequest("the endpoint switched protocols unasked");
+        return unasked.into_response(Spoken::Http1);
+    };
+    let endpoint = hyper::upgrade::on(&mut response);
+    let scratch = worker.scratch.clone();
+    let mut draining = worker.draining.clone();
+    tokio::task::spawn_local(async move {
+        let passed = Passed::default();
+        let relayed = async {
+            let (client, endpoint) = tokio::try_join!(client, endpoint).ok()?;
+            let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+            relay(&mut client, &mut endpoint, &scratch, &passed)
+                .await
+                .ok()
+        };
+        tokio::select! {
+            biased;
+            _ = relayed => {}
+            () = draining.reached(crate::drain::Phase::Cut) => {}
+        }
+        ending.relayed(&passed);
+    });
+    Response::from_parts(response.into_parts().0, Body::Empty)
+}

@@ -1,0 +1,129 @@
+//! HTTP connections that were accepted: hyper's side of them, with bounds, age and drain.
+
+use std::{convert::Infallible, pin::pin, rc::Rc, time::Duration};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rand::RngExt;
+use tokio::time::sleep;
+
+use crate::{
+    body::Body,
+    channel::{CONNECTION_WINDOW, HEADER_BYTES_MAX, HEADERS_MAX, LocalExec, STREAM_WINDOW},
+    detect::Rewound,
+    drain::Phase,
+    tls::Stream,
+    worker::Worker,
+};
+
+/// Which HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0 or 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Serves a connection until it ends: by its client, by age, or by the stop.
+pub async fn serve<S, F>(
+    worker: &Rc<Worker>,
+    stream: Rewound<Stream>,
+    version: Version,
+    retires_at: Phase,
+    respond: S,
+) where
+    S: Fn(Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let respond = Rc::new(respond);
+    let service = service_fn(move |request| {
+        // Boxed once: hyper moves the future several times.
+        let responding = Box::pin(respond(request));
+        async move { Ok::<_, Infallible>(responding.await) }
+    });
+    let stream = TokioIo::new(stream);
+    let share = worker.rng.borrow_mut().random_range(0.8..1.2);
+    let age = worker.settings.bounds.connection_age.mul_f64(share);
+    // How a connection ends is told by its exchanges.
+    match version {
+        Version::Http1 => {
+            let bounds = &worker.settings.bounds;
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(bounds.idle)
+                .max_headers(HEADERS_MAX)
+                .max_header_size(HEADER_BYTES_MAX as usize)
+                .auto_date_header(false)
+                .serve_connection(stream, service)
+                .with_upgrades();
+            let mut connection = pin!(connection);
+            tokio::select! {
+                biased;
+                _ = connection.as_mut() => return,
+                () = retired(worker, retires_at, age) => connection.as_mut().graceful_shutdown(),
+            }
+            until_cut(worker, connection).await;
+        }
+        Version::Http2 => {
+            let connection = http2_builder().serve_connection(stream, service);
+            let mut connection = pin!(connection);
+            tokio::select! {
+                biased;
+                _ = connection.as_mut() => return,
+                () = retired(worker, retires_at, age) => connection.as_mut().graceful_shutdown(),
+            }
+            until_cut(worker, connection).await;
+        }
+    }
+}
+
+fn http2_builder() -> http2::Builder<LocalExec> {
+    let mut builder = http2::Builder::new(LocalExec);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+        .auto_date_header(false)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// The connection takes no new requests from now on: it is old, or the stop has come.
+async fn retired(worker: &Worker, phase: Phase, age: Duration) {
+    let mut draining = worker.draining.clone();
+    tokio::select! {
+        biased;
+        () = draining.reached(phase) => {}
+        () = sleep(age) => {}
+    }
+}
+
+/// What runs may finish; a stop waits only so long.
+async fn until_cut<T>(worker: &Worker, connection: impl Future<Output = T>) {
+    let mut draining = worker.draining.clone();
+    tokio::select! {
+        biased;
+        _ = connection => {}
+        () = draining.reached(Phase::Cut) => {}
+    }
+}
+
+/// Streams of one accepted connection; a client that wants more opens another connection.
+const STREAMS_MAX: u32 = 1024;
+/// Streams reset by the peer before they were taken up (CVE-2023-44487).
+const PENDING_RESETS_MAX: usize = 64;
+/// Streams we had to reset because the peer broke the protocol.
+const LOCAL_RESETS_MAX: usize = 256;
+const PING_INTERVAL: Duration = Duration::from_mins(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);

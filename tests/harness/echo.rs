@@ -1,0 +1,286 @@
+//! Applications behind a sidecar: one that echoes over HTTP/1.1 and HTTP/2, and two of bytes.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use heddle_shell::task::Tasks;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use hyper::{
+    body::{Body, Frame, Incoming},
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use crate::fault::{Fault, Script};
+
+/// An application; it stops when this is dropped.
+#[derive(Debug)]
+pub struct App {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it did.
+    pub script: Arc<Script>,
+    goodbye: watch::Sender<()>,
+    _tasks: Tasks,
+}
+
+/// What an application speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// HTTP/1.1.
+    Http1,
+    /// Echoes bytes, half-closes after the caller did.
+    Bytes,
+    /// Says `hello\n` first, then echoes.
+    BytesServerFirst,
+}
+
+impl App {
+    /// Starts one.
+    pub async fn start(speaks: Speaks, script: Arc<Script>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut tasks = Tasks::new();
+        let shared = Arc::clone(&script);
+        let goodbye = watch::Sender::new(());
+        let said = goodbye.subscribe();
+        tasks.spawn("app", async move {
+            let mut connections = Tasks::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let script = Arc::clone(&shared);
+                let mut said = said.clone();
+                said.mark_unchanged();
+                connections.spawn("app connection", async move {
+                    match speaks {
+                        Speaks::Http1 | Speaks::Http2 => serve(stream, speaks, script, said).await,
+                        Speaks::Bytes => echo_bytes(stream, &script, b"").await,
+                        Speaks::BytesServerFirst => echo_bytes(stream, &script, b"hello\n").await,
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            script,
+            goodbye,
+            _tasks: tasks,
+        }
+    }
+
+    /// Says goodbye on every open connection: GOAWAY, or `Connection: close`.
+    pub fn say_goodbye(&self) {
+        self.goodbye.send_replace(());
+    }
+
+    /// One that behaves.
+    pub async fn good(speaks: Speaks) -> Self {
+        Self::start(speaks, Script::new([])).await
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    speaks: Speaks,
+    script: Arc<Script>,
+    mut goodbye: watch::Receiver<()>,
+) {
+    let service = service_fn(move |request| {
+        let script = Arc::clone(&script);
+        async move { Ok::<_, Infallible>(respond(request, script).await) }
+    });
+    let stream = TokioIo::new(stream);
+    // How a connection ends is the test's business.
+    if speaks == Speaks::Http2 {
+        let builder = http2::Builder::new(TokioExecutor::new());
+        let mut connection = pin!(builder.serve_connection(stream, service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = goodbye.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        _ = connection.await;
+    } else {
+        let connection = http1::Builder::new().serve_connection(stream, service);
+        let mut connection = pin!(connection.with_upgrades());
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = goodbye.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        _ = connection.await;
+    }
+}
+
+/// Notes when a request's handler or body is dropped before its end.
+#[derive(Debug)]
+struct Watch {
+    script: Arc<Script>,
+    is_over: bool,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.script.cancelled.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+async fn respond(mut request: Request<Incoming>, script: Arc<Script>) -> Response<Echo> {
+    script.calls.fetch_add(1, Ordering::SeqCst);
+    let fault = script.faults.lock().pop_front();
+    let mut watch = Watch {
+        script: Arc::clone(&script),
+        is_over: false,
+    };
+    if request.headers().contains_key(header::UPGRADE) {
+        watch.is_over = true;
+        return switch(&mut request, script);
+    }
+    let (parts, body) = request.into_parts();
+    let is_grpc = parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    script.heads.lock().push(parts);
+    let mut response = Response::new(Echo {
+        body: Some(body),
+        trailers: is_grpc,
+        breaks: fault == Some(Fault::BreakAfterFirstMessage),
+        messages: 0,
+        watch,
+    });
+    if is_grpc {
+        let kind = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    match fault {
+        None | Some(Fault::BreakAfterFirstMessage) => {}
+        Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::GrpcStatus(status)) => {
+            let status = HeaderValue::from(status);
+            response.headers_mut().insert("grpc-status", status);
+            response.body_mut().end();
+        }
+        Some(Fault::Status(status)) => {
+            *response.status_mut() = status.try_into().expect("a status");
+            response.body_mut().end();
+        }
+    }
+    response
+}
+
+/// `101`, then echoes until the caller has gone. hyper keeps the connection for it.
+fn switch(request: &mut Request<Incoming>, script: Arc<Script>) -> Response<Echo> {
+    let upgrade = hyper::upgrade::on(request);
+    TokioExecutor::new().execute(async move {
+        if let Ok(stream) = upgrade.await {
+            let mut stream = TokioIo::new(stream);
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                if stream.write_all(&buffer[..n]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let watch = Watch {
+        script,
+        is_over: true,
+    };
+    let mut response = Response::new(Echo {
+        body: None,
+        trailers: false,
+        breaks: false,
+        messages: 0,
+        watch,
+    });
+    *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    response
+}
+
+/// The request's body coming back.
+#[derive(Debug)]
+pub struct Echo {
+    body: Option<Incoming>,
+    trailers: bool,
+    breaks: bool,
+    messages: usize,
+    watch: Watch,
+}
+
+impl Echo {
+    fn end(&mut self) {
+        self.body = None;
+        self.trailers = false;
+        self.watch.is_over = true;
+    }
+}
+
+impl Body for Echo {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let is_second = self.breaks && self.messages > 0;
+        if let Some(body) = &mut self.body {
+            match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(_)) if is_second => {
+                    self.watch.is_over = true;
+                    return Poll::Ready(Some(Err("scripted to break".into())));
+                }
+                Some(Ok(frame)) => {
+                    self.messages += 1;
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => self.body = None,
+            }
+        }
+        self.watch.is_over = true;
+        if std::mem::take(&mut self.trailers) {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_none() && !self.trailers
+    }
+}
+
+async fn echo_bytes(mut stream: TcpStream, script: &Script, greeting: &[u8]) {
+    script.calls.fetch_add(1, Ordering::SeqCst);
+    let mut buffer = vec![0; 16 * 1024];
+    if stream.write_all(greeting).await.is_err() {
+        return;
+    }
+    while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+        if stream.write_all(&buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+    // The caller has gone; so do we.
+    _ = stream.shutdown().await;
+}

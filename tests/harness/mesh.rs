@@ -1,0 +1,372 @@
+//! Sidecars in this process with static configuration and real TLS.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use heddle_policy::{
+    authz::Rules,
+    retry::RetryPolicy,
+    route::{PathMatch, Route, RouteMatch, RouteTable, VirtualHost},
+    snapshot::{
+        Balancing, Cluster, ClusterName, ClusterProtocol, Destination, DestinationKey, Endpoint,
+        Health, Inbound, InboundPort, Limits, MtlsMode, Protocol, Snapshot, Target, Transport,
+        WeightedClusters,
+    },
+    spiffe::SpiffeId,
+};
+use heddle_proxy::{
+    demand::{Asks, Demand},
+    drain::{Drain, Phase},
+    exchange::Record,
+    settings::{
+        Bounds, InboundForward, InboundListeners, OutboundListeners, OutboundPort, Settings,
+    },
+    telemetry::Telemetry,
+    tls::Credentials,
+    view::{self, View},
+    worker::{DataPlane, Inputs},
+};
+use heddle_shell::{
+    clock,
+    publish::Published,
+    tls::{Identity, TrustBundle},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio::sync::mpsc;
+
+/// The callers' identity.
+pub const WEB: &str = "spiffe://td/ns/shop/sa/web";
+/// The application's identity.
+pub const ECHO: &str = "spiffe://td/ns/shop/sa/echo";
+
+/// One root.
+#[expect(missing_debug_implementations, reason = "a CertifiedIssuer has none")]
+pub struct Authority {
+    root: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A sidecar; it is cut when this is dropped.
+#[derive(Debug)]
+pub struct Sidecar {
+    /// Where it listens.
+    pub plane: DataPlane,
+    /// Stops it.
+    pub drain: Drain,
+    /// Its configuration.
+    pub views: Arc<Published<View>>,
+    /// Its certificate.
+    pub credentials: Arc<Published<Option<Credentials>>>,
+    /// What it reports.
+    pub records: mpsc::Receiver<Record>,
+    /// What it asks for.
+    pub asks: Asks,
+}
+
+/// What the callers' sidecar knows of the one destination.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Workers of each sidecar.
+    pub workers: usize,
+    /// Declared protocol; `Tcp` makes the destination one of bytes.
+    pub protocol: Protocol,
+    /// Of the route.
+    pub timeout: Option<Duration>,
+    /// Of the route.
+    pub retry: Option<RetryPolicy>,
+    /// Identities accepted from endpoints.
+    pub accepted: Vec<&'static str>,
+    /// Limits of the cluster.
+    pub limits: Limits,
+    /// How the application's port is served.
+    pub mtls: MtlsMode,
+    /// Rules of that port.
+    pub rules: Rules,
+    /// Bounds of both sidecars.
+    pub bounds: Bounds,
+}
+
+/// Two sidecars and the way through both to the application.
+#[derive(Debug)]
+pub struct Pair {
+    /// The callers' sidecar.
+    pub client: Sidecar,
+    /// The application's sidecar.
+    pub server: Sidecar,
+    /// Where callers dial.
+    pub entry: SocketAddr,
+    /// Where the application's sidecar listens.
+    pub inbound: SocketAddr,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            protocol: Protocol::Http2,
+            timeout: None,
+            retry: None,
+            accepted: vec![ECHO],
+            limits: Limits::UNLIMITED,
+            mtls: MtlsMode::Strict,
+            rules: Rules::default(),
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+impl Authority {
+    /// A new root.
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().expect("randomness");
+        let root = CertifiedIssuer::self_signed(params, key).expect("a valid root");
+        Self { root }
+    }
+
+    /// A leaf for `id`, valid until `not_after`.
+    pub fn issue(&self, id: &str, not_after: SystemTime) -> Identity {
+        let key = KeyPair::generate().expect("randomness");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().expect("ASCII"))];
+        params.not_before = (not_after - Duration::from_hours(2)).into();
+        params.not_after = not_after.into();
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let leaf = params.signed_by(&key, &self.root).expect("a valid leaf");
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Identity::new(vec![leaf.der().clone()], key).expect("key and leaf fit")
+    }
+
+    /// Credentials for `id`, valid for an hour.
+    pub fn credentials(&self, id: &str) -> Credentials {
+        let not_after = clock::wall() + Duration::from_hours(1);
+        Credentials {
+            identity: Arc::new(self.issue(id, not_after)),
+            trust: Arc::new(TrustBundle {
+                revision: 1,
+                roots: [("td".parse().expect("a name"), vec![self.root.der().clone()])].into(),
+                denied: [].into(),
+            }),
+        }
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sidecar {
+    /// Starts one.
+    pub fn start(credentials: Credentials, snapshot: Snapshot, settings: Settings) -> Self {
+        let drain = Drain::default();
+        let now = clock::now();
+        let views = Published::new(view::reconcile(&View::empty(now), snapshot, now));
+        let credentials = Published::new(Some(credentials));
+        let (demand, asks) = Demand::channel();
+        let (tap, records) = mpsc::channel(10_000);
+        let inputs = Inputs {
+            settings: Arc::new(settings),
+            views: Arc::clone(&views),
+            credentials: Arc::clone(&credentials),
+            demand,
+            telemetry: Arc::new(Telemetry::with_tap(tap)),
+            draining: drain.watch(),
+        };
+        let plane = DataPlane::start(&inputs, 7).expect("loopback has free ports");
+        Self {
+            plane,
+            drain,
+            views,
+            credentials,
+            records,
+            asks,
+        }
+    }
+
+    /// Replaces the configuration.
+    pub fn configure(&self, snapshot: Snapshot) {
+        let previous = self.views.load();
+        let view = view::reconcile(&previous, snapshot, clock::now());
+        self.views.publish(Arc::new(view));
+    }
+
+    /// The next record.
+    pub async fn record(&mut self) -> Record {
+        let record = tokio::time::timeout(Duration::from_secs(10), self.records.recv());
+        record.await.expect("a record in time").expect("it runs")
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.drain.advance(Phase::Cut);
+    }
+}
+
+impl Pair {
+    /// Callers as [`WEB`], the application as [`ECHO`], one root.
+    pub fn start(application: SocketAddr, plan: &Plan) -> Self {
+        let authority = Authority::new();
+        let server = authority.credentials(ECHO);
+        Self::with(authority.credentials(WEB), server, application, plan)
+    }
+
+    /// With other credentials.
+    pub fn with(
+        client: Credentials,
+        server: Credentials,
+        application: SocketAddr,
+        plan: &Plan,
+    ) -> Self {
+        let server = start_server(server, application, plan);
+        let inbound = server.plane.bound.inbound_ports[0];
+        let client = start_client(client, &[inbound], plan);
+        let entry = client.plane.bound.outbound_fixed[0];
+        Self {
+            client,
+            server,
+            entry,
+            inbound,
+        }
+    }
+}
+
+/// The application's sidecar.
+pub fn start_server(credentials: Credentials, application: SocketAddr, plan: &Plan) -> Sidecar {
+    let port = InboundPort {
+        mtls: plan.mtls,
+        protocol: plan.protocol,
+        authz: Arc::new(plan.rules.clone()),
+    };
+    let snapshot = Snapshot {
+        inbound: Some(Arc::new(Inbound {
+            ports: HashMap::new(),
+            default: Arc::new(port),
+        })),
+        ..Snapshot::default()
+    };
+    let ports = vec![InboundForward {
+        listen: any(),
+        forward: application,
+        protocol: Protocol::Detect,
+    }];
+    let inbound = InboundListeners {
+        intercepted: None,
+        ports,
+    };
+    let settings = Settings {
+        workers: NonZeroUsize::new(plan.workers).expect("at least one"),
+        outbound: OutboundListeners::default(),
+        inbound,
+        bounds: plan.bounds,
+    };
+    Sidecar::start(credentials, snapshot, settings)
+}
+
+/// The callers' sidecar, with mutual TLS to each of `endpoints`.
+pub fn start_client(credentials: Credentials, endpoints: &[SocketAddr], plan: &Plan) -> Sidecar {
+    let fixed = vec![OutboundPort {
+        listen: any(),
+        destination: key(),
+    }];
+    let outbound = OutboundListeners {
+        fixed,
+        ..OutboundListeners::default()
+    };
+    let settings = Settings {
+        workers: NonZeroUsize::new(plan.workers).expect("at least one"),
+        outbound,
+        inbound: InboundListeners::default(),
+        bounds: plan.bounds,
+    };
+    Sidecar::start(credentials, snapshot(endpoints, plan), settings)
+}
+
+/// What the callers' sidecar knows.
+pub fn snapshot(endpoints: &[SocketAddr], plan: &Plan) -> Snapshot {
+    let accepted: Vec<SpiffeId> = plan
+        .accepted
+        .iter()
+        .map(|id| id.parse().expect("a SPIFFE id"))
+        .collect();
+    let accepted: Arc<[SpiffeId]> = accepted.into();
+    let endpoints = endpoints.iter().map(|address| {
+        Arc::new(Endpoint {
+            address: *address,
+            transport: Transport::Mtls(Arc::clone(&accepted)),
+            weight: NonZeroU32::MIN,
+            health: Health::Healthy,
+        })
+    });
+    let name = ClusterName("echo.shop:80".into());
+    let cluster = Cluster {
+        name: name.clone(),
+        endpoints: endpoints.collect(),
+        balancing: Balancing::RoundRobin,
+        outlier: None,
+        limits: plan.limits,
+        connect_timeout: Duration::from_secs(2),
+        protocol: ClusterProtocol::AsClient,
+    };
+    let clusters = WeightedClusters::single(name.clone());
+    let target = match plan.protocol {
+        Protocol::Tcp => Target::Tcp(clusters),
+        Protocol::Http1 | Protocol::Http2 | Protocol::Detect => {
+            Target::Http(Arc::new(routes(clusters, plan)))
+        }
+    };
+    let destination = Destination {
+        name: "echo.shop:80".into(),
+        protocol: plan.protocol,
+        target,
+        clusters: HashMap::from([(name, Arc::new(cluster))]),
+    };
+    Snapshot {
+        destinations: HashMap::from([(key(), Arc::new(destination))]),
+        ..Snapshot::default()
+    }
+}
+
+fn routes(clusters: WeightedClusters, plan: &Plan) -> RouteTable {
+    let route = Route {
+        name: "all".into(),
+        matches: RouteMatch {
+            path: PathMatch::Any,
+            headers: vec![],
+        },
+        clusters,
+        timeout: plan.timeout,
+        retry: plan.retry.clone(),
+    };
+    RouteTable {
+        name: "echo.shop:80".into(),
+        hosts: vec![VirtualHost {
+            domains: vec!["*".into()],
+            routes: vec![Arc::new(route)],
+        }],
+    }
+}
+
+fn key() -> DestinationKey {
+    DestinationKey::Host("echo.shop".into(), 80)
+}
+
+fn any() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}

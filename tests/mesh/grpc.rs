@@ -1,0 +1,123 @@
+//! gRPC of every kind through two sidecars.
+
+use bytes::Bytes;
+use heddle_policy::spiffe::SpiffeId;
+use heddle_proxy::exchange::Spoken;
+use heddle_tests::{
+    call::{Answer, Caller, Feed, grpc},
+    echo::{App, Speaks},
+    eventually,
+    fault::{Fault, Script},
+    mesh::{ECHO, Pair, Plan, WEB},
+};
+use http_body_util::BodyExt;
+
+#[tokio::test]
+async fn a_unary_call_passes_with_its_trailers_and_both_identities() {
+    for workers in [1, 2, 4] {
+        let app = App::good(Speaks::Http2).await;
+        let plan = Plan {
+            workers,
+            ..Plan::default()
+        };
+        let mut pair = Pair::start(app.address, &plan);
+        let mut caller = Caller::http2(pair.entry).await;
+        for _ in 0..20 {
+            let answer = caller.unary("ping").await;
+            assert_eq!((answer.status, answer.grpc_status()), (200, Some("0")));
+            assert_eq!(answer.body, b"ping");
+        }
+        assert_eq!(app.script.calls(), 20);
+        let (out, inn) = (pair.client.record().await, pair.server.record().await);
+        assert_eq!(out.spoken, Spoken::Grpc);
+        assert_eq!(
+            (out.attempts, out.grpc_status, out.reason),
+            (1, Some(0), None)
+        );
+        assert_eq!(out.peer.id().map(SpiffeId::as_str), Some(ECHO));
+        assert_eq!(inn.peer.id().map(SpiffeId::as_str), Some(WEB));
+        assert_eq!(out.request_id, inn.request_id);
+        let (ours, theirs) = (out.trace.unwrap(), inn.trace.unwrap());
+        assert_eq!(ours.trace_id, theirs.trace_id);
+        assert_eq!(theirs.parent_id, Some(ours.span_id));
+    }
+}
+
+#[tokio::test]
+async fn messages_stream_both_ways_as_they_come() {
+    let app = App::good(Speaks::Http2).await;
+    let pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    let (feed, body) = Feed::channel();
+    let mut response = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
+    for message in ["one", "two", "three"] {
+        feed.send(Bytes::from(message)).await.unwrap();
+        let frame = response.body_mut().frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), message);
+    }
+    drop(feed);
+    let answer = Answer::read(response).await.unwrap();
+    assert_eq!(answer.grpc_status(), Some("0"));
+}
+
+#[tokio::test]
+async fn a_trailers_only_error_stays_trailers_only() {
+    let app = App::start(Speaks::Http2, Script::new([Fault::GrpcStatus(5)])).await;
+    let pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    let answer = caller.unary("ping").await;
+    assert_eq!(answer.headers["grpc-status"], "5");
+    assert!(answer.trailers.is_empty());
+    assert_eq!(answer.reason(), None);
+}
+
+#[tokio::test]
+async fn a_cancellation_reaches_the_application() {
+    let app = App::good(Speaks::Http2).await;
+    let mut pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    let (feed, body) = Feed::channel();
+    let mut response = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
+    feed.send(Bytes::from("one")).await.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    assert_eq!(app.script.cancelled(), 0);
+    drop(response);
+    drop(feed);
+    eventually(|| app.script.cancelled() == 1).await;
+    assert_eq!(pair.client.record().await.reason, Some("cancelled"));
+    assert_eq!(pair.server.record().await.reason, Some("cancelled"));
+}
+
+#[tokio::test]
+async fn a_cancelled_wait_for_the_head_reaches_the_application_too() {
+    let app = App::start(Speaks::Http2, Script::new([Fault::Hang])).await;
+    let mut pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    {
+        let mut calling = std::pin::pin!(caller.unary("ping"));
+        tokio::select! {
+            _ = calling.as_mut() => panic!("the application hangs"),
+            () = eventually(|| app.script.calls() == 1) => {}
+        }
+    }
+    eventually(|| app.script.cancelled() == 1).await;
+    assert_eq!(pair.client.record().await.reason, Some("cancelled"));
+}
+
+#[tokio::test]
+async fn one_stalled_reader_does_not_stop_the_others() {
+    let app = App::good(Speaks::Http2).await;
+    let pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    let (feed, body) = Feed::channel();
+    let stalled = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
+    let block = Bytes::from(vec![7; 64 * 1024]);
+    // Until every window and buffer on the way is full.
+    let full = async { while feed.send(block.clone()).await.is_ok() {} };
+    _ = tokio::time::timeout(std::time::Duration::from_millis(500), full).await;
+    let mut other = Caller::http2(pair.entry).await;
+    for _ in 0..20 {
+        assert_eq!(other.unary("ping").await.grpc_status(), Some("0"));
+    }
+    drop(stalled);
+}

@@ -1,0 +1,96 @@
+//! HTTP/1.1 stays HTTP/1.1 through two sidecars.
+
+use heddle_policy::snapshot::Protocol;
+use heddle_tests::{
+    call::{Caller, Feed, http1_request},
+    echo::{App, Speaks},
+    mesh::{Pair, Plan},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+fn plan() -> Plan {
+    Plan {
+        protocol: Protocol::Http1,
+        ..Plan::default()
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_for_many_requests() {
+    let app = App::good(Speaks::Http1).await;
+    let pair = Pair::start(app.address, &plan());
+    let mut caller = Caller::http1(pair.entry).await;
+    for _ in 0..20 {
+        let request = http1_request("POST", "/a/./b?q=1", Feed::of("ping"));
+        let answer = caller.call(request).await;
+        assert_eq!((answer.status, answer.body.as_slice()), (200, &b"ping"[..]));
+    }
+    let heads = app.script.heads.lock();
+    assert_eq!(heads[0].uri, "/a/b?q=1");
+    assert_eq!(heads[0].headers["host"], "echo.shop");
+    assert!(heads[0].headers.contains_key("x-request-id"));
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_passes_bytes_both_ways() {
+    let app = App::good(Speaks::Http1).await;
+    let pair = Pair::start(app.address, &plan());
+    let mut caller = Caller::http1(pair.entry).await;
+    let mut request = http1_request("GET", "/socket", Feed::empty());
+    let headers = request.headers_mut();
+    headers.insert("connection", "Upgrade".parse().unwrap());
+    headers.insert("upgrade", "websocket".parse().unwrap());
+    let mut response = caller.send(request).await.unwrap();
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["upgrade"], "websocket");
+    let stream = hyper::upgrade::on(&mut response).await.unwrap();
+    let mut stream = TokioIo::new(stream);
+    for message in [b"one..", b"two.."] {
+        stream.write_all(message).await.unwrap();
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, message);
+    }
+}
+
+/// Sends `request` as it is; the answer must begin with `status` and name `reason`.
+async fn check_raw(request: &str, status: &str, reason: &str) {
+    let app = App::good(Speaks::Http1).await;
+    let pair = Pair::start(app.address, &plan());
+    let mut stream = TcpStream::connect(pair.entry).await.expect("it listens");
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .expect("it reads");
+    let mut answer = vec![0; 4096];
+    let n = stream.read(&mut answer).await.expect("an answer");
+    let answer = String::from_utf8_lossy(&answer[..n]);
+    assert!(
+        answer.starts_with(&format!("HTTP/1.1 {status}")),
+        "{answer}"
+    );
+    assert!(
+        answer.contains(&format!("x-heddle-reason: {reason}")),
+        "{answer}"
+    );
+    assert_eq!(app.script.calls(), 0);
+}
+
+#[tokio::test]
+async fn what_may_not_be_forwarded_is_refused_with_the_reason() {
+    check_raw("GET /a HTTP/1.1\r\n\r\n", "400", "bad_request").await;
+    let two = "GET /a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
+    check_raw(two, "400", "bad_request").await;
+    check_raw(
+        "GET /a%2fb HTTP/1.1\r\nHost: a\r\n\r\n",
+        "400",
+        "bad_request",
+    )
+    .await;
+    let connect = "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n";
+    check_raw(connect, "405", "connect_refused").await;
+}
