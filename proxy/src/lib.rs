@@ -10,6 +10,7 @@
 //! `heddle-policy`; this crate is the I/O around it.
 
 pub mod admin;
+pub mod app;
 pub mod backoff;
 pub mod body;
 pub mod channel;
