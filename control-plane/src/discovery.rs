@@ -30,6 +30,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 pub mod proxies;
 pub mod stream;
 
+mod activation;
 mod node;
 mod serve;
 mod wire;
@@ -92,6 +93,7 @@ impl Discovery {
         let world = Arc::new(world);
         let Some(compiler) = self.compiler() else {
             *self.compiler.lock() = Some(Arc::new(Compiler::new(world)));
+            self.proxies.changed();
             return;
         };
         // Registrations come and go with endpoints: those are waited for.
@@ -102,6 +104,7 @@ impl Discovery {
         };
         let changed = compiler.advance(world);
         self.index.lock().wake(&changed, patience);
+        self.proxies.changed();
     }
 
     /// What compiles; `None` before the first world.

@@ -16,11 +16,14 @@ use heddle_policy::{
 use heddle_proto::v1;
 use heddle_shell::clock;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Proxies {
     state: Mutex<State>,
+    /// Tells those who wait for something to become active.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +109,7 @@ impl Proxies {
     /// A stream has ended.
     pub fn disconnect(&self, id: StreamId) {
         self.state.lock().streams.remove(&id);
+        self.changed();
     }
 
     /// Names a stream holds no longer are forgotten.
@@ -120,6 +124,7 @@ impl Proxies {
         self.each(id, kind, what, |versions, version| {
             versions.sent.clone_from(version);
         });
+        self.changed();
     }
 
     /// A response was accepted.
@@ -180,11 +185,21 @@ impl Proxies {
         }
     }
 
-    /// A sidecar reports. The caller has checked that `node_id` is the reporter's own.
+    /// A sidecar reports. The caller has checked that `node_id` is the reporter's own, bounds the
+    /// report, and calls [`Proxies::forget_report`] when its stream ends.
     pub fn report(&self, node_id: &str, update: impl FnOnce(&mut Reported)) {
-        let mut state = self.state.lock();
-        // Only of those that are connected: bounded by the streams.
-        update(state.reports.entry(node_id.into()).or_default());
+        update(self.state.lock().reports.entry(node_id.into()).or_default());
+        self.changed();
+    }
+
+    /// Wakes whoever waits for a change.
+    pub(super) fn changed(&self) {
+        self.changed.send_replace(());
+    }
+
+    /// Changes of what is served, held or active.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// A report stream has ended.

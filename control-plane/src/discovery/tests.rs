@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use heddle_policy::snapshot::xds::ResourceType;
+use heddle_policy::snapshot::xds::{ResourceName, ResourceType};
 use heddle_proto::xds::{
     envoy::{
         config::core::v3::Node as WireNode,
@@ -22,6 +22,7 @@ use super::*;
 use crate::{
     authn::{Caller, Proof, Workload as Proven},
     model::Spec,
+    traffic_api::Activation,
     world::tests::{Fixture, USER, canary},
 };
 
@@ -137,9 +138,40 @@ async fn a_sidecar_gets_a_destination_in_one_burst_and_a_weight_change_live() {
     assert_eq!(change.type_url, ResourceType::Route.type_url());
     assert_eq!(change.resources.len(), 1, "nothing else has changed");
     assert_ne!(change.resources[0].version, versions[&route]);
+    becomes_active(&discovery, &fixture, &change.resources[0].version).await;
     let listed = discovery.proxies.list("shop");
     assert_eq!(listed[0].node_id, "shop/web/web-1");
     assert!(listed[0].resources_acknowledged >= 5, "{listed:?}");
+}
+
+/// Sees `version` of the canary's routes through from sent to active.
+async fn becomes_active(discovery: &Discovery, fixture: &Fixture, version: &str) {
+    // Sent is not active: that is what the sidecar reports.
+    let host = crate::world::tests::host(USER);
+    let revision = fixture.catalog.revision;
+    let progress = discovery.wait_active(&host, revision, clock::now()).await;
+    assert_eq!((progress.affected, progress.active), (1, 0), "{progress:?}");
+    assert_eq!(progress.behind, ["shop/web/web-1"]);
+    let waiting = discovery.wait_active(&host, revision, clock::now() + Duration::from_secs(10));
+    let report = async {
+        tokio::task::yield_now().await;
+        discovery.proxies.report("shop/web/web-1", |report| {
+            let name = ResourceName {
+                kind: ResourceType::Route,
+                name: format!("{USER}:8080").into(),
+            };
+            let version = version.into();
+            report.active.insert(name, version);
+        });
+    };
+    let (progress, ()) = tokio::join!(waiting, report);
+    assert_eq!((progress.affected, progress.active), (1, 1), "{progress:?}");
+    let later = crate::store::Revision(revision.0 + 1);
+    let progress = discovery.wait_active(&host, later, clock::now()).await;
+    assert_eq!(
+        progress.active, 0,
+        "a world that is not published is active nowhere"
+    );
 }
 
 #[tokio::test]
@@ -222,4 +254,21 @@ async fn nobody_is_served_before_the_first_world_or_under_another_name() {
         refused(&discovery, Some(old)).await,
         Code::FailedPrecondition
     );
+}
+
+#[test]
+fn a_candidate_that_sidecars_would_refuse_is_blamed_on_what_changed() {
+    let (discovery, mut fixture) = shop();
+    let mesh = Arc::new(fixture.mesh.clone());
+    assert_eq!(discovery.validate(&mesh, &fixture.catalog), []);
+    let mut routes = canary(50);
+    let too_big = crate::model::StringMatch::Regex(".{1000}".repeat(20));
+    routes.http[0].matches[0].uri = Some(too_big);
+    fixture.put("shop", "user-service", Spec::VirtualService(routes));
+    let findings = discovery.validate(&mesh, &fixture.catalog);
+    assert_eq!(
+        findings[0].id.to_string(),
+        "VirtualService shop/user-service"
+    );
+    assert!(findings[0].message.contains("safe_regex"), "{findings:?}");
 }
