@@ -73,9 +73,14 @@ $(PEERS)/installed: tests/interop/requirements.txt | need-python3
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
+# One build for the demo, the suites that start programs, and the sizes they check.
+.PHONY: binaries
+binaries: need-cargo ## The programs as they ship
+	cargo build --locked --release --bin heddle-proxy --bin heddle-control-plane --bin heddle
+
 .PHONY: test
-test: need-cargo debian $(PEERS)/installed ## Every suite
-	HEDDLE_PEERS=$(CURDIR)/$(PEERS) cargo test --locked --workspace
+test: need-cargo debian $(PEERS)/installed binaries ## Every suite
+	HEDDLE_BIN=$(CURDIR)/target/release HEDDLE_PEERS=$(CURDIR)/$(PEERS) cargo test --locked --workspace
 
 SCENARIO ?= benches/load/scenarios/grpc-unary-mtls.yaml
 ROUNDS ?= 5

@@ -1,11 +1,13 @@
 //! What the suites share, and no test: a certificate authority, sidecars in this process,
-//! scripted applications, callers, and network namespaces.
+//! scripted applications, callers, network namespaces, and the real programs inside them.
 
 pub mod call;
 pub mod echo;
 pub mod fault;
 pub mod mesh;
 pub mod netns;
+pub mod node;
+pub mod process;
 
 use std::time::Duration;
 

@@ -11,19 +11,19 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File},
-    future::Future,
+    fs,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+
+use crate::process::{Process, User, checked};
 
 /// What a suite needs of the machine.
 #[derive(Clone, Copy, Debug)]
@@ -86,8 +86,11 @@ impl Lab {
         delete_stale()?;
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("{PREFIX}{}-{run}", std::process::id());
-        let node = Namespace::new(format!("{prefix}-node"))?;
         let directory = TempDir::new()?;
+        // Of every process: they ask the node, and a sidecar may answer instead.
+        let resolv_conf = format!("nameserver {NODE_V4}\noptions timeout:2 attempts:2\n");
+        fs::write(directory.path().join(RESOLV_CONF), resolv_conf)?;
+        let node = Namespace::new(format!("{prefix}-node"), directory.path())?;
         node.ip_batch(&format!(
             "link set lo up\n\
              link add br0 type bridge\n\
@@ -109,7 +112,7 @@ impl Lab {
     }
 
     fn add_pod(&self, prefix: &str, name: &str, number: u16) -> Result<Pod> {
-        let namespace = Namespace::new(format!("{prefix}-{name}"))?;
+        let namespace = Namespace::new(format!("{prefix}-{name}"), self.directory.path())?;
         let [high, low] = number.to_be_bytes();
         let v4 = Ipv4Addr::new(10, 77, high, low);
         let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number + 0x100);
@@ -155,12 +158,15 @@ impl Lab {
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
+    /// Bound over `/etc/resolv.conf` for its processes.
+    resolv_conf: PathBuf,
 }
 
 impl Namespace {
-    fn new(name: String) -> Result<Self> {
+    fn new(name: String, directory: &Path) -> Result<Self> {
         checked(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Self { name };
+        let resolv_conf = directory.join(RESOLV_CONF);
+        let namespace = Self { name, resolv_conf };
         ensure!(
             !is_root_namespace(&namespace.path())?,
             "{} is the root namespace",
@@ -183,12 +189,16 @@ impl Namespace {
     pub fn command(&self, user: User, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display()));
+        command.args(["unshare", "--mount", "sh", "-c"]);
+        command.arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"");
+        command.arg(&self.resolv_conf);
+        // A killed run leaves no process behind, which would keep its namespace alive.
+        command.args(["setpriv", "--pdeathsig=KILL"]);
         if let User::Unprivileged(uid) = user {
             command
-                .arg("setpriv")
                 .args([format!("--reuid={uid}"), format!("--regid={uid}")])
                 .args(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
-                .args(["--no-new-privs", "--pdeathsig=KILL"]);
+                .arg("--no-new-privs");
         }
         command.arg(program);
         command
@@ -240,12 +250,16 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // The next run deletes what could not be deleted now.
-        _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .stderr(Stdio::null())
-            .status();
+        delete(&self.name);
     }
+}
+
+/// Deletes a namespace; the next run deletes what could not be deleted now.
+fn delete(name: &str) {
+    _ = Command::new("ip")
+        .args(["netns", "del", name])
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// Whether this is the test's own namespace or the first process's, where no rule may appear.
@@ -272,7 +286,7 @@ fn delete_stale() -> Result<()> {
             && owner.parse::<u32>().is_ok()
             && !Path::new("/proc").join(owner).exists()
         {
-            drop(Namespace { name });
+            delete(&name);
         }
     }
     Ok(())
@@ -288,10 +302,16 @@ pub struct Pod {
     pub v6: Ipv6Addr,
     /// Where its processes run.
     pub namespace: Namespace,
+    /// Logs of its processes.
     directory: PathBuf,
 }
 
 impl Pod {
+    /// What the lab calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its address of one family.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -304,28 +324,16 @@ impl Pod {
     pub fn spawn<S: AsRef<OsStr>>(&self, what: &str, user: User, words: &[S]) -> Result<Process> {
         let (program, arguments) = words.split_first().context("a program to start")?;
         let log = self.directory.join(format!("{}-{what}.log", self.name));
-        let file = File::create(&log)?;
-        let child = self
-            .namespace
-            .command(user, program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("starting {what} in {}", self.name))?;
-        Ok(Process {
-            what: format!("{what} in {}", self.name),
-            child,
-            log,
-        })
+        let mut command = self.namespace.command(user, program);
+        let what = format!("{what} in {}", self.name);
+        Process::start(what, command.args(arguments), log)
     }
 
     /// Captures what passes the pod's interface into a file, whole packets, until dropped.
     pub async fn capture(&self, filter: &str) -> Result<Capture> {
         let file = self.directory.join(format!("{}.pcap", self.name));
         let path = file.to_string_lossy().into_owned();
-        let process = self.spawn(
+        let mut process = self.spawn(
             "tcpdump",
             User::Root,
             &[
@@ -348,23 +356,9 @@ impl Capture {
     /// Ends the capture and returns its bytes, in which a plaintext would be found.
     pub async fn finish(mut self) -> Result<Vec<u8>> {
         self.process.signal("INT")?;
-        let process = &mut self.process;
-        eventually(PATIENCE, "tcpdump writes its last packets", || {
-            let ended = process.has_ended();
-            async move { ended }
-        })
-        .await?;
+        self.process.ended().await?;
         Ok(fs::read(&self.file)?)
     }
-}
-
-/// As whom a process runs.
-#[derive(Clone, Copy, Debug)]
-pub enum User {
-    /// With all rights of the test.
-    Root,
-    /// With this user id and no capability, now or ever.
-    Unprivileged(u32),
 }
 
 /// An IP family.
@@ -376,152 +370,15 @@ pub enum Family {
     V6,
 }
 
-/// A process in a pod, killed on drop.
-#[derive(Debug)]
-pub struct Process {
-    what: String,
-    child: Child,
-    log: PathBuf,
-}
-
-impl Process {
-    /// What it has written.
-    pub fn log(&self) -> String {
-        fs::read(&self.log).map_or_else(
-            |error| error.to_string(),
-            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-        )
-    }
-
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Waits until it has written `text`; an error when it ends without.
-    pub async fn says(&self, text: &str) -> Result<()> {
-        let heard = eventually(PATIENCE, text, || {
-            let heard = self.log().contains(text);
-            async move { heard }
-        })
-        .await;
-        heard.with_context(|| format!("waiting for {}, which wrote: {}", self.what, self.log()))
-    }
-
-    /// Sends a signal by its name.
-    pub fn signal(&self, name: &str) -> Result<()> {
-        checked(Command::new("kill").args([format!("-{name}"), self.id().to_string()]))
-    }
-
-    /// Whether it is gone.
-    pub fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail only when it is gone already.
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
-/// A memory limit on processes, by cgroup v1, with the peak for a check afterwards.
-#[derive(Debug)]
-pub struct MemoryLimit {
-    directory: PathBuf,
-}
-
-impl MemoryLimit {
-    /// Makes a group with this limit.
-    pub fn new(bytes: u64) -> Result<Self> {
-        let run = RUNS.fetch_add(1, Ordering::Relaxed);
-        let directory = Path::new("/sys/fs/cgroup/memory")
-            .join(format!("{PREFIX}{}-{run}", std::process::id()));
-        fs::create_dir(&directory).context("making a cgroup v1 memory group")?;
-        let group = Self { directory };
-        fs::write(
-            group.directory.join("memory.limit_in_bytes"),
-            bytes.to_string(),
-        )?;
-        Ok(group)
-    }
-
-    /// Moves a process into the group.
-    pub fn add(&self, process: &Process) -> Result<()> {
-        Ok(fs::write(
-            self.directory.join("cgroup.procs"),
-            process.id().to_string(),
-        )?)
-    }
-
-    /// The most the group ever used, page cache included.
-    pub fn peak_bytes(&self) -> Result<u64> {
-        let peak = fs::read_to_string(self.directory.join("memory.max_usage_in_bytes"))?;
-        Ok(peak.trim().parse()?)
-    }
-}
-
-impl Drop for MemoryLimit {
-    fn drop(&mut self) {
-        // Fails while processes are inside; drop those first.
-        _ = fs::remove_dir(&self.directory);
-    }
-}
-
-/// Resident memory of a process in bytes, from `/proc/PID/status`.
-pub fn resident_bytes(process: &Process) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|value| value.split_whitespace().next())
-        .context("VmRSS in the process status")?;
-    Ok(kib.parse::<u64>()? << 10)
-}
-
-/// Waits for a condition of the outside world, asking again every few milliseconds.
-pub async fn eventually<F: Future<Output = bool>>(
-    patience: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> F,
-) -> Result<()> {
-    let asking = async {
-        while !condition().await {
-            tokio::time::sleep(POLL).await;
-        }
-    };
-    if tokio::time::timeout(patience, asking).await.is_err() {
-        bail!("not within {patience:?}: {what}");
-    }
-    Ok(())
-}
-
-fn checked(command: &mut Command) -> Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("running {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
-
 /// The node's address, which is every pod's router.
 pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// As [`NODE_V4`].
 pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 
-/// How long to wait for what takes milliseconds on an idle machine.
-pub const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Labs and groups of this process, for their names.
+/// Labs of this process, for their names.
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
+const RESOLV_CONF: &str = "resolv.conf";
 const PREFIX: &str = "heddle";
-const POLL: Duration = Duration::from_millis(10);
 const COMMAND_SECONDS_MAX: &str = "20";

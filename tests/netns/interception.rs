@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use heddle_tests::netns::{Family, Lab, NODE_V4, NODE_V6, Namespace, Pod, Process, User};
+use heddle_tests::{
+    netns::{Family, Lab, NODE_V4, NODE_V6, Namespace, Pod},
+    process::{Process, User},
+};
 
 use super::Case;
 
@@ -142,7 +145,7 @@ async fn check(row: &Row, backend: Backend, family: Family) -> Result<()> {
 }
 
 async fn start_app(pod: &Pod) -> Result<Process> {
-    let app = pod.spawn(
+    let mut app = pod.spawn(
         "app",
         User::Root,
         &[PROBE, "app", "[::]:8080", "[::]:9090", "[::]:53"],
@@ -160,7 +163,7 @@ async fn start_proxy(lab: &Lab, pod: &Pod) -> Result<Process> {
         )
     };
     let services = [service(Family::V4), service(Family::V6)];
-    let proxy = pod.spawn(
+    let mut proxy = pod.spawn(
         "proxy",
         PROXY,
         &[PROBE, "proxy", &services[0], &services[1]],

@@ -4,6 +4,7 @@
 //! Answers `--list` like a libtest binary, so that nextest runs each case in a process of its own.
 //! [`cases`] is the table of everything there is.
 
+mod application;
 mod interception;
 
 use std::{
@@ -36,7 +37,10 @@ impl Case {
 }
 
 fn cases() -> Vec<Case> {
-    interception::cases()
+    [interception::cases(), application::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,249 @@
+//! The sidecar's program: in a pod as the proxy's user without capabilities, behind the redirect
+//! rules; on loopback with a port for each purpose.
+
+use std::{fs, net::SocketAddr, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{Clock, ControlPlane, Place, give, merge, program, scratch};
+use crate::{
+    netns::Family,
+    process::{MemoryLimit, PATIENCE, Process, User, eventually},
+};
+
+/// Who a sidecar serves, as its token says.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload<'a> {
+    /// Unique in the namespace.
+    pub name: &'a str,
+    /// Of the identity.
+    pub namespace: &'a str,
+    /// Of the identity.
+    pub service_account: &'a str,
+    /// `key=value` each, fixed in the token.
+    pub labels: &'a [&'a str],
+    /// What it may register besides the address it calls from.
+    pub addresses: &'a [&'a str],
+    /// Which family it reaches the control plane by, and is registered with.
+    pub family: Family,
+}
+
+impl<'a> Workload<'a> {
+    /// A workload of an account, in the namespace `default`.
+    pub fn new(name: &'a str, service_account: &'a str, labels: &'a [&'a str]) -> Self {
+        Self {
+            name,
+            namespace: "default",
+            service_account,
+            labels,
+            addresses: &[],
+            family: Family::V4,
+        }
+    }
+}
+
+/// A sidecar with its state. No sidecar in any test may use more than [`MEMORY_BYTES_MAX`].
+#[derive(Debug)]
+pub struct Sidecar<'lab> {
+    place: Place<'lab>,
+    clock: Option<&'lab Clock>,
+    /// `/health/*` and `/metrics`, as seen from within its place.
+    health: SocketAddr,
+    /// The admin interface.
+    admin: SocketAddr,
+    directory: TempDir,
+    process: Process,
+    /// After the process, which must be gone before its group can be.
+    _memory: Option<MemoryLimit>,
+}
+
+impl<'lab> Sidecar<'lab> {
+    /// Starts one with a fresh token. `settings` are written over the test's own; without any it
+    /// intercepts. [`Sidecar::ready`] waits for it.
+    pub fn start(
+        plane: &ControlPlane<'lab>,
+        place: Place<'lab>,
+        workload: &Workload<'_>,
+        settings: &Value,
+    ) -> Result<Self> {
+        Self::start_with(plane, place, workload, settings, None)
+    }
+
+    /// As [`Sidecar::start`], by another clock.
+    pub fn start_with(
+        plane: &ControlPlane<'lab>,
+        place: Place<'lab>,
+        workload: &Workload<'_>,
+        settings: &Value,
+        clock: Option<&'lab Clock>,
+    ) -> Result<Self> {
+        let directory = scratch(PROXY)?;
+        let file = |name: &str| directory.path().join(name);
+        fs::write(file("token"), plane.token(workload)?)?;
+        give(&file("token"), PROXY)?;
+        fs::copy(plane.root(), file("root.pem")).context("copying the root certificate")?;
+        give(&file("root.pem"), PROXY)?;
+        let (health, admin) = (place.port(15020)?, place.port(15000)?);
+        let mut all = json!({
+            "control_plane": {
+                "addresses": [plane.address(workload.family).to_string()],
+                "trust_anchor": file("root.pem"),
+                "token_file": file("token"),
+            },
+            "workload": {
+                "namespace": workload.namespace,
+                "service_account": workload.service_account,
+                "name": workload.name,
+            },
+            "state": { "directory": file("state") },
+            "admin": { "listen": admin.to_string() },
+        });
+        if let Place::Loopback(_) = place {
+            merge(
+                &mut all,
+                &json!({ "telemetry": { "listen": health.to_string() } }),
+            );
+        }
+        merge(&mut all, settings);
+        fs::write(file("settings.json"), all.to_string())?;
+        // Where the machine has no such groups, the peak is still looked at.
+        let memory = MemoryLimit::new(MEMORY_BYTES_MAX).ok();
+        let process = launch(place, directory.path(), clock, memory.as_ref())?;
+        Ok(Self {
+            place,
+            clock,
+            health,
+            admin,
+            directory,
+            process,
+            _memory: memory,
+        })
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&mut self) -> Result<()> {
+        let ready = eventually(PATIENCE, "a sidecar is ready", || {
+            let ready = self.process.has_ended() || self.place.is_ok(self.health, "/health/ready");
+            async move { ready }
+        })
+        .await;
+        ready.with_context(|| self.process.log())?;
+        let has_ended = self.process.has_ended();
+        ensure!(!has_ended, "it ended: {}", self.process.log());
+        Ok(())
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Starts it again on the same state and settings.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process = launch(
+            self.place,
+            self.directory.path(),
+            self.clock,
+            self._memory.as_ref(),
+        )?;
+        Ok(())
+    }
+
+    /// Stops it with SIGTERM and waits for its drain; an error unless it ends well.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.process.signal("TERM")?;
+        let status = self.process.ended().await?;
+        ensure!(status.success(), "{status}: {}", self.process.log());
+        Ok(())
+    }
+
+    /// Its metrics in the Prometheus text form.
+    pub fn metrics(&self) -> Result<String> {
+        self.place.get(self.health, "/metrics")
+    }
+
+    /// The sum of a metric over all its series that have each of these labels (`key="value"`).
+    pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        sum(&self.metrics()?, name, labels)
+    }
+
+    /// A page of the admin interface.
+    pub fn admin(&self, path: &str) -> Result<String> {
+        self.place.get(self.admin, path)
+    }
+
+    /// Where `/health/*` and `/metrics` are, as seen from within its place.
+    pub fn health(&self) -> SocketAddr {
+        self.health
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> std::path::PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// The process that runs now, or the last one.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+fn launch(
+    place: Place<'_>,
+    directory: &Path,
+    clock: Option<&Clock>,
+    memory: Option<&MemoryLimit>,
+) -> Result<Process> {
+    let mut words = clock.map(Clock::words).unwrap_or_default();
+    words.push(program("heddle-proxy")?.display().to_string());
+    words.extend(["run".to_owned(), "--config".to_owned()]);
+    words.push(directory.join("settings.json").display().to_string());
+    let process = place.start("sidecar", PROXY, &words)?;
+    if let Some(memory) = memory {
+        memory.add(&process)?;
+    }
+    Ok(process)
+}
+
+/// The sum of the series of `name` that have all `labels`; an error when there is none of the
+/// name at all, which a typing error would look like.
+fn sum(metrics: &str, name: &str, labels: &[&str]) -> Result<f64> {
+    let mut series = metrics
+        .lines()
+        .filter(|line| line.starts_with(name))
+        .filter(|line| line[name.len()..].starts_with(['{', ' ']))
+        .peekable();
+    ensure!(series.peek().is_some(), "no metric {name} in {metrics}");
+    let mut sum = 0.0;
+    for line in series.filter(|line| labels.iter().all(|label| line.contains(label))) {
+        let value = line.rsplit(' ').next().context("a value")?;
+        sum += value.parse::<f64>().with_context(|| line.to_owned())?;
+    }
+    Ok(sum)
+}
+
+/// The user that the redirect rules except.
+pub(super) const PROXY: User = User::Unprivileged(1337);
+
+/// The ceiling of a sidecar under any test.
+pub const MEMORY_BYTES_MAX: u64 = 128 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_summed_over_the_series_that_have_the_labels() {
+        let metrics = "# TYPE a counter\na_total{b=\"1\",c=\"x\"} 2\na_total{b=\"2\"} 3\na_total_other 9\nplain 4\n";
+        let check = |name, labels: &[&str], expected| {
+            assert_eq!(sum(metrics, name, labels).ok(), expected, "{name}");
+        };
+        check("a_total", &[], Some(5.0));
+        check("a_total", &["b=\"1\"", "c=\"x\""], Some(2.0));
+        check("a_total", &["b=\"3\""], Some(0.0));
+        check("plain", &[], Some(4.0));
+        check("a", &[], None);
+    }
+}

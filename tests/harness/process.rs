@@ -1,0 +1,203 @@
+//! Processes that a test starts: killed on drop, their output in a file, their memory bounded.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// As whom a process runs.
+#[derive(Clone, Copy, Debug)]
+pub enum User {
+    /// With all rights of the test.
+    Root,
+    /// With this user id and no capability, now or ever.
+    Unprivileged(u32),
+}
+
+/// A process of a test, killed on drop.
+#[derive(Debug)]
+pub struct Process {
+    what: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; its output goes to the file `log`.
+    pub fn start(what: String, command: &mut Command, log: PathBuf) -> Result<Self> {
+        let file = File::create(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("starting {what}"))?;
+        Ok(Self { what, child, log })
+    }
+
+    /// What it has written.
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map_or_else(
+            |error| error.to_string(),
+            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has written `text`; an error when it ends without.
+    pub async fn says(&mut self, text: &str) -> Result<()> {
+        let heard = eventually(PATIENCE, text, || {
+            let heard = self.has_ended() || self.log().contains(text);
+            async move { heard }
+        })
+        .await;
+        let log = self.log();
+        heard.with_context(|| format!("waiting for {}, which wrote: {log}", self.what))?;
+        ensure!(log.contains(text), "{} ended and wrote: {log}", self.what);
+        Ok(())
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        checked(Command::new("kill").args([format!("-{name}"), self.id().to_string()]))
+    }
+
+    /// Whether it is gone.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        let what = format!("{} ends", self.what);
+        eventually(PATIENCE, &what, || {
+            let ended = self.has_ended();
+            async move { ended }
+        })
+        .await?;
+        self.child.try_wait()?.context("an end that was seen")
+    }
+
+    /// Ends it without a word.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// The most memory it ever had resident, in bytes.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .and_then(|value| value.split_whitespace().next());
+        let kib = kib.with_context(|| format!("{field} of {}", self.what))?;
+        Ok(kib.parse::<u64>()? << 10)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// A memory limit on processes, by cgroup v1, with the peak for a check afterwards.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    directory: PathBuf,
+}
+
+impl MemoryLimit {
+    /// Makes a group with this limit.
+    pub fn new(bytes: u64) -> Result<Self> {
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let directory =
+            Path::new("/sys/fs/cgroup/memory").join(format!("heddle{}-{run}", std::process::id()));
+        fs::create_dir(&directory).context("making a cgroup v1 memory group")?;
+        let group = Self { directory };
+        fs::write(
+            group.directory.join("memory.limit_in_bytes"),
+            bytes.to_string(),
+        )?;
+        Ok(group)
+    }
+
+    /// Moves a process into the group.
+    pub fn add(&self, process: &Process) -> Result<()> {
+        Ok(fs::write(
+            self.directory.join("cgroup.procs"),
+            process.id().to_string(),
+        )?)
+    }
+
+    /// The most the group ever used, page cache included.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        let peak = fs::read_to_string(self.directory.join("memory.max_usage_in_bytes"))?;
+        Ok(peak.trim().parse()?)
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        // Fails while processes are inside; drop those first.
+        _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// Waits for a condition of the outside world, asking again every few milliseconds.
+pub async fn eventually<F: Future<Output = bool>>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> Result<()> {
+    let asking = async {
+        while !condition().await {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    if tokio::time::timeout(patience, asking).await.is_err() {
+        bail!("not within {patience:?}: {what}");
+    }
+    Ok(())
+}
+
+/// Runs a command to its end; failure is an error with what it complained about.
+pub fn checked(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("running {command:?}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))
+}
+
+/// Groups of this process, for their names.
+static RUNS: AtomicU32 = AtomicU32::new(0);
+
+/// How long to wait for what takes milliseconds on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+const POLL: Duration = Duration::from_millis(10);
