@@ -90,6 +90,8 @@ pub struct Sent {
     pub response: Response<Incoming>,
     /// Who it is.
     pub peer: Peer,
+    /// Whether a sidecar of ours answered: its reason word is then to be believed.
+    pub is_sidecar: bool,
     /// To be held until the end of the body.
     pub lease: Lease,
 }
@@ -131,6 +133,7 @@ struct Channel {
 struct Http2 {
     sender: http2::SendRequest<Body>,
     peer: Peer,
+    is_sidecar: bool,
     streams: Cell<usize>,
     /// What the endpoint allows, as of now.
     streams_max: Rc<Cell<usize>>,
@@ -143,6 +146,7 @@ struct Http2 {
 struct Http1 {
     sender: http1::SendRequest<Body>,
     peer: Peer,
+    is_sidecar: bool,
     uses: u32,
     used: Instant,
     retire_at: Instant,
@@ -201,6 +205,7 @@ impl Channels {
                     return Ok(Sent {
                         response,
                         peer: lease.peer(),
+                        is_sidecar: lease.is_sidecar(),
                         lease,
                     });
                 }
@@ -357,7 +362,7 @@ impl Channels {
             channel.http2.borrow_mut().push(Rc::clone(&connection));
             return Ok(Lease::Http2(Http2Lease::new(connection, channel)));
         }
-        let connection = self.open_http1(stream, peer, slot, channel).await?;
+        let connection = self.open_http1(stream, peer, agreed, slot, channel).await?;
         Ok(Lease::Http1(Http1Lease {
             connection: Some(connection),
             channel: Rc::downgrade(channel),
@@ -445,6 +450,7 @@ impl Channels {
         Ok(Rc::new(Http2 {
             sender,
             peer,
+            is_sidecar: agreed.is_sidecar,
             streams: Cell::new(0),
             streams_max,
             uses: Cell::new(0),
@@ -457,6 +463,7 @@ impl Channels {
         &self,
         stream: Stream,
         peer: Peer,
+        agreed: Agreed,
         slot: Slot,
         channel: &Rc<Channel>,
     ) -> Result<Http1, ConnectError> {
@@ -477,6 +484,7 @@ impl Channels {
         Ok(Http1 {
             sender,
             peer,
+            is_sidecar: agreed.is_sidecar,
             uses: 0,
             used: clock::now(),
             retire_at: self.retire_at(),

@@ -157,6 +157,16 @@ impl ProxyError {
         }
     }
 
+    /// What the reason word of another sidecar proves: its application has not seen the
+    /// request, so another endpoint may be tried whatever the method.
+    pub fn unseen(reason: &[u8]) -> Option<Outcome> {
+        match reason {
+            b"connect" | b"connect_timeout" => Some(Outcome::ConnectFailed),
+            b"refused" => Some(Outcome::Refused),
+            _ => None,
+        }
+    }
+
     /// Answers an exchange.
     pub fn answer(self, mut exchange: Exchange) -> Response<Body> {
         exchange.failed(&self);

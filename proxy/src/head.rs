@@ -183,11 +183,11 @@ pub fn to_http1(request: &mut Request<Body>) {
     *request.uri_mut() = Uri::from(origin);
 }
 
-/// Readies a response head for the client. `keeps_reason`: it comes from a sidecar.
-pub fn clean_response<B>(response: &mut Response<B>, keeps_reason: bool) {
+/// Readies a response head for the client. The reason word of a sidecar is passed on.
+pub fn clean_response<B>(response: &mut Response<B>, is_from_sidecar: bool) {
     let is_upgrade = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
     strip(response.headers_mut(), is_upgrade);
-    if !keeps_reason {
+    if !is_from_sidecar {
         strip_ours(response.headers_mut());
     }
 }

@@ -362,8 +362,6 @@ impl Conn {
         Ok(Committed::alone(Reply {
             sent,
             attempt: None,
-            // The application is not a sidecar.
-            keeps_reason: false,
         }))
     }
 

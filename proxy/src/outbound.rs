@@ -15,8 +15,7 @@ use heddle_policy::{
     retry::{Attempted, Pushback, Retry, RetryDecision},
     route::Route,
     snapshot::{
-        CONNECT_TIMEOUT, DestinationKey, Target as Leads, Transport, UnknownDestination,
-        WeightedClusters,
+        CONNECT_TIMEOUT, DestinationKey, Target as Leads, UnknownDestination, WeightedClusters,
     },
 };
 use heddle_shell::clock;
@@ -36,7 +35,7 @@ use crate::{
     demand::Lookup,
     detect::{Rewound, Seen},
     drain::Phase,
-    error::{ConnectError, ProxyError},
+    error::{ConnectError, ProxyError, REASON},
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     head::{self, Head},
     intercept::{self, Leg},
@@ -422,16 +421,19 @@ fn judge(sent: Result<Sent, ProxyError>, mut attempt: Attempt, route: &Route) ->
     };
     let headers = sent.response.headers();
     let grpc_status = headers.get("grpc-status").map(http::HeaderValue::as_bytes);
-    let outcome = Outcome::response(sent.response.status().as_u16(), grpc_status);
+    let unseen = headers.get(REASON).filter(|_| sent.is_sidecar);
+    let unseen = unseen.and_then(|reason| ProxyError::unseen(reason.as_bytes()));
+    let answered = Outcome::response(sent.response.status().as_u16(), grpc_status);
+    let outcome = unseen.unwrap_or(answered);
     let pushback = headers.get("grpc-retry-pushback-ms");
     let pushback = pushback.map(|value| Pushback::parse(value.as_bytes()));
     let policy = route.retry.as_ref();
-    let is_retried = policy.is_some_and(|policy| outcome.is_retried(&policy.on));
+    let is_retried =
+        unseen.is_some() || policy.is_some_and(|policy| outcome.is_retried(&policy.on));
     if is_retried {
         attempt.report(outcome);
     }
     let reply = Reply {
-        keeps_reason: attempt.endpoint.config.transport != Transport::Plain,
         sent,
         attempt: Some(attempt),
     };

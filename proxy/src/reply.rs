@@ -23,8 +23,6 @@ pub struct Reply {
     pub sent: Sent,
     /// Outbound: reports what became of it.
     pub attempt: Option<Attempt>,
-    /// The endpoint is a sidecar, so its reason word is passed on.
-    pub keeps_reason: bool,
 }
 
 /// A response that is forwarded, with what is held until its end.
@@ -74,7 +72,7 @@ impl Committed {
     ) -> Response<Body> {
         let sent = self.reply.sent;
         let mut response = sent.response;
-        head::clean_response(&mut response, self.reply.keeps_reason);
+        head::clean_response(&mut response, sent.is_sidecar);
         let status = response.status();
         exchange.responded(status.as_u16(), response.headers());
         if exchange.record.direction == Direction::Outbound {

@@ -155,6 +155,27 @@ async fn an_endpoint_that_cannot_be_reached_is_no_retry() {
     assert!(attempts > 10, "the dead endpoint was never picked");
 }
 
+/// The sidecar of a dead application says so, and that proves that nothing was processed.
+#[tokio::test]
+async fn an_application_that_is_gone_loses_no_call_and_is_no_retry() {
+    let app = App::good(Speaks::Http2).await;
+    let authority = Authority::new();
+    let plan = Plan::default();
+    let gone = {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.local_addr().unwrap()
+    };
+    let dead = mesh::start_server(authority.credentials(ECHO), gone, &plan);
+    let alive = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+    let endpoints = [&dead, &alive].map(|server| server.plane.bound.inbound_ports[0]);
+    let client = mesh::start_client(authority.credentials(WEB), &endpoints, &plan);
+    let mut caller = Caller::http2(client.plane.bound.outbound_fixed[0]).await;
+    for _ in 0..20 {
+        assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+    }
+    assert_eq!(app.script.calls(), 20);
+}
+
 #[tokio::test]
 async fn a_deadline_is_a_status_before_and_after_the_head() {
     let app = App::start(Speaks::Http2, Script::new([Fault::Hang])).await;

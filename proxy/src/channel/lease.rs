@@ -68,6 +68,16 @@ impl Lease {
         }
     }
 
+    pub(super) fn is_sidecar(&self) -> bool {
+        match self {
+            Self::Http2(lease) => lease.connection.is_sidecar,
+            Self::Http1(lease) => lease
+                .connection
+                .as_ref()
+                .is_some_and(|connection| connection.is_sidecar),
+        }
+    }
+
     /// The connection is not to be used again.
     pub(super) fn spoil(&mut self) {
         match self {
