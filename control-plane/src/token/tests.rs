@@ -156,7 +156,11 @@ fn bytes_are_not_negotiable() {
     assert_eq!(verify(""), TokenError::Foreign);
     assert_eq!(verify("a.b.c"), TokenError::Foreign);
     assert_eq!(verify(&"a".repeat(BYTES_MAX + 1)), TokenError::TooLong);
-    assert_eq!(verify(&token[..token.len() - 4]), TokenError::Foreign);
+    // Cut short it may or may not still be base64.
+    assert!(matches!(
+        verify(&token[..token.len() - 4]),
+        TokenError::Foreign | TokenError::Signature
+    ));
     let mut changed = token.clone().into_bytes();
     let at = changed.len() - 10;
     changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
