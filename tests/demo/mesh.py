@@ -140,6 +140,7 @@ class Mesh:
             "runtime": {"workers": 1},
         }
         if self.lab.is_namespaced:
+            settings["traffic"] = {"outbound": f"[::]:{OUTBOUND_PORT}", "inbound": "[::]:15006"}
             return settings
         settings["workload"]["address"] = pod.address
         settings["traffic"] = {"mode": "ports"}
