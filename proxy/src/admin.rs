@@ -12,10 +12,9 @@
 
 use std::{
     convert::Infallible,
-    fmt::Write,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -30,6 +29,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tracing::{debug, warn};
 
 use crate::{
+    cluster::LiveEndpoint,
     health::Health,
     identity::Held,
     telemetry::{Telemetry, metrics::Text},
@@ -158,7 +158,7 @@ impl Admin {
             ("/metrics", &Method::GET) => self.metrics(),
             ("/config", &Method::GET) if is_admin => json_of(&config(&self.health.views.load())),
             ("/clusters", &Method::GET) if is_admin => {
-                json_of(&clusters(&self.health.views.load()))
+                json_of(&clusters(&self.health.views.load(), clock::now()))
             }
             ("/log-level", &Method::GET) if is_admin => text(StatusCode::OK, &self.filter.load()),
             ("/log-level", &Method::PUT) if is_admin => self.set_level(asked.body.trim()),
@@ -278,30 +278,28 @@ fn config(view: &View) -> Value {
     })
 }
 
-fn clusters(view: &View) -> Value {
+fn clusters(view: &View, now: Instant) -> Value {
     let mut all = serde_json::Map::new();
-    for live in view.destinations.values() {
-        for (name, cluster) in &live.config.clusters {
-            let endpoints: Vec<Value> = cluster
-                .endpoints
-                .iter()
-                .map(|endpoint| {
-                    json!({
-                        "address": endpoint.address.to_string(),
-                        "transport": format!("{:?}", endpoint.transport),
-                        "weight": endpoint.weight,
-                        "health": format!("{:?}", endpoint.health),
-                    })
+    for destination in view.destinations.values() {
+        for (name, cluster) in &destination.clusters {
+            let endpoint = |endpoint: &LiveEndpoint| {
+                json!({
+                    "address": endpoint.config.address.to_string(),
+                    "transport": format!("{:?}", endpoint.config.transport),
+                    "weight": endpoint.config.weight,
+                    "health": format!("{:?}", endpoint.config.health),
+                    "outstanding": endpoint.state.outstanding(),
+                    "is_ejected": endpoint.state.is_ejected(now),
                 })
-                .collect();
-            let mut limits = String::new();
-            _ = write!(limits, "{:?}", cluster.limits);
+            };
+            let endpoints: Vec<Value> = cluster.endpoints.iter().map(endpoint).collect();
+            let config = &cluster.config;
             all.insert(
                 name.to_string(),
                 json!({
-                    "balancing": format!("{:?}", cluster.balancing),
-                    "outlier": cluster.outlier.map(|outlier| format!("{outlier:?}")),
-                    "limits": limits,
+                    "balancing": format!("{:?}", config.balancing),
+                    "outlier": config.outlier.map(|outlier| format!("{outlier:?}")),
+                    "limits": format!("{:?}", config.limits),
                     "endpoints": endpoints,
                 }),
             );

@@ -161,7 +161,7 @@ impl ProxyError {
     /// request, so another endpoint may be tried whatever the method.
     pub fn unseen(reason: &[u8]) -> Option<Outcome> {
         match reason {
-            b"connect" | b"connect_timeout" => Some(Outcome::ConnectFailed),
+            b"connect" | b"connect_timeout" => Some(Outcome::Unreached),
             b"refused" => Some(Outcome::Refused),
             _ => None,
         }

@@ -22,6 +22,8 @@ pub enum Outcome {
     },
     /// No connection could be made: nothing was sent.
     ConnectFailed,
+    /// The endpoint's sidecar could not connect to its application: nothing was processed.
+    Unreached,
     /// REFUSED_STREAM, or a GOAWAY below the stream's id: nothing was processed
     /// (RFC 9113 sections 6.8 and 8.7).
     Refused,
@@ -70,7 +72,7 @@ impl Outcome {
                     Blame::Success
                 }
             }
-            Self::ConnectFailed | Self::Reset | Self::TimedOut => Blame::Failure,
+            Self::ConnectFailed | Self::Unreached | Self::Reset | Self::TimedOut => Blame::Failure,
             // A draining endpoint refuses streams and is well; one that refuses them all is
             // avoided by balancing.
             Self::Refused => Blame::Neutral,
@@ -84,7 +86,11 @@ impl Outcome {
     pub fn is_failure(self) -> bool {
         match self {
             Self::Response { status, grpc } => effective(status, grpc) >= 500,
-            Self::ConnectFailed | Self::Refused | Self::Reset | Self::TimedOut => true,
+            Self::ConnectFailed
+            | Self::Unreached
+            | Self::Refused
+            | Self::Reset
+            | Self::TimedOut => true,
             Self::Cancelled => false,
         }
     }
@@ -92,7 +98,7 @@ impl Outcome {
     /// Whether it is proven that no application code saw the request.
     pub fn is_unprocessed(self) -> bool {
         match self {
-            Self::ConnectFailed | Self::Refused => true,
+            Self::ConnectFailed | Self::Unreached | Self::Refused => true,
             Self::Response { .. } | Self::Reset | Self::TimedOut | Self::Cancelled => false,
         }
     }
@@ -109,7 +115,7 @@ impl Outcome {
                 }
                 None => response_is_retried(status, on),
             },
-            Self::ConnectFailed => on.connect_failure || on.server_error,
+            Self::ConnectFailed | Self::Unreached => on.connect_failure || on.server_error,
             Self::Refused => on.refused_stream || on.server_error,
             Self::Reset | Self::TimedOut => on.reset || on.server_error || on.gateway_error,
             Self::Cancelled => false,
@@ -193,6 +199,7 @@ mod tests {
             code(grpc::UNAVAILABLE),
             code(grpc::DEADLINE_EXCEEDED),
             Outcome::ConnectFailed,
+            Outcome::Unreached,
             Outcome::Reset,
             Outcome::TimedOut,
         ] {

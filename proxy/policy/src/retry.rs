@@ -215,6 +215,8 @@ impl<'a> Retry<'a> {
         let is_possible = match attempted.outcome {
             // Nothing was sent, so no body was consumed; the same endpoint would fail again.
             Outcome::ConnectFailed => self.tried.len() < attempted.endpoints,
+            // As above, but the body went as far as the endpoint's sidecar.
+            Outcome::Unreached => attempted.is_replayable && self.tried.len() < attempted.endpoints,
             // The only endpoint may refuse a stream because it retires the connection.
             Outcome::Refused => attempted.is_replayable,
             Outcome::Response { .. } | Outcome::Reset | Outcome::TimedOut | Outcome::Cancelled => {

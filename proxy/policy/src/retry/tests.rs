@@ -75,6 +75,7 @@ fn every_word_means_its_outcomes() {
         ("reset", Outcome::TimedOut, true),
         ("reset", http(503), false),
         ("connect-failure", Outcome::ConnectFailed, true),
+        ("connect-failure", Outcome::Unreached, true),
         ("connect-failure", Outcome::Reset, false),
         ("refused-stream", Outcome::Refused, true),
         ("retriable-4xx", http(409), true),
@@ -146,6 +147,7 @@ fn what_was_not_processed_is_tried_elsewhere_at_once() {
     let connect = failed(Outcome::ConnectFailed);
     let repicks = ["repick", "repick", "repick", "NotAsked"];
     check("reset", "POST", &[connect; 4], &repicks);
+    check("reset", "POST", &[failed(Outcome::Unreached); 4], &repicks);
     let both = ["repick", "repick", "repick", "retry", "retry", "Exhausted"];
     check("connect-failure", "POST", &[connect; 6], &both);
     let two = Attempted {
@@ -168,6 +170,12 @@ fn a_body_that_is_gone_cannot_be_sent_again() {
     };
     check("5xx", "GET", &[gone(http(503))], &["NotReplayable"]);
     check("5xx", "GET", &[gone(Outcome::Refused)], &["NotReplayable"]);
+    check(
+        "5xx",
+        "GET",
+        &[gone(Outcome::Unreached)],
+        &["NotReplayable"],
+    );
     check("5xx", "GET", &[gone(Outcome::ConnectFailed)], &["repick"]);
 }
 
