@@ -130,7 +130,7 @@ class Account:
             for failure in failures:
                 is_lost = any(kill.explains(failure, self.ledger) for kill in self.kills)
                 (self.lost if is_lost else self.failures).append(failure)
-        self.duplicates = sum(len(orders) for orders in self.ledger.duplicates().values())
+        self.duplicates = sum(len(orders) for orders in self.ledger.new_duplicates().values())
 
     # -- the promises of every act ---------------------------------------------------------------
 

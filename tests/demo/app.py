@@ -27,7 +27,7 @@ def command(control: Path, text: str) -> Json:
             conversation.connect(str(control))
             conversation.sendall(f"{text}\n".encode())
             with conversation.makefile() as lines:
-                answer = json.loads(lines.readline())
+                answer: Json = json.loads(lines.readline())
     except (OSError, ValueError) as error:
         raise AppError(f"{control.parent.name}: {text}: {error}") from error
     if "error" in answer:
@@ -63,6 +63,7 @@ class Ledger:
     journals: dict[str, tuple[str, Journal]]
     begun: dict[str, Counter[int]] = field(default_factory=dict)
     by_instance: dict[str, set[int]] = field(default_factory=dict)
+    _told: set[tuple[str, int]] = field(default_factory=set)
 
     def update(self) -> None:
         for instance, (service, journal) in self.journals.items():
@@ -70,13 +71,11 @@ class Ledger:
             self.begun.setdefault(service, Counter()).update(orders)
             self.by_instance.setdefault(instance, set()).update(orders)
 
-    def duplicates(self) -> dict[str, list[int]]:
-        """Orders that a service began more than once. Each must have begun at most once."""
+    def new_duplicates(self) -> dict[str, list[int]]:
+        """Orders that a service began more than once, each told once. There must be none."""
         found = {
-            service: [order for order, times in orders.items() if times > 1]
+            service: [order for order, times in orders.items() if times > 1 and (service, order) not in self._told]
             for service, orders in self.begun.items()
         }
+        self._told.update((service, order) for service, orders in found.items() for order in orders)
         return {service: orders for service, orders in found.items() if orders}
-
-    def counted(self, service: str) -> int:
-        return len(self.begun.get(service, ()))

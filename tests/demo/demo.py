@@ -28,8 +28,6 @@ from mesh import WORKLOADS, Binaries, Mesh
 from screen import Screen
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILE = "release"
-RATE = 700
 
 
 def main() -> int:
@@ -37,7 +35,7 @@ def main() -> int:
     screen = Screen()
     # Both end the run in order, as Ctrl-C does.
     for which in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(which, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        signal.signal(which, interrupt)
     try:
         for name in sweep():
             screen.step(f"removed what an earlier run left: {name}")
@@ -56,11 +54,17 @@ def main() -> int:
         screen.close()
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Runs Heddle's demonstration mesh.")
     parser.add_argument("--keep", action="store_true", help="leave the mesh running at the end")
     parser.add_argument("--stop", action="store_true", help="end a mesh that was left running")
     parser.add_argument("--ports", action="store_true", help="use ports also where namespaces would work")
+    parser.add_argument("--profile", default="release", help="how cargo builds (default: release)")
+    parser.add_argument("--rate", type=int, default=700, help="requests per second (default: 700)")
     parser.add_argument("--only", metavar="ACT", action="append", choices=[act.name for act in ACTS], help="play only this act")
     return parser.parse_args()
 
@@ -76,7 +80,7 @@ class Demo:
         self.mesh: Mesh | None = None
 
     def run(self) -> int:
-        built = build(self.screen)
+        built = build(self.screen, self.arguments.profile)
         refused = "asked for" if self.arguments.ports else namespaces_refused()
         if refused is None:
             self.screen.step("every pod is a network namespace with real redirect rules")
@@ -94,7 +98,7 @@ class Demo:
         mesh.start()
         self.mesh = mesh
         self.screen.step(f"{len(WORKLOADS)} workloads with their sidecars are ready")
-        mesh.app("client", f"rate {RATE}")
+        mesh.app("client", f"rate {self.arguments.rate}")
         ledger = mesh.ledger()
         self.screen.watch(self.table)
         held = 0
@@ -160,13 +164,13 @@ class Demo:
         print(f"  {Path(__file__).resolve()} --stop\n")
 
 
-def build(screen: Screen) -> Path:
+def build(screen: Screen, profile: str) -> Path:
     """Builds the programs; returns the directory they are in."""
     if shutil.which("cargo") is None:
         raise LabError("heddle is built with cargo, which is missing: install Rust with rustup (Debian: apt-get install rustup)")
     began = time.monotonic()
     programs = ["heddle-proxy", "heddle-control-plane", "heddle", "heddle-demo-app"]
-    command = ["cargo", "build", "--locked", "--profile", PROFILE]
+    command = ["cargo", "build", "--locked", "--profile", profile]
     for program in programs:
         command += ["--bin", program]
     screen.step(f"building ({' '.join(command)})")
@@ -174,7 +178,7 @@ def build(screen: Screen) -> Path:
         raise LabError("the build failed")
     screen.step(f"built in {time.monotonic() - began:.0f} s")
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return ROOT / target / PROFILE
+    return ROOT / target / ("debug" if profile == "dev" else profile)
 
 
 def reachable(built: Path, lab: Lab) -> Binaries:

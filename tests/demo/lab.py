@@ -177,7 +177,9 @@ class Lab:
                 raise LabError(f"{name} ended with code {process.returncode}; its last words:\n{tail}")
 
     def destroy(self) -> None:
-        """Ends every process, the ones the last started first, and removes what was made."""
+        """Ends every process, the last started first, and removes what was made."""
+        # Half an end would be worse than a late one.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         end(self.started)
         for process in self.processes.values():
             process.wait()

@@ -156,7 +156,7 @@ class Mesh:
 
     def start_sidecar(self, name: str) -> None:
         config = self.lab.directory / name / "sidecar" / "proxy.yaml"
-        program = [self.binaries.proxy, "--config", config]
+        program: list[str | Path] = [self.binaries.proxy, "--config", config]
         self.lab.start(f"{name}.sidecar", self.pods[name].enter(program, PROXY_UID))
 
     def start_app(self, workload: Workload) -> None:
@@ -213,7 +213,8 @@ class Mesh:
         arguments = [part for key, value in labels.items() for part in ("--label", f"{key}={value}")]
         if name is not None:
             arguments += ["--address", self.pods[name].address]
-        return self.heddle_json("token", service_account, *arguments)
+        token: Json = self.heddle_json("token", service_account, *arguments)
+        return token
 
     def split(self, **percents: int) -> None:
         """Sets the weights of both routes and waits until every sidecar has them."""
@@ -242,8 +243,9 @@ class Mesh:
 
     def call(self, *arguments: str) -> Json:
         """One call from the stranger's pod, which has no sidecar."""
-        program = [self.binaries.app, "call", *arguments]
-        return json.loads(run(self.pods["stranger"].enter(program)))
+        program: list[str | Path] = [self.binaries.app, "call", *arguments]
+        answer: Json = json.loads(run(self.pods["stranger"].enter(program)))
+        return answer
 
     def root(self) -> Path:
         """The mesh's root certificate, as a user has it."""

@@ -8,6 +8,7 @@ import ssl
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lab import Pod
 
@@ -68,7 +69,7 @@ def shake(context: ssl.SSLContext, address: str, identity: str) -> str:
     with socket.create_connection((host, int(port)), PATIENCE_S) as plain:
         # The sidecar's certificate is there and verified before it asks for ours, which we lack.
         with context.wrap_socket(plain) as tls:
-            certificate = tls.getpeercert() or {}
+            certificate: dict[str, Any] = dict(tls.getpeercert() or {})
     uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
     if uris != [identity]:
         raise ValueError(f"presents {uris}, not {identity}")
