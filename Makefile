@@ -41,7 +41,7 @@ clippy: need-cargo
 
 .PHONY: doc
 doc: need-cargo
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked --document-private-items
 
 .PHONY: deny
 deny: $(TOOLS)/bin/cargo-deny
