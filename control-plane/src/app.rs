@@ -4,7 +4,10 @@ mod rotation;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use heddle_proto::v1::{self, certificate_authority_server::CertificateAuthorityServer};
+use heddle_proto::v1::{
+    self, certificate_authority_server::CertificateAuthorityServer, config_server::ConfigServer,
+    registry_server::RegistryServer, status_server::StatusServer, traffic_server::TrafficServer,
+};
 use heddle_shell::{
     clock,
     publish::Published,
@@ -20,7 +23,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::Router};
 use tracing::{error, info};
 
 use crate::{
@@ -30,15 +33,24 @@ use crate::{
         Own, OwnError, Pace, Parts,
     },
     config::Config,
+    config_api::{ConfigService, Desired, Validate},
+    discovery::Discovery,
     files::{self, FileError},
+    follow::Follower,
     health::{self, Health},
+    model::Unreadable,
+    registry::Registry,
+    status::StatusService,
     store::{
         Store, StoreError,
+        measured::Measured,
         redb::{RedbStore, Retention},
     },
+    streams::Streams,
     telemetry::Metrics,
     tls_listener::{Established, TlsListener},
     token::{TokenKeyError, Tokens},
+    traffic_api::{Activation, TrafficService},
 };
 use rotation::Rotation;
 
@@ -52,11 +64,13 @@ const HEADER_BYTES_MAX: u32 = 32 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is kept of the past.
-const RETENTION: Retention = Retention {
-    revisions: 10_000,
-    states_per_key: 100,
-};
+/// For the last writes of streams, at a stop.
+const STREAMS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Largest requests: documents, a sidecar's first report, and everything else.
+const CONFIG_BYTES_MAX: usize = 16 << 20;
+const REPORT_BYTES_MAX: usize = 8 << 20;
+const REQUEST_BYTES_MAX: usize = 256 << 10;
 
 /// A running control plane. Dropping it stops it at once; [`ControlPlane::stop`] does so
 /// gracefully.
@@ -69,6 +83,7 @@ pub struct ControlPlane {
     stopping: watch::Sender<bool>,
     drain: Duration,
     servers: Tasks,
+    streams: Streams,
     background: Tasks,
     store: Arc<RedbStore>,
     _lock: files::Lock,
@@ -83,6 +98,9 @@ pub enum StartError {
     /// The store.
     #[error("opening the store")]
     Store(#[from] StoreError),
+    /// What is stored.
+    #[error("reading what is stored")]
+    Unreadable(#[from] Unreadable),
     /// Root or intermediate.
     #[error(transparent)]
     Material(#[from] MaterialError),
@@ -121,6 +139,7 @@ struct Core {
     ledger: Ledger,
     tokens: Arc<Tokens>,
     store: Arc<dyn Store>,
+    discovery: Arc<Discovery>,
 }
 
 impl ControlPlane {
@@ -133,9 +152,9 @@ impl ControlPlane {
         let lock = files::lock(&config.data_directory)?;
         let store = Arc::new(RedbStore::open(
             &config.data_directory.join("heddle.redb"),
-            RETENTION,
+            Retention::default(),
         )?);
-        let core = Core::open(&config, Arc::clone(&store) as Arc<dyn Store>).await?;
+        let core = Core::open(&config, Arc::clone(&store)).await?;
         let own = Own::new(Arc::clone(&core.authority), &config.trust_domain);
         let identity = own.issue(wall)?;
         let mut administrator = Administrator::new(
@@ -149,6 +168,14 @@ impl ControlPlane {
             &core.bundle,
         )?));
 
+        // Before a port is open: nothing is served from half a store.
+        let follower = Follower::open(
+            Arc::clone(&core.store),
+            Arc::clone(&core.discovery),
+            config.mesh.clone(),
+            Arc::clone(&core.metrics),
+        )
+        .await?;
         let grpc = listen("listen.grpc", config.grpc).await?;
         let http = listen("listen.http", config.http).await?;
         let (stopping, _) = watch::channel(false);
@@ -157,6 +184,7 @@ impl ControlPlane {
             http: address(&http, config.http),
             drain: config.drain,
             servers: Tasks::new(),
+            streams: Streams::default(),
             background: Tasks::new(),
             store,
             _lock: lock,
@@ -175,6 +203,7 @@ impl ControlPlane {
             metrics: core.metrics,
         };
         control_plane.background.spawn("rotation", rotation.run());
+        control_plane.background.spawn("follow", follower.run());
         info!(grpc = %control_plane.grpc, http = %control_plane.http, "serving");
         Ok(control_plane)
     }
@@ -184,6 +213,8 @@ impl ControlPlane {
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
         self.servers.finish(self.drain).await;
+        // They end with their sessions; what is left is what they write last.
+        self.streams.finish(STREAMS_PATIENCE).await;
         self.background.finish(Duration::ZERO).await;
         match Arc::try_unwrap(self.store) {
             Ok(store) => store.close().await,
@@ -218,7 +249,12 @@ impl ControlPlane {
             .layer(GateLayer(Arc::new(gate)))
             .add_service(health_service)
             .add_service(reflection)
-            .add_service(CertificateAuthorityServer::new(core.certificates(config)));
+            .add_service(
+                CertificateAuthorityServer::new(core.certificates(config))
+                    .max_decoding_message_size(REQUEST_BYTES_MAX),
+            )
+            .add_service(core.discovery.service());
+        let router = self.with_api(router, core, config);
 
         let (established, connections) =
             mpsc::channel::<io::Result<Established>>(ESTABLISHED_QUEUE);
@@ -248,6 +284,38 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Desired state, registrations and reports.
+    fn with_api<L>(&self, router: Router<L>, core: &Core, config: &Config) -> Router<L> {
+        let (discovery, mesh) = (Arc::clone(&core.discovery), Arc::new(config.mesh.clone()));
+        let validate: Validate = Arc::new(move |candidate| discovery.validate(&mesh, candidate));
+        let desired = Arc::new(Desired::new(Arc::clone(&core.store), validate));
+        let activation = Arc::clone(&core.discovery) as Arc<dyn Activation>;
+        let registry = Registry::new(
+            Arc::clone(&core.store),
+            Arc::clone(&core.discovery),
+            Arc::clone(&core.metrics),
+            config.registration_grace,
+            self.streams.clone(),
+        );
+        registry.await_return();
+        let status = StatusService::new(
+            Arc::clone(&core.discovery),
+            Arc::clone(&core.metrics),
+            self.streams.clone(),
+        );
+        router
+            .add_service(
+                ConfigServer::new(ConfigService::new(Arc::clone(&desired)))
+                    .max_decoding_message_size(CONFIG_BYTES_MAX),
+            )
+            .add_service(
+                TrafficServer::new(TrafficService::new(desired, activation))
+                    .max_decoding_message_size(REQUEST_BYTES_MAX),
+            )
+            .add_service(RegistryServer::new(registry).max_decoding_message_size(REQUEST_BYTES_MAX))
+            .add_service(StatusServer::new(status).max_decoding_message_size(REPORT_BYTES_MAX))
+    }
+
     fn serve_http(&mut self, core: &Core, listener: TcpListener) {
         let router = health::router(Health {
             stopping: self.stopping.subscribe(),
@@ -265,8 +333,10 @@ impl ControlPlane {
 }
 
 impl Core {
-    async fn open(config: &Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
+    async fn open(config: &Config, store: Arc<RedbStore>) -> Result<Self, StartError> {
         let wall = clock::wall();
+        let metrics = Metrics::new();
+        let store: Arc<dyn Store> = Arc::new(Measured::new(store, Arc::clone(&metrics)));
         let authority = Authority::open(
             &config.authority,
             &config.data_directory,
@@ -281,7 +351,8 @@ impl Core {
         )
         .await?;
         Ok(Self {
-            metrics: Metrics::new(),
+            discovery: Discovery::new(Arc::clone(&metrics)),
+            metrics,
             authority: Arc::new(authority),
             bundle: Arc::new(bundle),
             ledger: Ledger::new(Arc::clone(&store)),

@@ -37,6 +37,8 @@ mod wire;
 
 use address::Target;
 
+pub use address::host_of;
+
 /// What a client is, as far as its resources depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

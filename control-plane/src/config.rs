@@ -1,6 +1,7 @@
 //! Settings: what the file and the environment say ([`RawConfig`]) becomes what the program
 //! runs on ([`Config`]), or the list of everything that is wrong with it.
 
+mod mesh;
 mod span;
 
 use std::{
@@ -14,6 +15,9 @@ use std::{
 use heddle_policy::spiffe::TrustDomain;
 use serde::{Deserialize, Serialize};
 
+use crate::world::Mesh;
+
+use mesh::RawMesh;
 use span::{HOUR, MINUTE, Span};
 
 /// Settings as written. Everything has a default; `heddle-control-plane config --print` shows
@@ -23,6 +27,7 @@ use span::{HOUR, MINUTE, Span};
 pub struct RawConfig {
     data_directory: Option<PathBuf>,
     trust_domain: Option<String>,
+    mesh: Option<RawMesh>,
     listen: Option<RawListen>,
     authority: Option<RawAuthority>,
     tokens: Option<RawTokens>,
@@ -74,6 +79,8 @@ pub struct Config {
     pub data_directory: PathBuf,
     /// Of every identity it issues.
     pub trust_domain: TrustDomain,
+    /// The mesh as a whole.
+    pub mesh: Mesh,
     /// gRPC over TLS. Loopback unless told.
     pub grpc: SocketAddr,
     /// Health and metrics, plain HTTP. Loopback unless told.
@@ -82,7 +89,7 @@ pub struct Config {
     pub authority: Authority,
     /// Workload tokens.
     pub tokens: Tokens,
-    /// How long a registration outlives its stream.
+    /// How long a registration outlives its stream; at least 1 s, or nothing.
     pub registration_grace: Duration,
     /// How long a stop waits for streams to end.
     pub drain: Duration,
@@ -170,12 +177,14 @@ impl Config {
         let f = &mut faults;
         let listen = raw.listen.clone().unwrap_or_default();
         let registry = raw.registry.clone().unwrap_or_default();
+        let trust_domain = trust_domain(f, raw.trust_domain.as_deref());
         let config = Self {
             data_directory: raw
                 .data_directory
                 .clone()
                 .unwrap_or_else(|| "heddle-data".into()),
-            trust_domain: trust_domain(f, raw.trust_domain.as_deref()),
+            mesh: mesh::check(f, &raw.mesh.clone().unwrap_or_default(), &trust_domain),
+            trust_domain,
             grpc: address(f, "listen.grpc", listen.grpc.as_deref(), 15012),
             http: address(f, "listen.http", listen.http.as_deref(), 15014),
             authority: Authority::new(f, &raw.authority.clone().unwrap_or_default()),
@@ -212,6 +221,7 @@ impl Config {
         RawConfig {
             data_directory: Some(self.data_directory.clone()),
             trust_domain: Some(self.trust_domain.to_string()),
+            mesh: Some(mesh::to_raw(&self.mesh)),
             listen: Some(RawListen {
                 grpc: Some(self.grpc.to_string()),
                 http: Some(self.http.to_string()),
@@ -475,7 +485,7 @@ mod tests {
     #[test]
     fn what_is_printed_is_what_was_read() {
         let config = Config::new(&raw(
-            "authority: {leaf_lifetime: 20s, root_certificate: a, root_key: b}\ndrain: 1500ms",
+            "authority: {leaf_lifetime: 20s, root_certificate: a, root_key: b}\ndrain: 1500ms\nmesh: {cidrs: [10.0.0.0/8], unknown_destinations: registry_only}",
         ))
         .unwrap();
         let printed = serde_saphyr::to_string(&config.to_raw()).unwrap();

@@ -23,7 +23,7 @@ use heddle_proto::xds::envoy::service::discovery::v3::{
 };
 use heddle_shell::clock;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -42,6 +42,7 @@ use crate::{
         proxies::{Proxies, StreamId},
         stream::Form,
     },
+    telemetry::{Metrics, StreamKind},
     world::{Topic, World},
 };
 
@@ -53,6 +54,9 @@ pub struct Discovery {
     /// Who is connected.
     pub proxies: Arc<Proxies>,
     index: Mutex<Index>,
+    metrics: Arc<Metrics>,
+    /// Tells of every new world.
+    worlds: watch::Sender<()>,
 }
 
 /// Which streams depend on what.
@@ -72,11 +76,13 @@ struct Wake {
 
 impl Discovery {
     /// Without a world: streams are refused.
-    pub fn new() -> Arc<Self> {
+    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             compiler: Mutex::new(None),
             proxies: Arc::default(),
             index: Mutex::default(),
+            metrics,
+            worlds: watch::Sender::new(()),
         })
     }
 
@@ -93,6 +99,7 @@ impl Discovery {
         let world = Arc::new(world);
         let Some(compiler) = self.compiler() else {
             *self.compiler.lock() = Some(Arc::new(Compiler::new(world)));
+            self.worlds.send_replace(());
             self.proxies.changed();
             return;
         };
@@ -104,7 +111,13 @@ impl Discovery {
         };
         let changed = compiler.advance(world);
         self.index.lock().wake(&changed, patience);
+        self.worlds.send_replace(());
         self.proxies.changed();
+    }
+
+    /// Told of every new world; several may be told as one.
+    pub fn worlds(&self) -> watch::Receiver<()> {
+        self.worlds.subscribe()
     }
 
     /// What compiles; `None` before the first world.
@@ -222,6 +235,7 @@ impl Service {
             form,
             requests: request.into_inner(),
             responses,
+            counted: self.discovery.metrics.stream(StreamKind::Discovery),
         };
         serve::spawn(task);
         Ok(Response::new(ReceiverStream::new(stream)))

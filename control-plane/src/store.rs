@@ -11,6 +11,7 @@
 
 pub mod conformance;
 pub mod election;
+pub mod measured;
 pub mod redb;
 
 use std::{fmt, sync::Arc, time::Duration};

@@ -1,12 +1,14 @@
 //! What the control plane counts, for Prometheus. Every label comes from a closed enum.
 
 use std::{
+    fmt::{self, Write},
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
+use heddle_policy::snapshot::xds::ResourceType;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
@@ -20,6 +22,8 @@ pub struct Metrics {
     requests_refused: Family<RequestRefusalLabel, Counter>,
     handshakes_failed: Family<HandshakeFailureLabel, Counter>,
     streams: Family<StreamLabel, Gauge>,
+    xds_responses: Family<TypeLabel, Counter>,
+    xds_rejections: Family<TypeLabel, Counter>,
     registration_refusals: Counter,
     pub(crate) connections: Gauge,
     pub(crate) registrations: Gauge,
@@ -29,7 +33,7 @@ pub struct Metrics {
 }
 
 /// What a certificate was issued on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProofKind {
     /// A bearer token.
     Token,
@@ -38,7 +42,7 @@ pub enum ProofKind {
 }
 
 /// Why `Issue` refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IssueRefusal {
     /// The last token proof is too old.
     ProofTooOld,
@@ -51,7 +55,7 @@ pub enum IssueRefusal {
 }
 
 /// Why the gate refused a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RequestRefusal {
     /// A token that is not good.
     Token,
@@ -72,7 +76,7 @@ pub enum RequestRefusal {
 }
 
 /// Why a connection came to nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HandshakeFailure {
     /// It took too long.
     Timeout,
@@ -83,7 +87,7 @@ pub enum HandshakeFailure {
 }
 
 /// Long streams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamKind {
     /// `WatchTrustBundle`.
     TrustBundle,
@@ -91,6 +95,48 @@ pub enum StreamKind {
     Registration,
     /// `Report`.
     Report,
+    /// ADS, of either form.
+    Discovery,
+}
+
+/// How a closed set reads in labels.
+macro_rules! label_values {
+    ($($set:ident { $($value:ident => $word:literal),+ $(,)? })+) => {$(
+        impl EncodeLabelValue for $set {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                encoder.write_str(match self {
+                    $(Self::$value => $word,)+
+                })
+            }
+        }
+    )+};
+}
+
+label_values! {
+    ProofKind { Token => "token", Certificate => "certificate" }
+    IssueRefusal {
+        ProofTooOld => "proof_too_old",
+        Paced => "paced",
+        Request => "request",
+        Internal => "internal",
+    }
+    RequestRefusal {
+        Token => "token",
+        Certificate => "certificate",
+        ProofsDiffer => "proofs_differ",
+        ProofEnded => "proof_ended",
+        Unproven => "unproven",
+        NotPermitted => "not_permitted",
+        UnknownMethod => "unknown_method",
+        Unavailable => "unavailable",
+    }
+    HandshakeFailure { Timeout => "timeout", Tls => "tls", Overloaded => "overloaded" }
+    StreamKind {
+        TrustBundle => "trust_bundle",
+        Registration => "registration",
+        Report => "report",
+        Discovery => "discovery",
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -118,6 +164,12 @@ struct StreamLabel {
     kind: StreamKind,
 }
 
+/// Label of what is counted by xDS type.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
 /// Counts a stream for as long as it lives.
 #[derive(Debug)]
 pub struct OpenStream(Gauge);
@@ -135,6 +187,8 @@ impl Metrics {
             requests_refused: Family::default(),
             handshakes_failed: Family::default(),
             streams: Family::default(),
+            xds_responses: Family::default(),
+            xds_rejections: Family::default(),
             registration_refusals: Counter::default(),
             connections: Gauge::default(),
             registrations: Gauge::default(),
@@ -169,6 +223,16 @@ impl Metrics {
             self.handshakes_failed.clone(),
         );
         r.register("streams", "Open streams, by kind", self.streams.clone());
+        r.register(
+            "xds_responses",
+            "Responses sent over ADS, by type",
+            self.xds_responses.clone(),
+        );
+        r.register(
+            "xds_rejections",
+            "Responses that clients refused (NACK), by type",
+            self.xds_rejections.clone(),
+        );
         r.register(
             "registration_refusals",
             "Registrations refused",
@@ -232,6 +296,22 @@ impl Metrics {
         self.handshakes_failed
             .get_or_create(&HandshakeFailureLabel { reason })
             .inc();
+    }
+
+    /// A response was sent over ADS.
+    pub fn pushed(&self, kind: ResourceType) {
+        let label = TypeLabel {
+            r#type: kind.word(),
+        };
+        self.xds_responses.get_or_create(&label).inc();
+    }
+
+    /// A response was refused by its client.
+    pub fn rejected(&self, kind: ResourceType) {
+        let label = TypeLabel {
+            r#type: kind.word(),
+        };
+        self.xds_rejections.get_or_create(&label).inc();
     }
 
     /// A registration was refused.

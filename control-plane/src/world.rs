@@ -229,7 +229,7 @@ impl World {
 
     /// Every host whose endpoints depend on a workload: it selects its labels, or has an endpoint
     /// at its address.
-    fn hosts_touched_by(&self, workload: &Workload) -> BTreeSet<Host> {
+    pub fn hosts_touched_by(&self, workload: &Workload) -> BTreeSet<Host> {
         let mut hosts: BTreeSet<Host> = self
             .services_in(workload.namespace())
             .filter(|(_, service)| selects(service, &workload.labels))
@@ -347,7 +347,7 @@ impl World {
             transport,
             labels: entry.labels.clone(),
             weight: entry.weight.unwrap_or(NonZeroU32::MIN),
-            health: Health::Healthy,
+            health: registered.map_or(Health::Healthy, |workload| workload.health),
         })
     }
 

@@ -439,7 +439,7 @@ async fn garbage_is_closed_and_others_are_served() {
     running.identity("web").await;
     let metrics = running.get("/metrics").await;
     assert!(
-        metrics.contains("handshakes_failed_total{reason=\"Tls\"} 3"),
+        metrics.contains("handshakes_failed_total{reason=\"tls\"} 3"),
         "{metrics}"
     );
 }
@@ -503,7 +503,7 @@ async fn health_and_metrics_are_served() {
         "{detailed}"
     );
     let metrics = running.get("/metrics").await;
-    let issued = "heddle_control_plane_certificates_issued_total{proof=\"Token\"} 1";
+    let issued = "heddle_control_plane_certificates_issued_total{proof=\"token\"} 1";
     assert!(metrics.contains(issued), "{metrics}");
     assert!(running.get("/nothing").await.starts_with("HTTP/1.1 404"));
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
+use super::endpoints::MESHED_ONLY;
 use crate::{
     model::{Host, ServiceEntry, ServicePort, Subset},
     world::{Instance, Topic, World},
@@ -93,6 +94,13 @@ pub(super) fn host_port(name: &str) -> Option<(&str, u16)> {
     let (host, text) = name.rsplit_once(':')?;
     let port: u16 = text.parse().ok()?;
     (!host.is_empty() && port != 0 && port.to_string() == text).then_some((host, port))
+}
+
+/// The host in the name of a route, a cluster or its endpoints.
+pub fn host_of(name: &str) -> Option<&str> {
+    let name = name.strip_suffix(MESHED_ONLY).unwrap_or(name);
+    let name = name.split_once('#').map_or(name, |(name, _)| name);
+    host_port(name).map(|(host, _)| host)
 }
 
 /// Notes a host.

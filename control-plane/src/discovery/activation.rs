@@ -7,7 +7,7 @@ use heddle_policy::snapshot::xds::{ResourceName, ResourceType};
 use heddle_shell::clock;
 use tonic::async_trait;
 
-use super::Discovery;
+use super::{Discovery, proxies::HEDDLE};
 use crate::{
     compile::{self, Compiler, Flavour, Node},
     model::{Catalog, Host, Kind, Labels, ResourceId, check::Finding},
@@ -54,9 +54,12 @@ impl Discovery {
                 name: format!("{host}:{}", port.number).into(),
             };
             let newest = version(&compiler, &routes);
-            for holder in self.proxies.holders(&routes) {
-                let is_active = is_served && holder.active == newest;
-                *holders.entry(holder.node_id).or_insert(true) &= is_active;
+            for held in self.proxies.held(|name| *name == routes) {
+                // Others do not report.
+                if held.flavour == HEDDLE {
+                    let is_active = is_served && held.in_force == newest;
+                    *holders.entry(held.node_id).or_insert(true) &= is_active;
+                }
             }
         }
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

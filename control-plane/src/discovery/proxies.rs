@@ -30,7 +30,9 @@ pub struct Proxies {
 struct State {
     next_stream: u64,
     streams: BTreeMap<StreamId, Connected>,
-    reports: HashMap<Arc<str>, Reported>,
+    next_report: u64,
+    /// By node id, with the stream that reports.
+    reports: HashMap<Arc<str>, (u64, Reported)>,
 }
 
 /// Names one ADS stream of this process.
@@ -79,13 +81,26 @@ pub struct Reported {
     pub trust_bundle_revision: u64,
 }
 
-/// How far one sidecar is with one resource.
+/// Names one report stream of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Its node id.
+pub struct ReportId {
+    node_id: Arc<str>,
+    number: u64,
+}
+
+/// How far one client is with one resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The client's node id.
     pub node_id: Arc<str>,
-    /// The version it reports as active.
-    pub active: Option<Arc<str>>,
+    /// `heddle`, `envoy` or `grpc`.
+    pub flavour: &'static str,
+    /// The resource.
+    pub name: ResourceName,
+    /// The version it was sent last; never "does not exist".
+    pub sent: Arc<str>,
+    /// The version it goes by: what a sidecar reports as active, what others have accepted.
+    pub in_force: Option<Arc<str>>,
 }
 
 impl Proxies {
@@ -124,7 +139,6 @@ impl Proxies {
         self.each(id, kind, what, |versions, version| {
             versions.sent.clone_from(version);
         });
-        self.changed();
     }
 
     /// A response was accepted.
@@ -183,12 +197,7 @@ impl Proxies {
             };
             note(stream.held.entry(name).or_default(), version);
         }
-    }
-
-    /// A sidecar reports. The caller has checked that `node_id` is the reporter's own, bounds the
-    /// report, and calls [`Proxies::forget_report`] when its stream ends.
-    pub fn report(&self, node_id: &str, update: impl FnOnce(&mut Reported)) {
-        update(self.state.lock().reports.entry(node_id.into()).or_default());
+        drop(state);
         self.changed();
     }
 
@@ -202,29 +211,71 @@ impl Proxies {
         self.changed.subscribe()
     }
 
-    /// A report stream has ended.
-    pub fn forget_report(&self, node_id: &str) {
-        self.state.lock().reports.remove(node_id);
+    /// A report stream begins with its first report. It replaces an older one of the node. The
+    /// caller has checked that `node_id` is the reporter's own.
+    pub fn report_first(&self, node_id: &str, report: Reported) -> ReportId {
+        let mut state = self.state.lock();
+        state.next_report += 1;
+        let id = ReportId {
+            node_id: node_id.into(),
+            number: state.next_report,
+        };
+        state
+            .reports
+            .insert(Arc::clone(&id.node_id), (id.number, report));
+        drop(state);
+        self.changed();
+        id
     }
 
-    /// The sidecars that were sent a resource.
-    pub fn holders(&self, name: &ResourceName) -> Vec<Holder> {
-        let state = self.state.lock();
-        let mut holders: BTreeMap<Arc<str>, Holder> = BTreeMap::new();
-        for stream in state.streams.values() {
-            let has_it = stream
-                .held
-                .get(name)
-                .is_some_and(|held| held.sent.is_some());
-            if !has_it || stream.introduction.flavour != HEDDLE {
-                continue;
-            }
-            let node_id = Arc::clone(&stream.introduction.node_id);
-            let report = state.reports.get(&node_id);
-            let active = report.and_then(|report| report.active.get(name)).cloned();
-            holders.insert(Arc::clone(&node_id), Holder { node_id, active });
+    /// A later report. `None`: a newer stream reports for the node.
+    pub fn report<T>(&self, id: &ReportId, update: impl FnOnce(&mut Reported) -> T) -> Option<T> {
+        let mut state = self.state.lock();
+        let (number, report) = state.reports.get_mut(&id.node_id)?;
+        let result = (*number == id.number).then(|| update(report));
+        drop(state);
+        self.changed();
+        result
+    }
+
+    /// A report stream has ended.
+    pub fn forget_report(&self, id: &ReportId) {
+        let mut state = self.state.lock();
+        let last = state.reports.get(&id.node_id);
+        if last.is_some_and(|(number, _)| *number == id.number) {
+            state.reports.remove(&id.node_id);
         }
-        holders.into_values().collect()
+    }
+
+    /// What clients hold of the resources that `concerns` picks.
+    pub fn held(&self, concerns: impl Fn(&ResourceName) -> bool) -> Vec<Held> {
+        let state = self.state.lock();
+        let mut all = Vec::new();
+        for stream in state.streams.values() {
+            let introduction = &stream.introduction;
+            let report = state.reports.get(&introduction.node_id);
+            for (name, versions) in &stream.held {
+                let Some(sent) = &versions.sent else {
+                    continue;
+                };
+                if !concerns(name) {
+                    continue;
+                }
+                let in_force = if introduction.flavour == HEDDLE {
+                    report.and_then(|(_, report)| report.active.get(name))
+                } else {
+                    versions.accepted.as_ref()
+                };
+                all.push(Held {
+                    node_id: Arc::clone(&introduction.node_id),
+                    flavour: introduction.flavour,
+                    name: name.clone(),
+                    sent: Arc::clone(sent),
+                    in_force: in_force.cloned(),
+                });
+            }
+        }
+        all
     }
 
     /// For `Status.ListProxies`; all namespaces when `namespace` is empty.
@@ -238,7 +289,10 @@ impl Proxies {
             .streams
             .values()
             .filter(in_scope)
-            .map(|stream| stream.describe(state.reports.get(&stream.introduction.node_id)))
+            .map(|stream| {
+                let report = state.reports.get(&stream.introduction.node_id);
+                stream.describe(report.map(|(_, report)| report))
+            })
             .collect()
     }
 }

@@ -15,12 +15,13 @@ use tracing::{debug, info, warn};
 use super::{
     Discovery, Wake, node,
     proxies::StreamId,
-    stream::{Answer, Dependents, Form, Resources, Stream, Violation},
+    stream::{Answer, Dependents, Form, Request, Resources, Stream, Violation},
     wire::Dialect,
 };
 use crate::{
     authn::Session,
     compile::{Compiled, Compiler, Flavour, Node},
+    telemetry::OpenStream,
     world::Topic,
 };
 
@@ -32,6 +33,8 @@ pub(super) struct Serve<D: Dialect> {
     pub(super) form: Form,
     pub(super) requests: Streaming<D::Request>,
     pub(super) responses: mpsc::Sender<Result<D::Response, Status>>,
+    #[expect(dead_code, reason = "counts the stream for as long as it lives")]
+    pub(super) counted: OpenStream,
 }
 
 /// Runs until the client goes, its proof ends or it breaks a rule.
@@ -118,6 +121,7 @@ impl<D: Dialect> Serve<D> {
             debug!(type_url, "a type that is not served");
             return Ok(None);
         };
+        let resumed = versions(&request);
         let answer = stream
             .request(kind, request)
             .map_err(|violation| match violation {
@@ -127,6 +131,11 @@ impl<D: Dialect> Serve<D> {
                 Violation::NameTooLong => Status::invalid_argument(violation.to_string()),
             })?;
         let proxies = &self.discovery.proxies;
+        if !resumed.is_empty() {
+            // From an earlier stream: held and accepted, though this one may never send it.
+            proxies.sent(connected.id, kind, &resumed);
+            proxies.accepted(connected.id, kind, &resumed);
+        }
         match answer {
             None => {}
             Some(Answer::Accepted(resources)) => {
@@ -135,6 +144,7 @@ impl<D: Dialect> Serve<D> {
             Some(Answer::Refused { resources, message }) => {
                 warn!(node = &*connected.node_id, r#type = %kind, message, "a configuration was refused");
                 proxies.refused(connected.id, kind, &resources, &message);
+                self.discovery.metrics.rejected(kind);
             }
         }
         Ok(Some(clock::now()))
@@ -163,6 +173,7 @@ impl<D: Dialect> Serve<D> {
             self.discovery
                 .proxies
                 .sent(connected.id, response.kind, &sent);
+            self.discovery.metrics.pushed(response.kind);
             self.responses
                 .try_send(Ok(D::write(&response)))
                 .map_err(|_full_or_closed| Status::unavailable("the client does not read"))?;
@@ -264,6 +275,14 @@ impl Drop for Connected {
         self.discovery.index.lock().remove(self.id);
         self.discovery.proxies.disconnect(self.id);
     }
+}
+
+/// What a client says it has from an earlier stream.
+fn versions(request: &Request) -> Vec<(Arc<str>, Option<Arc<str>>)> {
+    let versions = request.initial_versions.iter();
+    versions
+        .map(|(name, version)| (name.as_str().into(), Some(version.as_str().into())))
+        .collect()
 }
 
 fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {

@@ -21,6 +21,7 @@ use tonic::{
 use super::*;
 use crate::{
     authn::{Caller, Proof, Workload as Proven},
+    discovery::proxies::Reported,
     model::Spec,
     traffic_api::Activation,
     world::tests::{Fixture, USER, canary},
@@ -78,7 +79,7 @@ fn node(id: &str, agent: &str) -> Option<WireNode> {
 }
 
 fn shop() -> (Arc<Discovery>, Fixture) {
-    let discovery = Discovery::new();
+    let discovery = Discovery::new(Metrics::new());
     let fixture = Fixture::shop();
     discovery.publish(fixture.world());
     (discovery, fixture)
@@ -155,14 +156,15 @@ async fn becomes_active(discovery: &Discovery, fixture: &Fixture, version: &str)
     let waiting = discovery.wait_active(&host, revision, clock::now() + Duration::from_secs(10));
     let report = async {
         tokio::task::yield_now().await;
-        discovery.proxies.report("shop/web/web-1", |report| {
-            let name = ResourceName {
-                kind: ResourceType::Route,
-                name: format!("{USER}:8080").into(),
-            };
-            let version = version.into();
-            report.active.insert(name, version);
-        });
+        let name = ResourceName {
+            kind: ResourceType::Route,
+            name: format!("{USER}:8080").into(),
+        };
+        let report = Reported {
+            active: HashMap::from([(name, version.into())]),
+            ..Reported::default()
+        };
+        discovery.proxies.report_first("shop/web/web-1", report);
     };
     let (progress, ()) = tokio::join!(waiting, report);
     assert_eq!((progress.affected, progress.active), (1, 1), "{progress:?}");
@@ -236,7 +238,7 @@ async fn refused(discovery: &Arc<Discovery>, node: Option<WireNode>) -> Code {
 async fn nobody_is_served_before_the_first_world_or_under_another_name() {
     let sidecar = node("shop/web/web-1", "heddle-proxy");
     assert_eq!(
-        refused(&Discovery::new(), sidecar.clone()).await,
+        refused(&Discovery::new(Metrics::new()), sidecar.clone()).await,
         Code::Unavailable
     );
     let (discovery, _) = shop();

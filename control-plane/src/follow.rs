@@ -1,0 +1,191 @@
+//! From the store to the world: reads everything once, then follows every change.
+//!
+//! ```text
+//! store ──list──► catalog + workloads ──► World ──► Discovery ──► streams
+//!   └────watch──► changes, those that wait together as one ──┘
+//! ```
+//!
+//! What cannot be read is not left out, since that could be a policy or the mark that an address
+//! is meshed: the last world stays in force until it can be.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use heddle_shell::clock;
+use tracing::{error, info};
+
+use crate::{
+    addresses,
+    discovery::Discovery,
+    model::{CONFIG, Catalog, Unreadable},
+    registry::{self, Record, WORKLOADS},
+    store::{Changes, Event, Revision, Store, StoreError, Watch},
+    telemetry::Metrics,
+    world::{Mesh, Workload, WorkloadName, World},
+};
+
+/// Brings the store's state to the xDS server.
+#[derive(Debug)]
+pub struct Follower {
+    store: Arc<dyn Store>,
+    discovery: Arc<Discovery>,
+    mesh: Arc<Mesh>,
+    metrics: Arc<Metrics>,
+    state: State,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    catalog: Arc<Catalog>,
+    workloads: Arc<BTreeMap<WorkloadName, Arc<Workload>>>,
+    /// Workloads were read at this revision, maybe after the catalog: older changes of theirs are
+    /// not news.
+    workloads_at: Revision,
+}
+
+impl Follower {
+    /// Reads everything and publishes the first world.
+    ///
+    /// # Errors
+    /// [`Unreadable`]; then nothing may be served.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        discovery: Arc<Discovery>,
+        mesh: Mesh,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Unreadable> {
+        let state = State::load(store.as_ref(), &Catalog::default()).await?;
+        let follower = Self {
+            store,
+            discovery,
+            mesh: Arc::new(mesh),
+            metrics,
+            state,
+        };
+        follower.publish();
+        Ok(follower)
+    }
+
+    /// Follows until the store closes.
+    pub async fn run(mut self) {
+        loop {
+            match self.follow().await {
+                Unreadable::Store(StoreError::Closed) => return,
+                Unreadable::Store(StoreError::Compacted { oldest }) => {
+                    info!(%oldest, "changes came faster than they were read; reading everything");
+                }
+                unreadable => {
+                    error!(error = %unreadable, "a change cannot be read; reading everything");
+                }
+            }
+            // What was applied in part is replaced as a whole before anything is published.
+            self.state = loop {
+                match State::load(self.store.as_ref(), &self.state.catalog).await {
+                    Ok(state) => break state,
+                    Err(Unreadable::Store(StoreError::Closed)) => return,
+                    Err(unreadable) => {
+                        error!(error = %unreadable, "the last state stays in force");
+                        clock::sleep_until(clock::now() + RETRY).await;
+                    }
+                }
+            };
+            self.publish();
+        }
+    }
+
+    /// Follows until it cannot.
+    async fn follow(&mut self) -> Unreadable {
+        let watched = self
+            .store
+            .watch(EVERYTHING, self.state.catalog.revision)
+            .await;
+        let mut watch = match watched {
+            Ok(watch) => watch,
+            Err(error) => return error.into(),
+        };
+        loop {
+            if let Err(unreadable) = self.step(&mut watch).await {
+                return unreadable;
+            }
+        }
+    }
+
+    /// The next changes: all that are there already are one new world.
+    async fn step(&mut self, watch: &mut Watch) -> Result<(), Unreadable> {
+        let first = watch.next().await.ok_or(StoreError::Closed)??;
+        let mut is_news = self.state.apply(&first)?;
+        for _ in 0..TOGETHER_MAX {
+            let Some(Some(changes)) = watch.next().now_or_never() else {
+                break;
+            };
+            is_news |= self.state.apply(&changes?)?;
+        }
+        if is_news {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    fn publish(&self) {
+        let registered = i64::try_from(self.state.workloads.len()).unwrap_or(i64::MAX);
+        self.metrics.registrations.set(registered);
+        self.discovery.publish(World::new(
+            Arc::clone(&self.state.catalog),
+            Arc::clone(&self.state.workloads),
+            Arc::clone(&self.mesh),
+        ));
+    }
+}
+
+impl State {
+    async fn load(store: &dyn Store, previous: &Catalog) -> Result<Self, Unreadable> {
+        let catalog = Catalog::load(store, previous).await?;
+        let listing = store.list(WORKLOADS).await?;
+        let mut workloads = BTreeMap::new();
+        for entry in &listing.entries {
+            let (name, workload) = registry::read(entry)?;
+            workloads.insert(name, Arc::new(workload));
+        }
+        Ok(Self {
+            catalog: Arc::new(catalog),
+            workloads: Arc::new(workloads),
+            workloads_at: listing.revision,
+        })
+    }
+
+    /// Whether the changes are about the world. After an error the state must not be used.
+    fn apply(&mut self, changes: &Changes) -> Result<bool, Unreadable> {
+        let is_catalog = changes.events.iter().any(|event| {
+            event.key().starts_with(CONFIG) || event.key().starts_with(addresses::HOSTS)
+        });
+        if is_catalog {
+            Arc::make_mut(&mut self.catalog).update(changes)?;
+        }
+        let mut is_workload = false;
+        if changes.revision > self.workloads_at {
+            for event in &changes.events {
+                if let Some(name) = Record::name(event.key()) {
+                    is_workload = true;
+                    let workloads = Arc::make_mut(&mut self.workloads);
+                    match event {
+                        Event::Put(entry) => {
+                            let (name, workload) = registry::read(entry)?;
+                            workloads.insert(name, Arc::new(workload));
+                        }
+                        Event::Deleted { .. } => {
+                            workloads.remove(&name);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(is_catalog || is_workload)
+    }
+}
+
+/// One watch over all keys: what was written together arrives together.
+const EVERYTHING: &str = "";
+/// Revisions that become one world.
+const TOGETHER_MAX: usize = 1024;
+/// After what cannot be read.
+const RETRY: Duration = Duration::from_secs(1);
