@@ -1,3 +1,5 @@
+mod plane;
+
 use std::{fs, path::Path};
 
 use heddle_proto::v1::{
