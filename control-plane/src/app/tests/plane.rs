@@ -137,6 +137,10 @@ impl Running {
 
     /// A sidecar of `web` that holds the user service's routes and endpoints.
     async fn sidecar(&self) -> Sidecar {
+        Box::pin(self.connected()).await
+    }
+
+    async fn connected(&self) -> Sidecar {
         let web = self.identity("web").await;
         let features = Value {
             kind: Some(value::Kind::NumberValue(1.0)),
@@ -482,7 +486,7 @@ async fn a_split_is_waited_for_until_it_is_reported_active() {
         answers
     };
     let waiting = traffic.set_split(set(10_000));
-    let (split, answers) = within(async { tokio::join!(waiting, reporting) }).await;
+    let (split, answers) = Box::pin(within(async { tokio::join!(waiting, reporting) })).await;
     let split = split.unwrap().into_inner();
     assert_eq!((split.sidecars_affected, split.sidecars_active), (1, 1));
     let mut proxies = StatusClient::new(running.as_administrator().await);
