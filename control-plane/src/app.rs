@@ -155,7 +155,11 @@ impl ControlPlane {
             Retention::default(),
         )?);
         let core = Core::open(&config, Arc::clone(&store)).await?;
-        let own = Own::new(Arc::clone(&core.authority), &config.trust_domain);
+        let own = Own::new(
+            Arc::clone(&core.authority),
+            &config.trust_domain,
+            &config.names,
+        )?;
         let identity = own.issue(wall)?;
         let mut administrator = Administrator::new(
             Arc::clone(&core.authority),

@@ -115,6 +115,18 @@ impl Authority {
         lifetime: Option<Duration>,
         wall: SystemTime,
     ) -> Result<Issued, CaError> {
+        self.issue_named(id, &[], key, lifetime, wall)
+    }
+
+    /// As [`Authority::issue`], with host names beside the id (X.509-SVID section 2 allows them).
+    fn issue_named(
+        &self,
+        id: &SpiffeId,
+        names: &[SanType],
+        key: &impl PublicKeyData,
+        lifetime: Option<Duration>,
+        wall: SystemTime,
+    ) -> Result<Issued, CaError> {
         let issuing = self.issuing.load();
         issuing.check(wall)?;
         let lifetime = lifetime
@@ -131,6 +143,7 @@ impl Authority {
         params.not_before = (wall - backdate).max(issuing.not_before).into();
         params.not_after = not_after.into();
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+        params.subject_alt_names.extend_from_slice(names);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,

@@ -13,6 +13,7 @@ use std::{
 };
 
 use heddle_policy::spiffe::TrustDomain;
+use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
 use crate::world::Mesh;
@@ -41,6 +42,7 @@ pub struct RawConfig {
 struct RawListen {
     grpc: Option<String>,
     http: Option<String>,
+    names: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -85,6 +87,9 @@ pub struct Config {
     pub grpc: SocketAddr,
     /// Health and metrics, plain HTTP. Loopback unless told.
     pub http: SocketAddr,
+    /// Names and addresses by which clients dial gRPC; in its certificate, for those that check
+    /// host names.
+    pub names: Vec<ServerName<'static>>,
     /// The certificate authority.
     pub authority: Authority,
     /// Workload tokens.
@@ -187,6 +192,7 @@ impl Config {
             trust_domain,
             grpc: address(f, "listen.grpc", listen.grpc.as_deref(), 15012),
             http: address(f, "listen.http", listen.http.as_deref(), 15014),
+            names: names(f, listen.names.as_deref()),
             authority: Authority::new(f, &raw.authority.clone().unwrap_or_default()),
             tokens: Tokens::new(f, &raw.tokens.clone().unwrap_or_default()),
             registration_grace: span(
@@ -225,6 +231,7 @@ impl Config {
             listen: Some(RawListen {
                 grpc: Some(self.grpc.to_string()),
                 http: Some(self.http.to_string()),
+                names: Some(self.names.iter().map(|name| name.to_str().into()).collect()),
             }),
             authority: Some(RawAuthority {
                 root_certificate,
@@ -419,6 +426,22 @@ fn address(f: &mut Vec<Fault>, setting: &'static str, text: Option<&str>, port: 
     })
 }
 
+/// Every way to say "here", unless told.
+fn names(f: &mut Vec<Fault>, texts: Option<&[String]>) -> Vec<ServerName<'static>> {
+    let here = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let mut names = Vec::new();
+    for text in texts.unwrap_or(&here) {
+        match ServerName::try_from(text.clone()) {
+            Ok(name) => names.push(name),
+            Err(_invalid) => f.push(Fault {
+                setting: "listen.names",
+                message: format!("{text:?} is neither a host name nor an IP address"),
+            }),
+        }
+    }
+    names
+}
+
 fn span(
     f: &mut Vec<Fault>,
     setting: &'static str,
@@ -457,7 +480,7 @@ mod tests {
     #[test]
     fn every_fault_is_named_at_once() {
         let faults = Config::new(&raw(
-            "trust_domain: A\nlisten: {grpc: nowhere}\nregistry: {grace: soon}\nauthority: {root_key: x, leaf_lifetime: 1s}",
+            "trust_domain: A\nlisten: {grpc: nowhere, names: ['a b']}\nregistry: {grace: soon}\nauthority: {root_key: x, leaf_lifetime: 1s}",
         ))
         .unwrap_err();
         let settings: Vec<_> = faults.0.iter().map(|fault| fault.setting).collect();
@@ -466,6 +489,7 @@ mod tests {
             [
                 "trust_domain",
                 "listen.grpc",
+                "listen.names",
                 "authority",
                 "authority.leaf_lifetime",
                 "registry.grace"

@@ -11,8 +11,8 @@ use std::{
 
 use heddle_policy::spiffe::{SpiffeId, TrustDomain};
 use heddle_shell::tls::{Identity, IdentityError};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, TrustAnchor};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, TrustAnchor};
 use thiserror::Error;
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -30,6 +30,9 @@ const ADMINISTRATOR_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub struct Own {
     authority: Arc<Authority>,
     id: SpiffeId,
+    /// Our own clients ask for the id; a gRPC client checks the name it dialled and nothing else,
+    /// and its bootstrap file has no word to change that (gRFC A65).
+    names: Vec<SanType>,
 }
 
 /// The administrator's files.
@@ -49,8 +52,8 @@ pub enum OwnError {
     /// The authority refused.
     #[error(transparent)]
     Authority(#[from] CaError),
-    /// No key could be made.
-    #[error("making a key")]
+    /// No key could be made, or a name is none.
+    #[error("making a key for its names")]
     Key(#[source] rcgen::Error),
     /// Certificate and key do not fit.
     #[error(transparent)]
@@ -73,12 +76,28 @@ pub enum OwnError {
 }
 
 impl Own {
-    /// Of the control plane of a trust domain.
-    pub fn new(authority: Arc<Authority>, trust_domain: &TrustDomain) -> Self {
-        Self {
+    /// Of the control plane of a trust domain, dialled by these names and addresses.
+    ///
+    /// # Errors
+    /// When a name cannot be in a certificate.
+    pub fn new(
+        authority: Arc<Authority>,
+        trust_domain: &TrustDomain,
+        names: &[ServerName<'_>],
+    ) -> Result<Self, OwnError> {
+        let names = names.iter().filter_map(|name| match name {
+            ServerName::DnsName(name) => Some(name.as_ref().try_into().map(SanType::DnsName)),
+            ServerName::IpAddress(address) => Some(Ok(SanType::IpAddress((*address).into()))),
+            // The enum is open; there are no others.
+            _ => None,
+        });
+        Ok(Self {
             authority,
             id: SpiffeId::control_plane(trust_domain),
-        }
+            names: names
+                .collect::<Result<_, rcgen::Error>>()
+                .map_err(OwnError::Key)?,
+        })
     }
 
     /// A new key and certificate. The chain ends with the root, so that a client that holds only
@@ -87,7 +106,7 @@ impl Own {
     /// # Errors
     /// [`OwnError`]; also when the chain does not verify as a client would verify it.
     pub fn issue(&self, wall: SystemTime) -> Result<Identity, OwnError> {
-        let (chain, key, _) = issue(&self.authority, &self.id, None, wall)?;
+        let (chain, key, _) = issue(&self.authority, &self.id, &self.names, None, wall)?;
         verify(&chain, wall)?;
         Ok(Identity::new(
             chain,
@@ -123,6 +142,7 @@ impl Administrator {
         let (mut chain, key, not_after) = issue(
             &self.authority,
             &self.id,
+            &[],
             Some(ADMINISTRATOR_LIFETIME),
             wall,
         )?;
@@ -171,11 +191,12 @@ impl Administrator {
 fn issue(
     authority: &Authority,
     id: &SpiffeId,
+    names: &[SanType],
     lifetime: Option<Duration>,
     wall: SystemTime,
 ) -> Result<(Vec<CertificateDer<'static>>, KeyPair, SystemTime), OwnError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(OwnError::Key)?;
-    let mut issued = authority.issue(id, &key, lifetime, wall)?;
+    let mut issued = authority.issue_named(id, names, &key, lifetime, wall)?;
     issued.chain.push(authority.root());
     Ok((issued.chain, key, issued.not_after))
 }

@@ -186,14 +186,41 @@ fn a_root_without_its_key_works_with_a_given_intermediate() {
     let directory = tempfile::tempdir().unwrap();
     let wall = clock::wall();
     let authority = Arc::new(open(&settings, directory.path(), wall));
-    Own::new(Arc::clone(&authority), &"cluster.local".parse().unwrap())
-        .issue(wall)
-        .unwrap();
+    Own::new(
+        Arc::clone(&authority),
+        &"cluster.local".parse().unwrap(),
+        &[],
+    )
+    .unwrap()
+    .issue(wall)
+    .unwrap();
     assert_eq!(authority.renew(wall + 300 * DAY).unwrap(), Renewal::NotOurs);
     let copy = fs::read(directory.path().join("root.pem")).unwrap();
     assert_eq!(
         copy,
         fs::read(files.path().join("root-certificate.pem")).unwrap()
+    );
+}
+
+#[test]
+fn the_control_plane_is_also_known_by_the_names_it_is_dialled_by() {
+    let directory = tempfile::tempdir().unwrap();
+    let wall = clock::wall();
+    let authority = Arc::new(open(&settings("{}"), directory.path(), wall));
+    let [name, address, other] =
+        ["cp.example", "10.1.2.3", "other.example"].map(|name| name.try_into().unwrap());
+    let names = [name, address];
+    let trust_domain = "cluster.local".parse().unwrap();
+    let own = Own::new(authority, &trust_domain, &names).unwrap();
+    let identity = own.issue(wall).unwrap();
+    let leaf = webpki::EndEntityCert::try_from(&identity.chain()[0]).unwrap();
+    for name in &names {
+        leaf.verify_is_valid_for_subject_name(name).unwrap();
+    }
+    leaf.verify_is_valid_for_subject_name(&other).unwrap_err();
+    assert_eq!(
+        heddle_shell::tls::spiffe_id(&identity.chain()[0]).unwrap(),
+        SpiffeId::control_plane(&trust_domain)
     );
 }
 
@@ -225,7 +252,7 @@ fn given_files_that_do_not_belong_together_are_refused() {
     // Each file is good by itself; only a client's check of the path tells.
     let other_root = with(&others.path().join(root), &files.path().join(key));
     let authority = Arc::new(open(&other_root, directory.path(), wall));
-    let own = Own::new(authority, &"cluster.local".parse().unwrap());
+    let own = Own::new(authority, &"cluster.local".parse().unwrap(), &[]).unwrap();
     let refused = own.issue(wall).unwrap_err();
     assert!(matches!(refused, OwnError::Path(_)), "{refused}");
 }
