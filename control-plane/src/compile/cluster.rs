@@ -190,8 +190,9 @@ fn endpoints_name(name: &str, flavour: &Flavour, facts: &Facts) -> String {
 fn transport(message: &mut Cluster, flavour: &Flavour, facts: &Facts) {
     let alpn: &[&str] = match facts.protocol {
         Some(PortProtocol::Http2 | PortProtocol::Grpc) => &["h2"],
-        Some(PortProtocol::Http) | None => &["http/1.1"],
-        Some(PortProtocol::Https | PortProtocol::Tls | PortProtocol::Tcp) => &[],
+        Some(PortProtocol::Http) => &["http/1.1"],
+        // Undeclared: what Envoy is told wins over what it speaks, so it is told nothing.
+        None | Some(PortProtocol::Https | PortProtocol::Tls | PortProtocol::Tcp) => &[],
     };
     let socket = || tls::upstream(flavour, &facts.identities, &facts.sni, alpn);
     match flavour {

@@ -9,6 +9,8 @@ use heddle_policy::{
     },
     spiffe::Peer,
 };
+use heddle_proto::xds::envoy::config::{core::v3::address, listener::v3::Listener as WireListener};
+use prost::Message;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
@@ -460,5 +462,21 @@ fn whoever_watches_the_topics_of_a_name_sees_every_change_of_it() {
                 "seed {seed}: {name} changed unseen; {topics:?}"
             );
         }
+    }
+}
+
+#[test]
+fn envoy_listens_to_both_families() {
+    let world = Fixture::shop().world();
+    let certificates = "/etc/heddle/certificates".into();
+    let node = node(Flavour::Envoy { certificates });
+    for name in [xds::MESH_OUTBOUND, xds::MESH_INBOUND] {
+        let (compiled, _) = compile(&world, &node, &named(ResourceType::Listener, name));
+        let listener = WireListener::decode(&*compiled.unwrap().value).unwrap();
+        let Some(address::Address::SocketAddress(socket)) = listener.address.unwrap().address
+        else {
+            panic!("{name} is not bound to a socket");
+        };
+        assert_eq!((&*socket.address, socket.ipv4_compat), ("::", true));
     }
 }

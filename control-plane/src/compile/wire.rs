@@ -1,6 +1,10 @@
 //! Constructors of the xDS messages we emit.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use heddle_proto::xds::{
     envoy::{
@@ -94,6 +98,8 @@ pub(super) fn address(address: SocketAddr) -> Address {
             port_specifier: Some(socket_address::PortSpecifier::PortValue(
                 address.port().into(),
             )),
+            // Else `::` is IPv6 alone; elsewhere it says nothing.
+            ipv4_compat: address.ip() == Ipv6Addr::UNSPECIFIED,
             ..SocketAddress::default()
         })),
     }
