@@ -419,11 +419,16 @@ impl Workload {
         self.identity.namespace()
     }
 
-    /// Where it listens for a port of a service.
+    /// Where it listens for a port of a service. A sidecar that knows its application but not the
+    /// service names the port that is targeted.
     fn target(&self, port: &ServicePort) -> u16 {
         let number = port.number.get();
         let declared = port.target_port.map_or(number, NonZeroU16::get);
-        self.ports.get(&number).copied().unwrap_or(declared)
+        let taken = self
+            .ports
+            .get(&number)
+            .or_else(|| self.ports.get(&declared));
+        taken.copied().unwrap_or(declared)
     }
 
     /// With interception its sidecar takes every port.

@@ -369,15 +369,21 @@ fn an_address_of_somebody_elses_sidecar_is_not_dialled_in_plaintext() {
 
 #[test]
 fn ports_are_those_of_the_sidecar_where_it_says_so() {
-    let mut fixture = Fixture::empty();
-    fixture.put("shop", "user-service", Spec::ServiceEntry(user_service()));
-    let mut local = workload("a", "user", "127.0.0.1", "v1");
-    local.ports = BTreeMap::from([(8080, 18080)]);
-    fixture.register(local);
-    assert_eq!(
-        addresses(&fixture, USER, 8080),
-        [("127.0.0.1:18080".to_owned(), true)]
-    );
+    let taken_at = |target_port, named| {
+        let mut fixture = Fixture::empty();
+        let mut service = user_service();
+        service.ports[0].target_port = NonZeroU16::new(target_port);
+        fixture.put("shop", "user-service", Spec::ServiceEntry(service));
+        let mut local = workload("a", "user", "127.0.0.1", "v1");
+        local.ports = BTreeMap::from([(named, 18080)]);
+        fixture.register(local);
+        addresses(&fixture, USER, 8080)
+    };
+    let at = |port| [(format!("127.0.0.1:{port}"), true)];
+    // By the service's port, and by the one it targets; others are served as they are.
+    assert_eq!(taken_at(9000, 8080), at(18080));
+    assert_eq!(taken_at(9000, 9000), at(18080));
+    assert_eq!(taken_at(9000, 9001), at(9000));
 }
 
 #[test]
