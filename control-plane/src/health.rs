@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::{ca::Authority, store::Store, telemetry::Metrics};
 
 /// What prometheus-client writes.
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the pages are made of.
 #[derive(Clone, Debug)]

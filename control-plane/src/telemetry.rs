@@ -1,6 +1,7 @@
 //! What the control plane counts, for Prometheus. Every label comes from a closed enum.
 
 use std::{
+    collections::HashSet,
     fmt::{self, Write},
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -267,7 +268,7 @@ impl Metrics {
     pub fn encoded(&self) -> String {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes any text");
-        text
+        classic(&text)
     }
 
     /// A certificate was issued.
@@ -336,5 +337,44 @@ impl Metrics {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// OpenMetrics as the older text format, which every scraper and `promtool` reads: there a
+/// counter's family has its samples' name, and there are neither units nor an end.
+fn classic(text: &str) -> String {
+    let counters: HashSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut classic = String::with_capacity(text.len());
+    for line in text.lines() {
+        let mut words = line.splitn(4, ' ');
+        let (mark, word, name) = (words.next(), words.next(), words.next());
+        match (mark, word, name) {
+            (Some("#"), Some("EOF" | "UNIT"), _) => {}
+            (Some("#"), Some(word), Some(name)) if counters.contains(name) => {
+                let rest = words.next().unwrap_or_default();
+                _ = writeln!(classic, "# {word} {name}_total {rest}");
+            }
+            _ => _ = writeln!(classic, "{line}"),
+        }
+    }
+    classic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_described_under_the_name_of_their_samples() {
+        let text = "# HELP a_b Some thing.\n# TYPE a_b counter\n# UNIT a_b bytes\na_b_total 1\n\
+                    # HELP c Other.\n# TYPE c gauge\nc 2\n# EOF\n";
+        assert_eq!(
+            classic(text),
+            "# HELP a_b_total Some thing.\n# TYPE a_b_total counter\na_b_total 1\n\
+             # HELP c Other.\n# TYPE c gauge\nc 2\n"
+        );
     }
 }
