@@ -123,13 +123,13 @@ impl Place<'_> {
     /// The body of an HTTP answer, whatever its status, from within the place.
     fn get(self, address: SocketAddr, path: &str) -> Result<String> {
         let url = format!("http://{address}{path}");
-        self.output(User::Root, &["curl", "--silent", "--max-time=5", &url])
+        self.output(User::Root, &["curl", "--silent", "--max-time", "5", &url])
     }
 
     /// Whether that answer has a status of success.
     fn is_ok(self, address: SocketAddr, path: &str) -> bool {
         let url = format!("http://{address}{path}");
-        let words = ["curl", "--silent", "--fail", "--max-time=5", &url];
+        let words = ["curl", "--silent", "--fail", "--max-time", "5", &url];
         self.output(User::Root, &words).is_ok()
     }
 
