@@ -59,8 +59,8 @@ def certificates(mesh: Mesh, _: Account) -> Measured:
     text = f"{len(changes)} certificates changed {min(changes.values())} to {max(changes.values())} times in {took:.0f} s"
     measured.check(min(changes.values()) >= 2, f"{text}, seen in {probe.handshakes} handshakes from outside")
     measured.check(not probe.faults, f"handshakes that failed: {probe.faults or 'none'}")
-    # Long enough for a control plane that is away, in a later act.
-    mesh.change_leaf_lifetime("1h")
+    # A later act takes the control plane away for longer than these live.
+    mesh.lengthen_leaves()
     return measured
 
 
@@ -113,6 +113,8 @@ def least_conn(mesh: Mesh, account: Account) -> Measured:
 def control_plane(mesh: Mesh, account: Account) -> Measured:
     measured = Measured()
     restarted = "user-v1-b"
+    mesh.lengthen_leaves()
+    mesh.wait_for_lasting_leaves()
     mesh.split(v1=50, v2=50)
     mesh.lab.kill("control-plane")
     window = account.window()

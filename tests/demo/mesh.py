@@ -28,6 +28,10 @@ CATALOG = "10.96.0.20"
 
 READY_S = 20.0
 
+# Lifetimes of certificates: to see them change, and to live without a control plane.
+BRIEF = "20s"
+LASTING = "1h"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -82,7 +86,7 @@ class Mesh:
 
     lab: Lab
     binaries: Binaries
-    leaf_lifetime: str = "20s"
+    leaf_lifetime: str = BRIEF
     pods: dict[str, Pod] = field(default_factory=dict)
 
     # -- starting -----------------------------------------------------------------------------
@@ -254,11 +258,22 @@ class Mesh:
     def identity(self, service_account: str) -> str:
         return f"spiffe://cluster.local/ns/default/sa/{service_account}"
 
-    def change_leaf_lifetime(self, lifetime: str) -> None:
-        """Restarts the control plane, in order, with other settings."""
-        self.leaf_lifetime = lifetime
-        self.lab.terminate("control-plane")
-        self.start_control_plane()
+    def lengthen_leaves(self) -> None:
+        """Restarts the control plane, in order, with settings that make certificates last."""
+        if self.leaf_lifetime != LASTING:
+            self.leaf_lifetime = LASTING
+            self.lab.terminate("control-plane")
+            self.start_control_plane()
+
+    def wait_for_lasting_leaves(self) -> None:
+        """Waits until every sidecar has renewed since."""
+
+        def are_lasting() -> bool:
+            soon = (time.time() + 60) * 1000
+            proxies = self.heddle_json("proxies")
+            return len(proxies) == len(WORKLOADS) and all(proxy["certificateNotAfterMs"] > soon for proxy in proxies)
+
+        self.wait("every certificate lasts", are_lasting, 30)
 
     def is_ejected(self, caller: str, endpoint: str) -> bool:
         """Whether the caller's sidecar has set the endpoint aside."""

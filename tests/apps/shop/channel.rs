@@ -1,17 +1,19 @@
 //! One HTTP/2 connection to the next service, made again when it has ended. Never the reason
 //! that a request is lost: what a closing connection did not take goes out on the next one. A
-//! request that was sent is never sent again; that would be the mesh's to do.
+//! request that was sent is never sent again; that would be the mesh's to do. A connection that
+//! is not used is closed, as pools do: a sidecar that leaves waits for those of its application.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use futures_util::Stream;
-use heddle_shell::task::Tasks;
+use heddle_shell::{clock, task::Tasks};
 use http::{
     Uri,
     uri::{Authority, Scheme},
@@ -30,18 +32,21 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Requests handed back by a closing connection are sent again at most this often.
 const TAKE_BACKS_MAX: u32 = 4;
 
+const IDLE: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(crate) struct Channel {
     /// What is dialled, a name or an address.
     to: String,
     /// What requests name.
     origin: Uri,
-    link: Mutex<Link>,
+    link: Arc<Mutex<Link>>,
 }
 
 #[derive(Debug, Default)]
 struct Link {
     sender: Option<http2::SendRequest<Body>>,
+    used: Option<Instant>,
     /// Connections, with the old ones that still have streams.
     connections: Tasks,
 }
@@ -51,7 +56,7 @@ impl Channel {
         Ok(Self {
             to: via.unwrap_or(next).to_owned(),
             origin: origin(next)?,
-            link: Mutex::default(),
+            link: Arc::default(),
         })
     }
 
@@ -96,12 +101,31 @@ impl Channel {
     async fn sender(&self) -> io::Result<http2::SendRequest<Body>> {
         // Held while connecting: the others would dial as well, and wait for the same answer.
         let mut link = self.link.lock().await;
+        link.used = Some(clock::now());
         if let Some(sender) = link.sender.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
         let stream = TcpStream::connect(&self.to).await?;
         stream.set_nodelay(true)?;
-        link.start(stream).await
+        let sender = link.start(stream).await?;
+        let idle = close_when_idle(Arc::downgrade(&self.link));
+        link.connections.spawn("idle", idle);
+        Ok(sender)
+    }
+}
+
+/// Lets go of the connection when nobody has used it for [`IDLE`]; what is in flight on it ends
+/// first.
+async fn close_when_idle(link: Weak<Mutex<Link>>) {
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let Some(link) = link.upgrade() else { return };
+        let mut link = link.lock().await;
+        let is_idle = link.used.is_none_or(|used| clock::now() - used >= IDLE);
+        if is_idle {
+            link.sender = None;
+            return;
+        }
     }
 }
 
