@@ -236,6 +236,11 @@ class Mesh:
 
         self.wait("the configuration is active everywhere", is_active)
 
+    def are_connected(self) -> bool:
+        """Whether every sidecar has a stream to the control plane."""
+        proxies = self.heddle_json("proxies")
+        return len([proxy for proxy in proxies if proxy["connectedAtMs"] > 0]) == len(WORKLOADS)
+
     def issue(self, service_account: str) -> Path:
         """A certificate on disk for somebody without a sidecar."""
         token = self.token(service_account, {})
