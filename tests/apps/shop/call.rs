@@ -21,7 +21,7 @@ use rustls::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite},
     net::TcpStream,
     time::timeout,
 };
@@ -85,9 +85,16 @@ async fn dial(args: &Args) -> anyhow::Result<Outcome> {
         },
         Some(directory) => {
             let config = client(directory, args.forge.as_deref())?;
-            match tls::dial(&args.to, config).await {
-                Ok(stream) => Box::pin(call(stream, authority)).await,
-                Err(error) => Ok(Outcome::Cut(chain(&error))),
+            let mut stream = match tls::dial(&args.to, config).await {
+                Ok(stream) => stream,
+                Err(error) => return Ok(Outcome::Cut(chain(&error))),
+            };
+            // In TLS 1.3 the server judges our certificate after our side of the handshake is
+            // done. Its alert would be lost to a write that finds the connection closed; what it
+            // says otherwise stays unread.
+            match timeout(LAST_WORDS, stream.fill_buf()).await {
+                Ok(Err(error)) => Ok(Outcome::Cut(chain(&error))),
+                Ok(Ok(_)) | Err(_) => Box::pin(call(stream, authority)).await,
             }
         }
     }
