@@ -57,7 +57,7 @@ class Screen:
             lines = self._live()
             with self._lock:
                 self._wipe()
-                width = os.get_terminal_size().columns
+                width = os.get_terminal_size().columns or 80
                 for text in lines:
                     print(text[: width - 1])
                 sys.stdout.flush()
