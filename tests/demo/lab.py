@@ -289,6 +289,8 @@ def sweep() -> list[str]:
     """Ends and removes what earlier runs left: kept ones, and those that were killed."""
     swept = []
     for directory in tmpfs().glob(f"{PREFIX}*"):
+        if directory.stat().st_uid != os.geteuid():
+            continue
         try:
             record = json.loads((directory / "run.json").read_text())
             pid, born = record["owner"]
