@@ -94,14 +94,15 @@ def least_conn(mesh: Mesh, account: Account) -> Measured:
     endpoints = [workload.name for workload in WORKLOADS if workload.service == "user-service"]
     slow = endpoints[0]
     for name in endpoints:
-        mesh.app(name, f"delay {200 if name == slow else 20}")
+        # Long beside what else a request takes, or the slow one is not ten times slower.
+        mesh.app(name, f"delay {400 if name == slow else 40}")
     try:
         # Requests of the old delays have to leave first.
         time.sleep(1)
         report = account.wait_for(account.window(), 5_000)
         served = report["served"]["user-service"]
         found = share(served, slow)
-        measured.check(found < 10, f"{slow} at 200 ms, the others at 20 ms: {found:.1f} % of {sum(served.values())} requests")
+        measured.check(found < 10, f"{slow} at 400 ms, the others at 40 ms: {found:.1f} % of {sum(served.values())} requests")
     finally:
         for name in endpoints:
             mesh.app(name, "delay 1")
