@@ -5,7 +5,7 @@
 //! exactly then: record, outcome, slots.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -18,7 +18,10 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use crate::{error::grpc_message, exchange::Ending};
+use crate::{
+    error::{ProxyError, grpc_message},
+    exchange::{Ending, Received},
+};
 
 /// A request's or a response's body.
 #[derive(Debug, Default)]
@@ -28,8 +31,6 @@ pub enum Body {
     Empty,
     /// Made here.
     Full(Option<Bytes>),
-    /// As it arrives, counted.
-    Counted(Incoming, Rc<Cell<u64>>),
     /// One attempt's reading of a request body.
     Attempt(AttemptBody),
     /// A response on its way to the client.
@@ -54,7 +55,7 @@ pub enum BodyError {
 #[derive(Clone, Debug)]
 pub struct Replay {
     shared: Rc<RefCell<Shared>>,
-    received: Rc<Cell<u64>>,
+    received: Rc<Received>,
 }
 
 #[derive(Debug)]
@@ -77,7 +78,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct AttemptBody {
     shared: Rc<RefCell<Shared>>,
-    received: Rc<Cell<u64>>,
+    received: Rc<Received>,
     attempt: u32,
     /// Frames of `kept` already read.
     read: usize,
@@ -104,8 +105,8 @@ impl Body {
 }
 
 impl Replay {
-    /// Keeps at most `bytes_max`; counts what arrives in `received`.
-    pub fn new(source: Incoming, bytes_max: usize, received: Rc<Cell<u64>>) -> Self {
+    /// Keeps at most `bytes_max`; notes what arrives in `received`.
+    pub fn new(source: Incoming, bytes_max: usize, received: Rc<Received>) -> Self {
         let source = (!http_body::Body::is_end_stream(&source)).then_some(source);
         let shared = Shared {
             source,
@@ -139,7 +140,15 @@ impl Replay {
 
     /// Whether [`Replay::attempt`] would give the whole body.
     pub fn is_replayable(&self) -> bool {
-        self.shared.borrow().is_whole
+        self.shared.borrow().is_whole && !self.received.is_broken.get()
+    }
+
+    /// Why an attempt failed: because of `error`, unless the client broke the body off.
+    pub fn cause(&self, error: ProxyError) -> ProxyError {
+        if self.received.is_broken.get() {
+            return ProxyError::BadRequest("the request's body broke off");
+        }
+        error
     }
 
     /// Keeps nothing from here on: the response is committed.
@@ -184,9 +193,10 @@ impl AttemptBody {
             shared.source = None;
             return Poll::Ready(None);
         };
-        let frame = frame?;
+        let received = &self.received;
+        let frame = frame.inspect_err(|_broken| received.is_broken.set(true))?;
         let bytes = frame.data_ref().map_or(0, Bytes::len);
-        self.received.set(self.received.get() + bytes as u64);
+        received.bytes.set(received.bytes.get() + bytes as u64);
         shared.keep(&frame);
         self.read += 1;
         Poll::Ready(Some(Ok(frame)))
@@ -304,14 +314,6 @@ impl http_body::Body for Body {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Counted(source, count) => {
-                let frame = ready!(Pin::new(source).poll_frame(cx));
-                if let Some(Ok(frame)) = &frame {
-                    let bytes = frame.data_ref().map_or(0, Bytes::len);
-                    count.set(count.get() + bytes as u64);
-                }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
-            }
             Self::Attempt(body) => body.poll(cx),
             Self::Observed(body) => body.poll(cx),
         }
@@ -321,7 +323,6 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_none(),
-            Self::Counted(source, _) => source.is_end_stream(),
             Self::Attempt(body) => body.is_end_stream(),
             // Its end must be polled, so that it is reported.
             Self::Observed(body) => body.is_over,
@@ -334,7 +335,6 @@ impl http_body::Body for Body {
             Self::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Counted(source, _) => source.size_hint(),
             Self::Attempt(body) => body.size_hint(),
             Self::Observed(body) => body.source.size_hint(),
         }

@@ -8,7 +8,9 @@
 //! ```
 //!
 //! A connection is retired, not cut: it takes no new request and closes when its last one ends.
+//! Only the denial of its endpoint cuts it.
 
+mod cut;
 mod lease;
 
 use std::{
@@ -37,6 +39,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::{RngExt, rngs::SmallRng};
 use tokio::{sync::Notify, time::timeout};
 
+use self::cut::{Cut, Cuttable};
 pub use self::lease::{Http1Lease, Http2Lease, Lease};
 use crate::{
     body::Body,
@@ -412,6 +415,8 @@ impl Channels {
         slot: Slot,
         channel: &Rc<Channel>,
     ) -> Result<Rc<Http2>, ConnectError> {
+        let cut = Rc::<Cut>::default();
+        let stream = Cuttable::new(stream, Rc::clone(&cut));
         let mut builder = http2::Builder::new(LocalExec);
         builder
             .timer(TokioTimer::new())
@@ -430,6 +435,7 @@ impl Channels {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError::Tcp(error.to_string()))?;
+        let revoked = self.configs.borrow().revoked(&peer);
         let streams_max = Rc::new(Cell::new(connection.current_max_send_streams()));
         let watched = Rc::clone(&streams_max);
         let home = Rc::downgrade(channel);
@@ -437,12 +443,19 @@ impl Channels {
             let _slot = slot;
             let mut connection = pin!(connection);
             // Its end is seen by those who use it.
-            _ = poll_fn(|cx| {
+            let mut ended = pin!(poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
                 watched.set(connection.current_max_send_streams());
                 ended
-            })
-            .await;
+            }));
+            tokio::select! {
+                biased;
+                _ = ended.as_mut() => {}
+                () = revoked => {
+                    cut.cut();
+                    _ = ended.await;
+                }
+            }
             if let Some(channel) = home.upgrade() {
                 channel.forget_closed();
             }
@@ -473,10 +486,15 @@ impl Channels {
             .await
             .map_err(|error| ConnectError::Tcp(error.to_string()))?;
         let home = Rc::downgrade(channel);
+        let revoked = self.configs.borrow().revoked(&peer);
         tokio::task::spawn_local(async move {
             let _slot = slot;
-            // Its end is seen by those who use it.
-            _ = connection.with_upgrades().await;
+            tokio::select! {
+                biased;
+                // Its end is seen by those who use it.
+                _ = connection.with_upgrades() => {}
+                () = revoked => {}
+            }
             if let Some(channel) = home.upgrade() {
                 channel.forget_closed();
             }

@@ -68,6 +68,12 @@ impl<S: AsyncRead + Unpin> Rewound<S> {
         self.stream.read_buf(&mut self.ahead).await
     }
 
+    /// Whether a first byte comes within `wait`.
+    pub async fn begins_within(&mut self, wait: Duration) -> bool {
+        let began = timeout(wait, self.read_ahead()).await;
+        matches!(began, Ok(Ok(1..)))
+    }
+
     /// Whether the first HTTP/1 head arrives whole, or fills the bound, within `wait`. A later
     /// head that stalls is no worse than an idle connection.
     pub async fn has_head_within(&mut self, wait: Duration) -> bool {

@@ -167,6 +167,11 @@ impl ProxyError {
         }
     }
 
+    /// Whether the request is not what HTTP allows.
+    fn is_malformed(&self) -> bool {
+        matches!(self, Self::BadRequest(_) | Self::HeadersTooLarge)
+    }
+
     /// Answers an exchange.
     pub fn answer(self, mut exchange: Exchange) -> Response<Body> {
         exchange.failed(&self);
@@ -207,9 +212,12 @@ impl ProxyError {
             );
             response
         };
-        response
-            .headers_mut()
-            .insert(REASON, HeaderValue::from_static(reason));
+        let headers = response.headers_mut();
+        headers.insert(REASON, HeaderValue::from_static(reason));
+        if spoken == Spoken::Http1 && self.is_malformed() {
+            // Where the next request of such a client begins is anybody's guess.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }

@@ -151,12 +151,21 @@ pub struct Trace {
 pub struct Exchange {
     /// The facts so far. Boxed: it moves from the service to the body.
     pub record: Box<Record>,
-    /// Request body bytes, counted where they pass.
-    pub received: Rc<Cell<u64>>,
+    /// What came of the request's body, noted where it passes.
+    pub received: Rc<Received>,
     started: Instant,
     /// It came to an end; otherwise the client gave up.
     is_over: bool,
     telemetry: Arc<Telemetry>,
+}
+
+/// What came of a request's body.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// How much.
+    pub bytes: Cell<u64>,
+    /// The client broke it off: what follows from that is not the endpoint's doing.
+    pub is_broken: Cell<bool>,
 }
 
 /// One try against one endpoint. Reports exactly one outcome; when it is dropped without one, the
@@ -221,7 +230,7 @@ impl Exchange {
     /// A relayed connection has ended.
     pub fn relayed(&mut self, passed: &Passed) {
         self.record.bytes_sent = passed.back.get();
-        self.received.set(passed.forth.get());
+        self.received.bytes.set(passed.forth.get());
         self.is_over = true;
     }
 
@@ -243,7 +252,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.record.duration = clock::now().saturating_duration_since(self.started);
-        self.record.bytes_received = self.received.get();
+        self.record.bytes_received = self.received.bytes.get();
         if !self.is_over {
             self.record.reason = Some(CANCELLED);
         }
@@ -295,6 +304,11 @@ impl Ending {
         }
     }
 
+    /// The other side of the mesh.
+    pub fn peer(&self) -> &Peer {
+        &self.exchange.record.peer
+    }
+
     /// A frame passes.
     pub fn saw(&mut self, frame: &Frame<Bytes>) {
         let record = &mut self.exchange.record;
@@ -321,6 +335,11 @@ impl Ending {
 
     /// The endpoint's side broke.
     pub fn broke(&mut self) -> &'static str {
+        if self.exchange.received.is_broken.get() {
+            self.exchange.record.reason = Some(CANCELLED);
+            self.over(Outcome::Cancelled);
+            return CANCELLED;
+        }
         self.exchange.record.reason = Some(RESET);
         self.over(Outcome::Reset);
         RESET

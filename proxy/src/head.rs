@@ -76,6 +76,7 @@ impl Head {
             return Err(ProxyError::ConnectRefused);
         }
         check_size(request.headers())?;
+        check_framing(request.headers())?;
         let authority = authority(&request)?;
         let raw = request
             .uri()
@@ -285,6 +286,20 @@ fn check_size(headers: &HeaderMap) -> Result<(), ProxyError> {
     let bytes_max = crate::channel::HEADER_BYTES_MAX as usize;
     if headers.len() > crate::channel::HEADERS_MAX || bytes > bytes_max {
         return Err(ProxyError::HeadersTooLarge);
+    }
+    Ok(())
+}
+
+/// Between `Transfer-Encoding` and `Content-Length` hyper lets the former win and closes the
+/// connection after the answer (RFC 9112 section 6.3); another coding than `chunked` would be lost
+/// on the way, because it belongs to this hop.
+fn check_framing(headers: &HeaderMap) -> Result<(), ProxyError> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let (coding, second) = (codings.next(), codings.next());
+    let Some(coding) = coding else { return Ok(()) };
+    if second.is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        let error = "no transfer coding but chunked is understood";
+        return Err(ProxyError::BadRequest(error));
     }
     Ok(())
 }

@@ -9,7 +9,7 @@
 //! The port decides which rules apply, never what the client says it speaks. There are no
 //! retries here.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{io, net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use heddle_policy::{
     snapshot::{CONNECT_TIMEOUT, EndpointKey, InboundPort, Limits, MtlsMode, Protocol, Transport},
@@ -33,7 +33,7 @@ use crate::{
     head::{self, Head},
     intercept,
     outbound::relay_until_cut,
-    reply::{Committed, Reply},
+    reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     settings::InboundForward,
     tls::{self, Agreed, AsSocket, Carries, Speaks, Stream, TlsError},
@@ -56,6 +56,8 @@ struct Conn {
     client: SocketAddr,
     peer: Peer,
     port: Port,
+    /// What it becomes by an upgrade.
+    tunnel: Tunnel,
 }
 
 /// One port of the workload.
@@ -94,6 +96,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
         client,
         peer: Peer::Anonymous,
         port,
+        tunnel: Tunnel::default(),
     };
     let Some(rules) = conn.rules() else {
         // The control plane has not said who may: nobody may.
@@ -259,23 +262,33 @@ impl Conn {
         }
         // Nobody has said what this is. The application may be the one to speak first, so it is
         // dialled meanwhile.
-        let (seen, dialled) = tokio::join!(stream.sniff(bounds.detect_wait), async {
-            tokio::task::yield_now().await;
-            timeout(
-                CONNECT_TIMEOUT,
-                self.worker.inbound.dial(&self.target(Carries::Tcp)),
-            )
-            .await
-        });
+        let mut dialled = None;
+        let seen = {
+            let mut seeing = pin!(stream.sniff(bounds.detect_wait));
+            tokio::select! {
+                biased; // Bytes that are there already need no dial.
+                seen = seeing.as_mut() => seen,
+                done = self.dial() => {
+                    dialled = Some(done);
+                    seeing.await
+                }
+            }
+        };
         match seen {
             Ok(Seen::Http1) => self.serve_http(stream, Version::Http1).await,
             Ok(Seen::Http2) => self.serve_http(stream, Version::Http2).await,
             Ok(Seen::Tls | Seen::Other | Seen::Silence) => {
-                let dialled = dialled.ok().and_then(Result::ok).map(|(stream, ..)| stream);
                 self.relay(stream, rules, dialled).await;
             }
             Ok(Seen::Closed) | Err(_) => {}
         }
+    }
+
+    /// To the application, for bytes.
+    async fn dial(&self) -> Result<Stream, ConnectError> {
+        let target = self.target(Carries::Tcp);
+        let dialled = self.worker.inbound.dial(&target).await;
+        dialled.map(|(stream, ..)| stream)
     }
 
     /// Bytes that do not parse as HTTP in time are refused: rules on HTTP could not judge them.
@@ -302,18 +315,23 @@ impl Conn {
             client: self.client,
             peer: self.peer.clone(),
             port: self.port,
+            tunnel: Tunnel::default(),
         });
-        serve::serve(
-            &self.worker,
-            stream,
-            version,
-            Phase::Inbound,
-            move |request| {
-                let conn = Rc::clone(&conn);
-                async move { conn.respond(request).await }
-            },
-        )
-        .await;
+        let serving = Rc::clone(&conn);
+        let respond = move |request| {
+            let conn = Rc::clone(&serving);
+            async move { conn.respond(request).await }
+        };
+        let revoked = self.worker.configs.borrow().revoked(&self.peer);
+        let refused = tokio::select! {
+            biased;
+            refused = serve::serve(&self.worker, stream, version, Phase::Inbound, respond) => refused,
+            () = revoked => Some(ProxyError::Denied),
+        };
+        if let Some(error) = refused {
+            self.refused(&error);
+        }
+        conn.tunnel.pass().await;
     }
 
     /// Answers every request.
@@ -330,7 +348,7 @@ impl Conn {
         let mut exchange = exchange;
         head.describe(&mut exchange.record);
         match self.forward(&mut exchange, &head, body).await {
-            Ok(committed) => committed.respond(&self.worker, head, exchange),
+            Ok(committed) => committed.respond(&self.worker, &self.tunnel, head, exchange),
             Err(error) => error.answer(exchange),
         }
     }
@@ -393,10 +411,10 @@ impl Conn {
                 _ => unsent.is_stale && head.parts.method.is_idempotent(),
             };
             if !is_unseen || !body.is_replayable() {
-                return Err(unsent.error);
+                return Err(body.cause(unsent.error));
             }
             let again = channels.send(&target, request(), Freshness::New).await;
-            again.map_err(|unsent| unsent.error)
+            again.map_err(|unsent| body.cause(unsent.error))
         };
         let sending = Box::pin(sending);
         let sent = match head.grpc_timeout() {
@@ -430,7 +448,7 @@ impl Conn {
         self,
         mut stream: Rewound<Stream>,
         rules: &InboundPort,
-        dialled: Option<Stream>,
+        dialled: Option<Result<Stream, ConnectError>>,
     ) {
         let mut exchange = self.exchange(Spoken::Tcp);
         let port = self.port.number;
@@ -443,12 +461,8 @@ impl Conn {
         exchange.record.endpoint = Some(self.port.application);
         exchange.record.attempts = 1;
         let dialled = match dialled {
-            Some(stream) => Ok(stream),
-            None => {
-                let target = self.target(Carries::Tcp);
-                let dialled = self.worker.inbound.dial(&target).await;
-                dialled.map(|(stream, ..)| stream)
-            }
+            Some(dialled) => dialled,
+            None => self.dial().await,
         };
         match dialled {
             Ok(mut application) => {

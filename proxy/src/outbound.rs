@@ -40,7 +40,7 @@ use crate::{
     head::{self, Head},
     intercept::{self, Leg},
     relay::{Passed, relay},
-    reply::{Committed, Reply},
+    reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     tls::{AsSocket, Carries, Stream},
     view::{LiveDestination, View},
@@ -65,6 +65,8 @@ struct Conn {
     client: SocketAddr,
     /// `None`: by authority.
     dialled: Option<DestinationKey>,
+    /// What it becomes by an upgrade.
+    tunnel: Tunnel,
 }
 
 /// Serves one connection of the workload.
@@ -151,16 +153,18 @@ async fn serve_http(
     dialled: Option<DestinationKey>,
 ) {
     let mut stream = Rewound::new(Stream::Plain(stream));
-    let wait = worker.settings.bounds.header_wait;
-    let seen = stream.sniff(worker.settings.bounds.idle.max(wait)).await;
-    let version = match seen {
+    let bounds = &worker.settings.bounds;
+    // A connection that was opened ahead and never used is no failure.
+    if !stream.begins_within(bounds.idle).await {
+        return;
+    }
+    let wait = bounds.header_wait;
+    let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
+    let version = match stream.sniff(wait).await {
         Ok(Seen::Http1) if stream.has_head_within(wait).await => Version::Http1,
         Ok(Seen::Http2) => Version::Http2,
-        // A connection that was opened ahead and never used is no failure.
-        Ok(Seen::Closed | Seen::Silence) => return,
-        Ok(Seen::Http1 | Seen::Tls | Seen::Other) | Err(_) => {
+        Ok(Seen::Http1 | Seen::Tls | Seen::Other | Seen::Closed | Seen::Silence) | Err(_) => {
             let error = ProxyError::BadRequest("this destination speaks HTTP; the client does not");
-            let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
             record_refusal(worker, client, &name, &error);
             intercept::reset(stream.socket());
             return;
@@ -170,12 +174,17 @@ async fn serve_http(
         worker: Rc::clone(worker),
         client,
         dialled,
+        tunnel: Tunnel::default(),
     });
-    serve::serve(worker, stream, version, Phase::All, move |request| {
-        let conn = Rc::clone(&conn);
+    let serving = Rc::clone(&conn);
+    let refused = serve::serve(worker, stream, version, Phase::All, move |request| {
+        let conn = Rc::clone(&serving);
         async move { conn.respond(request).await }
-    })
-    .await;
+    });
+    if let Some(error) = refused.await {
+        record_refusal(worker, client, &name, &error);
+    }
+    conn.tunnel.pass().await;
 }
 
 impl Conn {
@@ -199,7 +208,7 @@ impl Conn {
             Err(error) => Err(error),
         };
         match forwarded {
-            Ok((head, committed)) => committed.respond(&self.worker, head, exchange),
+            Ok((head, committed)) => committed.respond(&self.worker, &self.tunnel, head, exchange),
             Err(error) => error.answer(exchange),
         }
     }
@@ -359,13 +368,13 @@ async fn send(
         // repeated is (RFC 9110 section 9.2.2).
         let is_repeatable = head.parts.method.is_idempotent() && body.is_replayable();
         if !unsent.is_stale || !is_repeatable {
-            return Err(unsent.error);
+            return Err(body.cause(unsent.error));
         }
         let again = worker
             .outbound
             .send(&target, request(), Freshness::New)
             .await;
-        again.map_err(|unsent| unsent.error)
+        again.map_err(|unsent| body.cause(unsent.error))
     };
     let sending = Box::pin(sending);
     let Some(until) = until else {
@@ -586,13 +595,15 @@ where
 {
     let passed = Passed::default();
     let mut draining = worker.draining.clone();
-    let relayed = tokio::select! {
+    let revoked = worker.configs.borrow().revoked(&exchange.record.peer);
+    let cut = tokio::select! {
         biased;
-        relayed = relay(a, b, &worker.scratch, &passed) => relayed.is_ok(),
-        () = draining.reached(Phase::Cut) => false,
+        relayed = relay(a, b, &worker.scratch, &passed) => relayed.err().map(|_broken| RESET),
+        () = draining.reached(Phase::Cut) => Some(RESET),
+        () = revoked => Some(ProxyError::Denied.disposition().reason),
     };
-    if !relayed {
-        exchange.record.reason = Some("reset");
+    if cut.is_some() {
+        exchange.record.reason = cut;
         intercept::reset(a.socket());
         intercept::reset(b.socket());
     }
@@ -625,3 +636,5 @@ fn name_of(key: &DestinationKey) -> Arc<str> {
 }
 
 const HTTP_PORT: u16 = 80;
+/// The same word as in `error.rs`.
+const RESET: &str = "reset";

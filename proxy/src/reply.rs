@@ -1,6 +1,6 @@
 //! From an endpoint's response to the client's: once committed, nothing can be repeated.
 
-use std::{rc::Rc, time::Instant};
+use std::{cell::RefCell, fmt, pin::Pin, rc::Rc, time::Instant};
 
 use heddle_policy::admission::Slot;
 use http::{Response, StatusCode};
@@ -32,6 +32,27 @@ pub struct Committed {
     held: Held,
     /// Of the whole exchange.
     deadline: Option<Instant>,
+}
+
+/// What a connection becomes by an upgrade. Its own task passes the bytes, so that it counts as
+/// that connection until its end.
+#[derive(Default)]
+pub struct Tunnel(RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>);
+
+impl Tunnel {
+    /// Returns when the bytes have passed; at once if there was no upgrade.
+    pub async fn pass(&self) {
+        let passing = self.0.take();
+        if let Some(passing) = passing {
+            passing.await;
+        }
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tunnel(..)")
+    }
 }
 
 impl Committed {
@@ -67,6 +88,7 @@ impl Committed {
     pub fn respond(
         mut self,
         worker: &Rc<Worker>,
+        tunnel: &Tunnel,
         head: Head,
         mut exchange: Exchange,
     ) -> Response<Body> {
@@ -82,7 +104,7 @@ impl Committed {
         self.held.lease = Some(sent.lease);
         let mut ending = Ending::new(exchange, self.reply.attempt, status.as_u16(), self.held);
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            return tunnel(worker, head, response, ending);
+            return upgrade(worker, tunnel, head, response, ending);
         }
         let (parts, body) = response.into_parts();
         // Trailers-only must stay so: no frame may follow the head.
@@ -96,8 +118,9 @@ impl Committed {
 }
 
 /// After `101 Switching Protocols` bytes pass both ways until both sides have ended.
-fn tunnel(
+fn upgrade(
     worker: &Rc<Worker>,
+    tunnel: &Tunnel,
     head: Head,
     mut response: Response<hyper::body::Incoming>,
     mut ending: Ending,
@@ -110,7 +133,8 @@ fn tunnel(
     let endpoint = hyper::upgrade::on(&mut response);
     let scratch = worker.scratch.clone();
     let mut draining = worker.draining.clone();
-    tokio::task::spawn_local(async move {
+    let revoked = worker.configs.borrow().revoked(ending.peer());
+    *tunnel.0.borrow_mut() = Some(Box::pin(async move {
         let passed = Passed::default();
         let relayed = async {
             let (client, endpoint) = tokio::try_join!(client, endpoint).ok()?;
@@ -123,8 +147,9 @@ fn tunnel(
             biased;
             _ = relayed => {}
             () = draining.reached(crate::drain::Phase::Cut) => {}
+            () = revoked => {}
         }
         ending.relayed(&passed);
-    });
+    }));
     Response::from_parts(response.into_parts().0, Body::Empty)
 }

@@ -1,4 +1,7 @@
 //! HTTP connections that were accepted: hyper's side of them, with bounds, age and drain.
+//!
+//! A head that does not parse never becomes a request: hyper answers it (HTTP/1: a bare 400, 414
+//! or 431, without our reason word) and closes. The reason is in the record.
 
 use std::{convert::Infallible, pin::pin, rc::Rc, time::Duration};
 
@@ -17,6 +20,7 @@ use crate::{
     channel::{CONNECTION_WINDOW, HEADER_BYTES_MAX, HEADERS_MAX, LocalExec, STREAM_WINDOW},
     detect::Rewound,
     drain::Phase,
+    error::ProxyError,
     tls::Stream,
     worker::Worker,
 };
@@ -30,14 +34,16 @@ pub enum Version {
     Http2,
 }
 
-/// Serves a connection until it ends: by its client, by age, or by the stop.
+/// Serves a connection until it ends: by its client, by age, or by the stop. Says why, when it
+/// ended because of a head that is none.
 pub async fn serve<S, F>(
     worker: &Rc<Worker>,
     stream: Rewound<Stream>,
     version: Version,
     retires_at: Phase,
     respond: S,
-) where
+) -> Option<ProxyError>
+where
     S: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
@@ -50,8 +56,8 @@ pub async fn serve<S, F>(
     let stream = TokioIo::new(stream);
     let share = worker.rng.borrow_mut().random_range(0.8..1.2);
     let age = worker.settings.bounds.connection_age.mul_f64(share);
-    // How a connection ends is told by its exchanges.
-    match version {
+    // How a connection ends is told by its exchanges, if it came to any.
+    let ended = match version {
         Version::Http1 => {
             let bounds = &worker.settings.bounds;
             let connection = http1::Builder::new()
@@ -65,22 +71,32 @@ pub async fn serve<S, F>(
             let mut connection = pin!(connection);
             tokio::select! {
                 biased;
-                _ = connection.as_mut() => return,
+                ended = connection.as_mut() => return refused_head(ended),
                 () = retired(worker, retires_at, age) => connection.as_mut().graceful_shutdown(),
             }
-            until_cut(worker, connection).await;
+            until_cut(worker, connection).await
         }
         Version::Http2 => {
             let connection = http2_builder().serve_connection(stream, service);
             let mut connection = pin!(connection);
             tokio::select! {
                 biased;
-                _ = connection.as_mut() => return,
+                ended = connection.as_mut() => return refused_head(ended),
                 () = retired(worker, retires_at, age) => connection.as_mut().graceful_shutdown(),
             }
-            until_cut(worker, connection).await;
+            until_cut(worker, connection).await
         }
+    };
+    refused_head(ended)
+}
+
+fn refused_head(ended: hyper::Result<()>) -> Option<ProxyError> {
+    let error = ended.err()?;
+    if error.is_parse_too_large() {
+        return Some(ProxyError::HeadersTooLarge);
     }
+    let is_parse = error.is_parse();
+    is_parse.then_some(ProxyError::BadRequest("the request head is not valid"))
 }
 
 fn http2_builder() -> http2::Builder<LocalExec> {
@@ -110,12 +126,15 @@ async fn retired(worker: &Worker, phase: Phase, age: Duration) {
 }
 
 /// What runs may finish; a stop waits only so long.
-async fn until_cut<T>(worker: &Worker, connection: impl Future<Output = T>) {
+async fn until_cut(
+    worker: &Worker,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> hyper::Result<()> {
     let mut draining = worker.draining.clone();
     tokio::select! {
         biased;
-        _ = connection => {}
-        () = draining.reached(Phase::Cut) => {}
+        ended = connection => ended,
+        () = draining.reached(Phase::Cut) => Ok(()),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use heddle_policy::spiffe::{Peer, SpiffeId};
 use heddle_shell::{
     clock,
-    publish::Reader,
+    publish::{Published, Reader},
     tls::{self, Accept, Clients, Identity, Trust, TrustBundle},
 };
 use rustls::{
@@ -104,6 +104,7 @@ pub enum Stream {
 /// One worker's configurations.
 #[derive(Debug)]
 pub struct Configs {
+    published: Arc<Published<Option<Credentials>>>,
     credentials: Reader<Option<Credentials>>,
     /// What the rest was built from.
     current: Arc<Option<Credentials>>,
@@ -113,11 +114,21 @@ pub struct Configs {
     clients: HashMap<(Arc<[SpiffeId]>, Carries), Arc<ClientConfig>>,
 }
 
+impl Credentials {
+    /// Denied, or of a trust domain that has no roots here any more.
+    fn revokes(&self, id: &SpiffeId) -> bool {
+        let mut domains = self.trust.roots.keys();
+        self.trust.denied.contains(id) || !domains.any(|known| known.as_str() == id.trust_domain())
+    }
+}
+
 impl Configs {
     /// Nothing built yet.
-    pub fn new(mut credentials: Reader<Option<Credentials>>) -> Self {
+    pub fn new(published: Arc<Published<Option<Credentials>>>) -> Self {
+        let mut credentials = published.reader();
         let current = Arc::clone(credentials.get());
         Self {
+            published,
             credentials,
             current,
             generation: 0,
@@ -186,6 +197,29 @@ impl Configs {
         }
         self.clients.insert(key, Arc::clone(&client));
         Ok(client)
+    }
+
+    /// Returns once `peer` must not be talked to any more, which may be at once: a handshake looks
+    /// at the list of its own beginning. Never for a peer without identity.
+    pub fn revoked(&self, peer: &Peer) -> impl Future<Output = ()> + use<> {
+        let credentials = Arc::clone(&self.published);
+        let id = peer.id().cloned();
+        async move {
+            let Some(id) = id else {
+                return std::future::pending().await;
+            };
+            // Before the first look, so that a denial in between is not missed.
+            let mut changed = credentials.subscribe();
+            loop {
+                let now = credentials.load();
+                if now.as_ref().as_ref().is_some_and(|now| now.revokes(&id)) {
+                    return;
+                }
+                if changed.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
     }
 
     fn refresh(&mut self) {

@@ -219,7 +219,7 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
 impl Worker {
     fn new(inputs: Inputs, guard: LoopGuard, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let configs = Rc::new(RefCell::new(Configs::new(inputs.credentials.reader())));
+        let configs = Rc::new(RefCell::new(Configs::new(inputs.credentials)));
         let bounds = &inputs.settings.bounds;
         let mut channels = |leg| {
             Rc::new(Channels::new(

@@ -70,11 +70,31 @@ pub struct Units {
     generation: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Held {
-    since: Instant,
+    /// By name, a cluster and its endpoints being one; and since when. Each waits for itself, so
+    /// that a version that names something new is held however long others were.
+    missing: BTreeMap<Arc<str>, Instant>,
     /// The hold has ended: published without what is missing.
     is_published: bool,
+}
+
+impl Held {
+    fn note(&mut self, missing: &BTreeSet<ResourceName>, now: Instant) {
+        let is_missing = |name: &Arc<str>| missing.iter().any(|missing| missing.name == *name);
+        self.missing.retain(|name, _| is_missing(name));
+        for resource in missing {
+            if !self.missing.contains_key(&resource.name) {
+                self.missing.insert(Arc::clone(&resource.name), now);
+                self.is_published = false;
+            }
+        }
+    }
+
+    /// When everything that is missing has been waited for.
+    fn ends(&self) -> Option<Instant> {
+        self.missing.values().max().map(|since| *since + HOLD)
+    }
 }
 
 /// What a settlement asks of the shell.
@@ -184,7 +204,7 @@ impl Units {
             .held
             .values()
             .filter(|held| !held.is_published)
-            .map(|held| held.since + HOLD);
+            .filter_map(Held::ends);
         let strays = self.strays.values().map(|since| *since + STRAY);
         let absent = self.absent.values().map(|since| *since + ABSENT);
         holds.chain(strays).chain(absent).min()
@@ -243,9 +263,8 @@ impl Units {
     /// Listeners of destinations that may look different now.
     fn affected(&self, now: Instant) -> Vec<Arc<DestinationListener>> {
         let is_affected = |listener: &DestinationListener| {
-            let is_over = |held: &Held| {
-                !held.is_published && now.saturating_duration_since(held.since) >= HOLD
-            };
+            let is_over =
+                |held: &Held| !held.is_published && held.ends().is_none_or(|ends| now >= ends);
             match self.uses.get(&listener.key) {
                 None => true,
                 Some(used) => {
@@ -280,11 +299,9 @@ impl Units {
         } else {
             let is_new = !self.destinations.contains_key(key);
             let is_hopeless = assembly.missing.is_subset(&self.unknown);
-            let held = self.held.entry(key.clone()).or_insert(Held {
-                since: now,
-                is_published: false,
-            });
-            let is_over = now.saturating_duration_since(held.since) >= HOLD;
+            let held = self.held.entry(key.clone()).or_default();
+            held.note(&assembly.missing, now);
+            let is_over = held.ends().is_none_or(|ends| now >= ends);
             if is_over && !held.is_published {
                 settled
                     .incomplete

@@ -241,6 +241,21 @@ fn after_five_seconds_only_the_missing_cluster_is_unroutable() {
     assert_eq!(mesh.clusters(), ["a", "late"]);
 }
 
+/// Newer versions keep coming faster than what they name: the last whole one serves.
+#[test]
+fn a_version_that_names_something_new_is_held_for_itself() {
+    let mut mesh = Mesh::with_web(&["a"]);
+    let names = ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"];
+    for (second, name) in (1..).zip(names) {
+        mesh.route(&second.to_string(), &[name]).cluster(name);
+        assert!(mesh.settle(second).incomplete.is_empty());
+        assert_eq!(mesh.clusters(), ["a"]);
+    }
+    mesh.endpoints("b7");
+    mesh.settle(9);
+    assert_eq!(mesh.clusters(), ["b7"]);
+}
+
 #[test]
 fn a_removed_cluster_lives_until_no_route_names_it() {
     let mut mesh = Mesh::with_web(&["a"]);
