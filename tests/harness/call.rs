@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,7 +16,11 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+};
 
 /// A request body fed by the test.
 #[derive(Debug)]
@@ -179,6 +184,28 @@ impl Answer {
             .to_str()
             .ok()
     }
+}
+
+/// Sends `bytes` as they are and reads until the other side closes.
+///
+/// # Panics
+/// When it does not close within ten seconds.
+pub async fn raw<S>(mut stream: S, bytes: &[u8]) -> Vec<u8>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // The other side may close before it has read everything.
+    _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let read = async {
+        let mut block = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut block).await {
+            answer.extend_from_slice(&block[..n]);
+        }
+    };
+    let closed = tokio::time::timeout(Duration::from_secs(10), read).await;
+    closed.expect("the other side closes");
+    answer
 }
 
 /// A gRPC request.

@@ -1,4 +1,7 @@
-//! Applications behind a sidecar: one that echoes over HTTP/1.1 and HTTP/2, and two of bytes.
+//! Applications behind a sidecar: one that answers over HTTP/1.1 and HTTP/2, and two of bytes.
+//!
+//! `/echo.Echo/Sum` answers how many bytes came, once all have; `/echo.Echo/Repeat` answers the
+//! first message as often as `x-repeat` says; everything else echoes as it comes.
 
 use std::{
     convert::Infallible,
@@ -11,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use heddle_shell::task::Tasks;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body_util::BodyExt;
 use hyper::{
     body::{Body, Frame, Incoming},
     rt::Executor,
@@ -106,7 +110,10 @@ async fn serve(
     let stream = TokioIo::new(stream);
     // How a connection ends is the test's business.
     if speaks == Speaks::Http2 {
-        let builder = http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        // One stream must not be able to fill the connection: hyper's own windows are equal.
+        builder.initial_stream_window_size(64 * 1024);
+        builder.initial_connection_window_size(1024 * 1024);
         let mut connection = pin!(builder.serve_connection(stream, service));
         tokio::select! {
             _ = connection.as_mut() => return,
@@ -150,14 +157,37 @@ async fn respond(mut request: Request<Incoming>, script: Arc<Script>) -> Respons
         watch.is_over = true;
         return switch(&mut request, script);
     }
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
+    match fault {
+        Some(Fault::GrpcStatusAfterBody(_)) => while let Some(Ok(_)) = body.frame().await {},
+        Some(Fault::GrpcStatusAtTheGate(_)) => {
+            script
+                .gate
+                .0
+                .acquire()
+                .await
+                .expect("it stays open")
+                .forget();
+        }
+        Some(
+            Fault::BreakAfterFirstMessage | Fault::Hang | Fault::GrpcStatus(_) | Fault::Status(_),
+        )
+        | None => {}
+    }
     let is_grpc = parts
         .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let repeat = parts.headers.get("x-repeat");
+    let repeat = repeat.and_then(|n| n.to_str().ok()?.parse().ok());
+    let work = match parts.uri.path() {
+        "/echo.Echo/Sum" => Work::Sum(body, 0),
+        "/echo.Echo/Repeat" => Work::Repeat(body, Bytes::new(), repeat.unwrap_or(1)),
+        _ => Work::Echo(body),
+    };
     script.heads.lock().push(parts);
     let mut response = Response::new(Echo {
-        body: Some(body),
+        work,
         trailers: is_grpc,
         breaks: fault == Some(Fault::BreakAfterFirstMessage),
         messages: 0,
@@ -170,7 +200,11 @@ async fn respond(mut request: Request<Incoming>, script: Arc<Script>) -> Respons
     match fault {
         None | Some(Fault::BreakAfterFirstMessage) => {}
         Some(Fault::Hang) => std::future::pending().await,
-        Some(Fault::GrpcStatus(status)) => {
+        Some(
+            Fault::GrpcStatus(status)
+            | Fault::GrpcStatusAfterBody(status)
+            | Fault::GrpcStatusAtTheGate(status),
+        ) => {
             let status = HeaderValue::from(status);
             response.headers_mut().insert("grpc-status", status);
             response.body_mut().end();
@@ -202,7 +236,7 @@ fn switch(request: &mut Request<Incoming>, script: Arc<Script>) -> Response<Echo
         is_over: true,
     };
     let mut response = Response::new(Echo {
-        body: None,
+        work: Work::Done,
         trailers: false,
         breaks: false,
         messages: 0,
@@ -215,19 +249,76 @@ fn switch(request: &mut Request<Incoming>, script: Arc<Script>) -> Response<Echo
     response
 }
 
-/// The request's body coming back.
+/// The answer to a request.
 #[derive(Debug)]
 pub struct Echo {
-    body: Option<Incoming>,
+    work: Work,
     trailers: bool,
     breaks: bool,
     messages: usize,
     watch: Watch,
 }
 
+/// What is still to be answered.
+#[derive(Debug)]
+enum Work {
+    /// Each frame as it comes.
+    Echo(Incoming),
+    /// The number of bytes, once all have come.
+    Sum(Incoming, u64),
+    /// The first message, so many times.
+    Repeat(Incoming, Bytes, usize),
+    /// This, so many times.
+    Repeating(Bytes, usize),
+    /// Nothing.
+    Done,
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>>;
+
+impl Work {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        loop {
+            match self {
+                Self::Echo(body) => {
+                    let frame = ready!(Pin::new(body).poll_frame(cx)).transpose()?;
+                    return Poll::Ready(frame.map(Ok));
+                }
+                Self::Sum(body, bytes) => match ready!(Pin::new(body).poll_frame(cx)) {
+                    Some(frame) => *bytes += frame?.data_ref().map_or(0, Bytes::len) as u64,
+                    None => {
+                        let sum = bytes.to_string();
+                        *self = Self::Done;
+                        return Poll::Ready(Some(Ok(Frame::data(sum.into()))));
+                    }
+                },
+                Self::Repeat(body, message, times) => {
+                    match ready!(Pin::new(body).poll_frame(cx)).transpose()? {
+                        Some(frame) if message.is_empty() => {
+                            *message = frame.into_data().unwrap_or_default();
+                        }
+                        // All of it is read: HTTP/1.1 breaks off what is answered before.
+                        Some(_) => {}
+                        None => *self = Self::Repeating(std::mem::take(message), *times),
+                    }
+                }
+                Self::Repeating(message, times @ 1..) => {
+                    *times -= 1;
+                    return Poll::Ready(Some(Ok(Frame::data(message.clone()))));
+                }
+                Self::Repeating(_, 0) | Self::Done => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Done | Self::Repeating(_, 0))
+    }
+}
+
 impl Echo {
     fn end(&mut self) {
-        self.body = None;
+        self.work = Work::Done;
         self.trailers = false;
         self.watch.is_over = true;
     }
@@ -242,19 +333,17 @@ impl Body for Echo {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let is_second = self.breaks && self.messages > 0;
-        if let Some(body) = &mut self.body {
-            match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(_)) if is_second => {
-                    self.watch.is_over = true;
-                    return Poll::Ready(Some(Err("scripted to break".into())));
-                }
-                Some(Ok(frame)) => {
-                    self.messages += 1;
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => self.body = None,
+        match ready!(self.work.poll(cx)) {
+            Some(Ok(_)) if is_second => {
+                self.watch.is_over = true;
+                return Poll::Ready(Some(Err("scripted to break".into())));
             }
+            Some(Ok(frame)) => {
+                self.messages += 1;
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => self.work = Work::Done,
         }
         self.watch.is_over = true;
         if std::mem::take(&mut self.trailers) {
@@ -266,7 +355,7 @@ impl Body for Echo {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_none() && !self.trailers
+        self.work.is_done() && !self.trailers
     }
 }
 

@@ -6,12 +6,17 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 /// One misbehaviour, used up by one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Trailers-only with this `grpc-status`.
     GrpcStatus(u16),
+    /// The same, after the whole request has been read.
+    GrpcStatusAfterBody(u16),
+    /// The same as `GrpcStatus`, once [`Script::gate`] lets it pass.
+    GrpcStatusAtTheGate(u16),
     /// This HTTP status.
     Status(u16),
     /// The response head and one message; the stream is reset when the second arrives.
@@ -29,8 +34,20 @@ pub struct Script {
     pub calls: AtomicUsize,
     /// Requests whose caller went away before the end.
     pub cancelled: AtomicUsize,
+    /// Lets through whoever waits at it, one for each permit.
+    pub gate: Gate,
     /// The heads that arrived.
     pub heads: Mutex<Vec<http::request::Parts>>,
+}
+
+/// A semaphore that begins with nothing.
+#[derive(Debug)]
+pub struct Gate(pub Semaphore);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Semaphore::new(0))
+    }
 }
 
 impl Script {

@@ -4,6 +4,7 @@
 pub mod call;
 pub mod echo;
 pub mod fault;
+pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod node;

@@ -10,6 +10,7 @@ use std::{
 
 use heddle_policy::{
     authz::Rules,
+    outlier::OutlierPolicy,
     retry::RetryPolicy,
     route::{PathMatch, Route, RouteMatch, RouteTable, VirtualHost},
     snapshot::{
@@ -34,14 +35,15 @@ use heddle_proxy::{
 use heddle_shell::{
     clock,
     publish::Published,
-    tls::{Identity, TrustBundle},
+    tls::{self, Accept, Identity, Trust, TrustBundle},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::PrivatePkcs8KeyDer;
-use tokio::sync::mpsc;
+use tokio::{net::TcpStream, sync::mpsc};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// The callers' identity.
 pub const WEB: &str = "spiffe://td/ns/shop/sa/web";
@@ -86,6 +88,8 @@ pub struct Plan {
     pub accepted: Vec<&'static str>,
     /// Limits of the cluster.
     pub limits: Limits,
+    /// Of the cluster.
+    pub outlier: Option<OutlierPolicy>,
     /// How the application's port is served.
     pub mtls: MtlsMode,
     /// Rules of that port.
@@ -116,6 +120,7 @@ impl Default for Plan {
             retry: None,
             accepted: vec![ECHO],
             limits: Limits::UNLIMITED,
+            outlier: None,
             mtls: MtlsMode::Strict,
             rules: Rules::default(),
             bounds: Bounds::default(),
@@ -206,6 +211,19 @@ impl Sidecar {
         self.views.publish(Arc::new(view));
     }
 
+    /// Puts `id` on the deny list.
+    pub fn deny(&self, id: &str) {
+        let current = self.credentials.load();
+        let current = (*current).as_ref().expect("it has credentials");
+        let mut trust = (*current.trust).clone();
+        trust.revision += 1;
+        trust.denied.insert(id.parse().expect("a SPIFFE id"));
+        self.credentials.publish(Arc::new(Some(Credentials {
+            identity: Arc::clone(&current.identity),
+            trust: Arc::new(trust),
+        })));
+    }
+
     /// The next record.
     pub async fn record(&mut self) -> Record {
         let record = tokio::time::timeout(Duration::from_secs(10), self.records.recv());
@@ -245,6 +263,30 @@ impl Pair {
             inbound,
         }
     }
+}
+
+/// A TLS connection to a sidecar by somebody who holds `credentials`, speaking for itself.
+///
+/// # Panics
+/// When the handshake fails.
+pub async fn dial_as(
+    credentials: &Credentials,
+    to: SocketAddr,
+    token: &'static [u8],
+) -> TlsStream<TcpStream> {
+    let accepted = [ECHO.parse().expect("a SPIFFE id")];
+    let config = tls::client(
+        Some(&credentials.identity),
+        Trust::Bundle(Arc::clone(&credentials.trust)),
+        Accept::OneOf(Arc::new(accepted)),
+        &[token],
+    );
+    let stream = TcpStream::connect(to).await.expect("the sidecar listens");
+    let name = "echo.shop".try_into().expect("a name");
+    TlsConnector::from(config.expect("a valid identity"))
+        .connect(name, stream)
+        .await
+        .expect("a handshake")
 }
 
 /// The application's sidecar.
@@ -319,7 +361,7 @@ pub fn snapshot(endpoints: &[SocketAddr], plan: &Plan) -> Snapshot {
         name: name.clone(),
         endpoints: endpoints.collect(),
         balancing: Balancing::RoundRobin,
-        outlier: None,
+        outlier: plan.outlier,
         limits: plan.limits,
         connect_timeout: Duration::from_secs(2),
         protocol: ClusterProtocol::AsClient,
@@ -363,10 +405,12 @@ fn routes(clusters: WeightedClusters, plan: &Plan) -> RouteTable {
     }
 }
 
-fn key() -> DestinationKey {
+/// What the callers dial.
+pub fn key() -> DestinationKey {
     DestinationKey::Host("echo.shop".into(), 80)
 }
 
-fn any() -> SocketAddr {
+/// A free port on loopback.
+pub fn any() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }

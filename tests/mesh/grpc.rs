@@ -61,6 +61,43 @@ async fn messages_stream_both_ways_as_they_come() {
 }
 
 #[tokio::test]
+async fn a_client_streams_and_gets_one_answer() {
+    let app = App::good(Speaks::Http2).await;
+    let pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    let (feed, body) = Feed::channel();
+    let feeding = async move {
+        for _ in 0..1000 {
+            feed.send(Bytes::from_static(b"twelve bytes"))
+                .await
+                .unwrap();
+        }
+    };
+    let ((), answer) = tokio::join!(feeding, caller.call(grpc("/echo.Echo/Sum", body)));
+    assert_eq!(
+        (answer.grpc_status(), answer.body.as_slice()),
+        (Some("0"), &b"12000"[..])
+    );
+}
+
+#[tokio::test]
+async fn a_server_streams_its_answers() {
+    let app = App::good(Speaks::Http2).await;
+    let mut pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    let mut request = grpc("/echo.Echo/Repeat", Feed::of("twelve bytes"));
+    request
+        .headers_mut()
+        .insert("x-repeat", "1000".parse().unwrap());
+    let answer = caller.call(request).await;
+    assert_eq!(
+        (answer.grpc_status(), answer.body.len()),
+        (Some("0"), 12_000)
+    );
+    assert_eq!(pair.client.record().await.bytes_sent, 12_000);
+}
+
+#[tokio::test]
 async fn a_trailers_only_error_stays_trailers_only() {
     let app = App::start(Speaks::Http2, Script::new([Fault::GrpcStatus(5)])).await;
     let pair = Pair::start(app.address, &Plan::default());
