@@ -110,7 +110,8 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
     };
     conn.peer = admitted.peer;
     let stream = Rewound::new(admitted.stream);
-    conn.serve(stream, admitted.agreed, &rules).await;
+    // Large, and one per connection.
+    Box::pin(conn.serve(stream, admitted.agreed, &rules)).await;
 }
 
 /// A connection that the port's mode lets in.
