@@ -203,7 +203,7 @@ where
             answer.extend_from_slice(&block[..n]);
         }
     };
-    let closed = tokio::time::timeout(Duration::from_secs(10), read).await;
+    let closed = Box::pin(tokio::time::timeout(Duration::from_secs(10), read)).await;
     closed.expect("the other side closes");
     answer
 }
