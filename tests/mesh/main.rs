@@ -1,6 +1,12 @@
 //! Two sidecars in this process, real TLS between them, real sockets: callers dial the one,
 //! applications sit behind the other.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::large_futures,
+    reason = "the functions beside the tests are tests too: they may panic, and their futures are few"
+)]
+
 mod bad_input;
 mod change;
 mod detect;
