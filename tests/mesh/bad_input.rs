@@ -346,7 +346,7 @@ async fn floods() {
         .collect();
     let block: Vec<u8> = literal("x-filler", &"y".repeat(120)).repeat(100);
     let mut continued = vec![frame(HEADERS, 0, 1, &head())];
-    continued.extend(vec![frame(CONTINUATION, 0, 1, &block); 2000]);
+    continued.extend(vec![frame(CONTINUATION, 0, 1, &block); 100]);
     let mut empty = vec![frame(HEADERS, 0, 1, &head())];
     empty.extend(vec![frame(CONTINUATION, 0, 1, &[]); 20_000]);
     let peak = Peak::begin();
