@@ -136,7 +136,8 @@ impl Admin {
             .and_then(|host| host.to_str().ok());
         self.decide(&Asked {
             interface,
-            client: client.ip(),
+            // An IPv4 client of a listener for both families.
+            client: client.ip().to_canonical(),
             host: host.unwrap_or_default(),
             method: &head.method,
             path: head.uri.path(),

@@ -40,6 +40,7 @@ use crate::{
     drain::{Drain, Phase},
     health::Health,
     identity::{self, Issuer, Keyring},
+    intercept,
     register::{Registration, Stage},
     report::Reporter,
     settings::{
@@ -261,8 +262,8 @@ impl Parts {
             ("health", config.health_listen, Interface::Platform),
             ("admin", config.admin_listen, Interface::Admin),
         ] {
-            let listener = TcpListener::bind(address)
-                .await
+            let listener = intercept::listen(address)
+                .and_then(TcpListener::from_std)
                 .with_context(|| format!("binding the {name} listener to {address}"))?;
             tasks.spawn(name, admin::serve(Arc::clone(&admin), listener, interface));
         }

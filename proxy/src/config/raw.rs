@@ -171,8 +171,9 @@ impl RawConfig {
             .directory
             .get_or_insert_with(|| PathBuf::from("/var/lib/heddle"));
         fill(&mut self.traffic.mode, "intercept");
-        fill(&mut self.traffic.outbound, "0.0.0.0:15001");
-        fill(&mut self.traffic.inbound, "0.0.0.0:15006");
+        // Both families: the rules redirect both.
+        fill(&mut self.traffic.outbound, "[::]:15001");
+        fill(&mut self.traffic.inbound, "[::]:15006");
         fill(&mut self.ports.http, "127.0.0.1:15001");
         fill(&mut self.dns.listen, "127.0.0.1:15053");
         let is_intercepted = self.traffic.mode.as_deref() == Some("intercept");
@@ -180,7 +181,7 @@ impl RawConfig {
         self.dns
             .resolvers
             .get_or_insert_with(|| name_servers(&machine.resolv_conf));
-        fill(&mut self.telemetry.listen, "0.0.0.0:15020");
+        fill(&mut self.telemetry.listen, "[::]:15020");
         fill(&mut self.telemetry.log, "info");
         self.telemetry.access_log.get_or_insert(false);
         fill(&mut self.admin.listen, "127.0.0.1:15000");

@@ -36,7 +36,13 @@ fn two_fields_are_enough() {
     );
     assert_eq!(config.workload.name, "box");
     assert_eq!(config.workers.get(), 3);
-    assert!(matches!(config.mode, Mode::Intercept { .. }));
+    let Mode::Intercept { outbound, inbound } = config.mode else {
+        panic!("{:?}", config.mode);
+    };
+    // Of both families, as the rules are.
+    for at in [outbound, inbound, config.health_listen] {
+        assert!(at.ip().is_unspecified() && at.is_ipv6(), "{at}");
+    }
     assert_eq!(config.access_log, AccessLog::Off);
     let mut hash = [0; 32];
     hash[31] = 0xff;
