@@ -337,7 +337,16 @@ impl Pod {
             "tcpdump",
             User::Root,
             &[
-                "tcpdump", "-i", "eth0", "-U", "-s", "0", "-w", &path, filter,
+                "tcpdump",
+                "--immediate-mode",
+                "-i",
+                "eth0",
+                "-U",
+                "-s",
+                "0",
+                "-w",
+                &path,
+                filter,
             ],
         )?;
         process.says("listening on").await?;

@@ -5,7 +5,10 @@
 //! [`cases`] is the table of everything there is.
 
 mod application;
+mod connectivity;
 mod interception;
+mod mesh;
+mod secrecy;
 
 use std::{
     io::{self, Write},
@@ -37,10 +40,15 @@ impl Case {
 }
 
 fn cases() -> Vec<Case> {
-    [interception::cases(), application::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        interception::cases(),
+        application::cases(),
+        connectivity::cases(),
+        secrecy::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn main() -> ExitCode {

@@ -260,12 +260,18 @@ impl Load {
             .await
     }
 
+    /// Waits until this application has answered so many more.
+    pub async fn answered_by(&self, app: &str, more: u64) -> Result<()> {
+        let count = |report: &Report| report.answered.get(app).copied().unwrap_or_default();
+        self.more(more, &format!("{app} answers"), count).await
+    }
+
     /// Waits until so many more requests have failed.
     pub async fn fails(&self, more: u64) -> Result<()> {
         self.more(more, "requests fail", Report::failures).await
     }
 
-    async fn more(&self, more: u64, what: &str, count: fn(&Report) -> u64) -> Result<()> {
+    async fn more(&self, more: u64, what: &str, count: impl Fn(&Report) -> u64) -> Result<()> {
         let enough = count(&self.report()?) + more;
         let counted = eventually(LOAD_PATIENCE, what, || {
             let counted = self.report().map_or(0, |report| count(&report));

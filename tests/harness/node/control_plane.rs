@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{Clock, Place, Workload, merge, program, scratch};
 use crate::{
     netns::Family,
-    process::{Process, User},
+    process::{PATIENCE, Process, User, eventually},
 };
 
 /// A control plane with its data; both go when it is dropped.
@@ -111,6 +111,8 @@ impl<'lab> ControlPlane<'lab> {
     pub fn token(&self, workload: &Workload<'_>) -> Result<String> {
         let mut words = vec!["token", workload.service_account];
         words.extend(["--namespace", workload.namespace]);
+        let hours = workload.token_hours.to_string();
+        words.extend(["--hours", &hours]);
         for label in workload.labels {
             words.extend(["--label", label]);
         }
@@ -125,6 +127,15 @@ impl<'lab> ControlPlane<'lab> {
         Ok(serde_json::from_str(
             &self.heddle(&["proxies", "-o", "json"])?,
         )?)
+    }
+
+    /// Waits until so many proxies are connected.
+    pub async fn connected(&self, proxies: usize) -> Result<()> {
+        eventually(PATIENCE, "proxies connect", || {
+            let connected = self.proxies().map_or(0, |all| all.len());
+            async move { connected >= proxies }
+        })
+        .await
     }
 
     /// Where gRPC is served for sidecars: of a pod, its address of this family.

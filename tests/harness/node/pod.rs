@@ -38,9 +38,10 @@ impl<'lab> MeshedPod<'lab> {
         settings: &Value,
         clock: Option<&'lab Clock>,
     ) -> Result<Self> {
-        init(pod, "install", &[])?;
+        init(pod, "install", &["--capture-dns"])?;
         let mut sidecar = Sidecar::start_with(plane, pod.into(), workload, settings, clock)?;
         sidecar.ready().await?;
+        sidecar.registered().await?;
         let app = App::start(pod, workload.name, serve).await?;
         Ok(Self { pod, sidecar, app })
     }

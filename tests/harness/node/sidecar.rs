@@ -26,6 +26,8 @@ pub struct Workload<'a> {
     pub labels: &'a [&'a str],
     /// What it may register besides the address it calls from.
     pub addresses: &'a [&'a str],
+    /// How long its token is good.
+    pub token_hours: u32,
     /// Which family it reaches the control plane by, and is registered with.
     pub family: Family,
 }
@@ -39,6 +41,7 @@ impl<'a> Workload<'a> {
             service_account,
             labels,
             addresses: &[],
+            token_hours: 24,
             family: Family::V4,
         }
     }
@@ -135,6 +138,11 @@ impl<'lab> Sidecar<'lab> {
         Ok(())
     }
 
+    /// Waits until the control plane has confirmed its registration.
+    pub async fn registered(&mut self) -> Result<()> {
+        self.process.says("\"registered\"").await
+    }
+
     /// Ends it as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
@@ -162,6 +170,11 @@ impl<'lab> Sidecar<'lab> {
     /// Its metrics in the Prometheus text form.
     pub fn metrics(&self) -> Result<String> {
         self.place.get(self.health, "/metrics")
+    }
+
+    /// A page of `/health/`.
+    pub fn health_page(&self, path: &str) -> Result<String> {
+        self.place.get(self.health, path)
     }
 
     /// The sum of a metric over all its series that have each of these labels (`key="value"`).
