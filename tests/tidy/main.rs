@@ -53,7 +53,7 @@ fn no_place_outside_the_repository_is_named() {
         ["../sha", "red"],
         ["crates", ".io"],
         ["pypi", ".org"],
-        ["npmjs", ".com"],
+        ["npm", "js.com"],
         ["debian", ".org"],
         ["/wo", "rk/"],
         ["/ro", "ot/"],
