@@ -62,7 +62,7 @@ audit: $(TOOLS)/bin/cargo-deny ## Known vulnerabilities of the dependencies (nee
 .PHONY: debian
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  missing=$$(dpkg-query -W -f '$${Package} $${Status}\n' $(DEBIAN_PACKAGES) 2>/dev/null | awk '/ installed$$/ {print $$1}' \
+	  missing=$$({ dpkg-query -W -f '$${Package} $${Status}\n' $(DEBIAN_PACKAGES) 2>/dev/null || true; } | awk '/ installed$$/ {print $$1}' \
 	    | sort | comm -13 - <(printf '%s\n' $(DEBIAN_PACKAGES) | sort)); \
 	  if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi; \
 	else echo "not root on Debian: suites that lack a program print SKIP"; fi
