@@ -21,12 +21,16 @@ help: ## This list
 .PHONY: need-cargo need-python3
 need-cargo:
 	@command -v cargo >/dev/null || { echo "heddle needs cargo: install Rust with rustup (Debian: apt-get install rustup)"; exit 1; }
+	@command -v cc >/dev/null || { echo "heddle needs a C compiler, which links it and builds its cryptography (Debian: apt-get install gcc libc6-dev)"; exit 1; }
 need-python3:
 	@command -v python3 >/dev/null || { echo "heddle's demo needs python3 (Debian: apt-get install python3)"; exit 1; }
 
+# The profile without the link-time pass: a stranger's first build takes half as long.
+PROFILE ?= quick
+
 .PHONY: demo
-demo: need-cargo need-python3 ## A mesh of seven workloads that plays its acts (KEEP=1 leaves it running)
-	@python3 tests/demo/demo.py $(if $(KEEP),--keep)
+demo: need-cargo need-python3 ## A mesh of seven workloads that plays its acts (KEEP=1 leaves it running, PORTS=1 uses no namespaces)
+	@python3 tests/demo/demo.py --profile $(PROFILE) $(if $(KEEP),--keep) $(if $(PORTS),--ports)
 
 .PHONY: check
 check: fmt clippy doc deny tidy ## Format, lints, documentation, dependencies, repository rules
@@ -76,7 +80,7 @@ $(PEERS)/installed: tests/interop/requirements.txt | need-python3
 # One build for the demo, the suites that start programs, and the sizes they check.
 .PHONY: binaries
 binaries: need-cargo ## The programs as they ship
-	cargo build --locked --release --bin heddle-proxy --bin heddle-control-plane --bin heddle
+	cargo build --locked --release --bin heddle-proxy --bin heddle-control-plane --bin heddle --bin heddle-demo-app
 
 .PHONY: test
 test: need-cargo debian $(PEERS)/installed binaries ## Every suite

@@ -4,7 +4,7 @@ something and measure whether it held.
 
     tests/demo/demo.py [--keep] [--ports] [--stop] [--only ACT]
 
-Needs python3 (3.11, standard library only) and cargo. As root every pod is a network namespace
+Needs python3 (3.11, standard library only), cargo and a C compiler. As root every pod is a network namespace
 with real redirect rules; otherwise every pod is a loopback address and ports are settings.
 """
 
@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="leave the mesh running at the end")
     parser.add_argument("--stop", action="store_true", help="end a mesh that was left running")
     parser.add_argument("--ports", action="store_true", help="use ports also where namespaces would work")
-    parser.add_argument("--profile", default="release", help="how cargo builds (default: release)")
+    parser.add_argument("--profile", default="quick", help="how cargo builds (default: quick)")
     parser.add_argument("--rate", type=int, default=700, help="requests per second (default: 700)")
     parser.add_argument("--only", metavar="ACT", action="append", choices=[act.name for act in ACTS], help="play only this act")
     return parser.parse_args()
@@ -168,6 +168,8 @@ def build(screen: Screen, profile: str) -> Path:
     """Builds the programs; returns the directory they are in."""
     if shutil.which("cargo") is None:
         raise LabError("heddle is built with cargo, which is missing: install Rust with rustup (Debian: apt-get install rustup)")
+    if shutil.which("cc") is None:
+        raise LabError("heddle needs a C compiler, which links it and builds its cryptography (Debian: apt-get install gcc libc6-dev)")
     began = time.monotonic()
     programs = ["heddle-proxy", "heddle-control-plane", "heddle", "heddle-demo-app"]
     command = ["cargo", "build", "--locked", "--profile", profile]
