@@ -1,13 +1,13 @@
 //! Logs: JSON lines on standard error, one subscriber per process, level changeable at run time.
 
 use tracing_subscriber::{
-    EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
 /// Changes the level of a running process.
 #[derive(Clone, Debug)]
 pub struct Level {
-    handle: reload::Handle<EnvFilter, Registry>,
+    handle: reload::Handle<Targets, Registry>,
 }
 
 impl Level {
@@ -16,9 +16,7 @@ impl Level {
     /// # Errors
     /// The parser's message; the old filter then stays.
     pub fn set(&self, directives: &str) -> Result<(), String> {
-        let filter: EnvFilter = EnvFilter::builder()
-            .parse(directives)
-            .map_err(|error| error.to_string())?;
+        let filter = parse(directives)?;
         self.handle
             .reload(filter)
             .map_err(|error| error.to_string())
@@ -30,10 +28,7 @@ impl Level {
 /// # Errors
 /// When `directives` does not parse, or a subscriber is already installed.
 pub fn install(directives: &str) -> Result<Level, String> {
-    let filter = EnvFilter::builder()
-        .parse(directives)
-        .map_err(|error| error.to_string())?;
-    let (filter, handle) = reload::Layer::new(filter);
+    let (filter, handle) = reload::Layer::new(parse(directives)?);
     let lines = fmt::layer()
         .json()
         .flatten_event(true)
@@ -46,4 +41,12 @@ pub fn install(directives: &str) -> Result<Level, String> {
         .try_init()
         .map_err(|error| error.to_string())?;
     Ok(Level { handle })
+}
+
+/// Targets and levels; not the crate's other filter, which looks into spans and brings a compiler
+/// of expressions along.
+fn parse(directives: &str) -> Result<Targets, String> {
+    directives
+        .parse()
+        .map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
 }
