@@ -239,7 +239,10 @@ impl Client {
                     let outcome = match (*received, &phase) {
                         (Ok(Some(response)), Phase::Open(connection)) => {
                             backoff.succeeded();
-                            self.received(response, connection)
+                            self.take(response)
+                                // The answer first: it has the nonce the server waits for.
+                                .and_then(|reply| send(connection, reply))
+                                .map(|()| self.settle(clock::now()))
                         }
                         (Ok(_), _) => Err("the control plane ended the stream".to_owned()),
                         (Err(status), _) => Err(status.message().to_owned()),
@@ -365,11 +368,8 @@ impl Client {
         }
     }
 
-    fn received(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        connection: &Connection,
-    ) -> Result<(), String> {
+    /// Takes a response and says the answer; [`Client::settle`] follows.
+    fn take(&mut self, response: DeltaDiscoveryResponse) -> Result<DeltaDiscoveryRequest, String> {
         let ignored = Cell::new(0);
         let update: Update<_> = self
             .stream
@@ -404,10 +404,7 @@ impl Client {
             }
             self.units.remove(name, now);
         }
-        // The answer first: it has the nonce the server waits for.
-        send(connection, update.reply)?;
-        self.settle(now);
-        Ok(())
+        Ok(update.reply)
     }
 
     fn keep(&mut self, name: &ResourceName, version: &Arc<str>, bytes: Vec<u8>) {
@@ -586,3 +583,6 @@ const FEATURES: f64 = 1.0;
 /// Between streams: short, because a fleet without configuration is worse than a few connects.
 const RECONNECT_BASE: Duration = Duration::from_millis(250);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

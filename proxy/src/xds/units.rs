@@ -27,6 +27,8 @@ use heddle_policy::snapshot::{
 pub const HOLD: Duration = Duration::from_secs(5);
 
 /// How long a resource that nothing uses is kept: what a listener depends on may come before it.
+/// A listener is not kept: it never comes unasked, and while it is subscribed without being held
+/// nobody would ask for it again.
 const STRAY: Duration = Duration::from_secs(5);
 
 /// How long "there is no such destination" is remembered after it was said.
@@ -170,8 +172,7 @@ impl Units {
         let used = self.uses.get(key).cloned().unwrap_or_default();
         self.drop_destination(key);
         self.is_changed = true;
-        // Those that are shared stay; the sweep finds the rest unused. The listener itself is
-        // not waited for.
+        // Those that are shared stay; the sweep finds the rest unused.
         used
     }
 
@@ -330,7 +331,8 @@ impl Units {
         settled.want.extend(used.difference(subscribed).cloned());
         for name in subscribed.difference(&used) {
             let since = *self.strays.entry(name.clone()).or_insert(now);
-            if now.saturating_duration_since(since) >= STRAY {
+            let is_over = now.saturating_duration_since(since) >= STRAY;
+            if is_over || name.kind == ResourceType::Listener {
                 settled.unwant.push(name.clone());
             }
         }

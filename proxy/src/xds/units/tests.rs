@@ -319,6 +319,36 @@ fn a_forgotten_destination_takes_its_subscriptions_with_it() {
     assert!(mesh.units.active().is_empty());
 }
 
+/// Its subscription must not outlive what it brought: it would not be asked for again.
+#[test]
+fn a_destination_dialled_again_right_after_it_was_forgotten_is_asked_for() {
+    let forgotten = {
+        let mut mesh = Mesh::with_web(&["a"]);
+        mesh.units.forget(&key());
+        mesh
+    };
+    let mut absent = Mesh::new();
+    absent.demand().remove(Lds, OUT, 1);
+    absent.settle(1);
+    for (mut mesh, second) in [(forgotten, 1), (absent, 62)] {
+        let settled = mesh.settle(second);
+        assert!(settled.unwant.contains(&resource(Lds, OUT)), "{second}");
+        assert!(mesh.units.demand(&key()));
+        let settled = mesh.settle(second + 1);
+        assert!(settled.want.contains(&resource(Lds, OUT)), "{second}");
+        mesh.listener()
+            .route("1", &["a"])
+            .cluster("a")
+            .endpoints("a");
+        mesh.settle(second + 2);
+        assert_eq!(mesh.clusters(), ["a"]);
+        // And it stays.
+        mesh.settle(second + 20);
+        assert_eq!(mesh.clusters(), ["a"]);
+        assert!(mesh.subscribed.contains(&resource(Lds, OUT)));
+    }
+}
+
 #[test]
 fn what_came_before_its_listener_is_kept_for_a_while() {
     let mut mesh = Mesh::new();
