@@ -314,8 +314,10 @@ impl Client {
         let Some((_, resources)) = self.evicted.remove(at) else {
             return false;
         };
+        // What is shared with others may have moved on since.
         let saved = resources
             .into_iter()
+            .filter(|(name, _)| !self.units.holds(name))
             .map(|(name, raw)| raw.saved(&name))
             .collect();
         info!(
@@ -391,6 +393,7 @@ impl Client {
         }
         let now = clock::now();
         for accepted in update.accepted {
+            self.unmemorise(&accepted.name);
             self.keep(&accepted.name, &accepted.version, accepted.raw);
             self.units
                 .accept(accepted.name, accepted.version, accepted.piece);
@@ -402,9 +405,20 @@ impl Client {
                 self.is_raw_changed |=
                     name.kind == ResourceType::Listener && self.raw.remove(&name).is_some();
             }
+            self.unmemorise(&name);
             self.units.remove(name, now);
         }
         Ok(update.reply)
+    }
+
+    /// The control plane has spoken anew about a forgotten destination: what it was counts no
+    /// more.
+    fn unmemorise(&mut self, name: &ResourceName) {
+        if name.kind == ResourceType::Listener {
+            let key = DestinationKey::from_listener_name(&name.name);
+            self.evicted
+                .retain(|(evicted, _)| Some(evicted) != key.as_ref());
+        }
     }
 
     fn keep(&mut self, name: &ResourceName, version: &Arc<str>, bytes: Vec<u8>) {

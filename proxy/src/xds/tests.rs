@@ -244,3 +244,35 @@ async fn a_new_stream_presents_no_version_of_what_was_forgotten() {
     assert!(listeners.resource_names_subscribe.contains(&name));
     assert!(!listeners.initial_resource_versions.contains_key(&name));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_recalled_destination_brings_no_older_version_of_what_others_use() {
+    let mut script = Script::new();
+    script.dial(WEB, Uplinked::Yes).dial(API, Uplinked::Yes);
+    script.describe(WEB, "shared", "10.1.0.1:8080");
+    script.describe(API, "shared", "10.1.0.1:8080");
+    script.forget(WEB).fill("shared", "5", "10.1.0.5:8080");
+    script.wait(60).await.dial(WEB, Uplinked::No);
+    assert_eq!(script.leads(API), ["10.1.0.5:8080"]);
+    assert_eq!(script.leads(WEB), ["10.1.0.5:8080"]);
+    let saved = script.client.outputs.resources.load();
+    let shared = saved.iter().find(|saved| saved.type_url == Eds.type_url());
+    assert_eq!(shared.unwrap().version, "5");
+}
+
+/// The last that the control plane said counts, also that there is nothing.
+#[tokio::test(start_paused = true)]
+async fn a_destination_is_recalled_as_it_was_last_described() {
+    let mut script = Script::new();
+    script.dial(WEB, Uplinked::Yes);
+    script.describe(WEB, "web", "10.1.0.1:8080").forget(WEB);
+    script.wait(60).await.dial(WEB, Uplinked::Yes);
+    script.describe(WEB, "web", "10.1.0.2:8080").forget(WEB);
+    script.wait(60).await.dial(WEB, Uplinked::No);
+    assert_eq!(script.leads(WEB), ["10.1.0.2:8080"]);
+
+    script.forget(WEB).wait(60).await.dial(WEB, Uplinked::Yes);
+    script.take(Lds, vec![], &["out/10.0.0.1:80"]);
+    script.wait(61).await.dial(WEB, Uplinked::No);
+    assert_eq!(script.leads(WEB), [""; 0]);
+}

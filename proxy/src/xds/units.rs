@@ -216,6 +216,11 @@ impl Units {
         self.destinations.contains_key(key) || self.absent.contains_key(key)
     }
 
+    /// Whether an accepted version of it is at hand.
+    pub fn holds(&self, name: &ResourceName) -> bool {
+        self.pieces.contains(name)
+    }
+
     /// Active versions, for the status report.
     pub fn active(&self) -> &BTreeMap<ResourceName, Arc<str>> {
         &self.active
