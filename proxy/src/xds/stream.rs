@@ -10,7 +10,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -30,6 +30,10 @@ const HELD_MAX: usize = 4096 * 8;
 
 /// Resources in one response: an honest server splits at 1 MB.
 const RESPONSE_RESOURCES_MAX: usize = 16_384;
+
+/// Ended subscriptions of a type that are remembered; an update that crosses the end of an older
+/// one is a fault.
+const ENDED_MAX: usize = 4096;
 
 /// Longest NACK text, so that a server of nonsense cannot make us send more of it.
 const NACK_BYTES_MAX: usize = 4096;
@@ -54,6 +58,8 @@ struct Subscriptions {
     added: BTreeSet<Arc<str>>,
     /// Not told on this stream yet.
     dropped: BTreeSet<Arc<str>>,
+    /// Ended on this stream, the oldest first: the server may not have heard when it sends.
+    ended: VecDeque<Arc<str>>,
     /// Whether this stream has seen a request of this type. The first one carries the versions.
     is_open: bool,
 }
@@ -113,6 +119,10 @@ impl Stream {
         kind.versions.remove(&name.name);
         if kind.wanted.remove(&name.name) && !kind.added.remove(&name.name) {
             kind.dropped.insert(Arc::clone(&name.name));
+            kind.ended.push_back(Arc::clone(&name.name));
+            if kind.ended.len() > ENDED_MAX {
+                kind.ended.pop_front();
+            }
         }
     }
 
@@ -163,6 +173,7 @@ impl Stream {
         for kind in self.kinds.values_mut() {
             kind.added.clone_from(&kind.wanted);
             kind.dropped.clear();
+            kind.ended.clear();
             kind.is_open = false;
         }
     }
@@ -226,6 +237,9 @@ impl Stream {
         for resource in response.resources {
             let is_wanted = subscriptions.wanted.contains(resource.name.as_str());
             if !is_wanted && (kind == ResourceType::Listener || unasked >= room) {
+                if subscriptions.has_ended(&resource.name) {
+                    continue;
+                }
                 // A listener stands for a wish of the workload's; nobody else may add one.
                 faults.push(format!("{}: was not asked for", resource.name));
                 continue;
@@ -285,6 +299,10 @@ impl Subscriptions {
             initial_resource_versions,
             ..DeltaDiscoveryRequest::default()
         }
+    }
+
+    fn has_ended(&self, name: &str) -> bool {
+        self.ended.iter().any(|ended| **ended == *name)
     }
 
     fn accept<P>(&mut self, accepted: &Accepted<P>) {

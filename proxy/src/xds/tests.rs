@@ -276,3 +276,19 @@ async fn a_destination_is_recalled_as_it_was_last_described() {
     script.wait(61).await.dial(WEB, Uplinked::No);
     assert_eq!(script.leads(WEB), [""; 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_crosses_the_end_of_its_subscription_is_no_fault() {
+    let mut script = Script::new();
+    script.dial(WEB, Uplinked::Yes).told();
+    script.describe(WEB, "web", "10.1.0.1:8080").told();
+    script.forget(WEB);
+    let late = vec![listener(WEB, "web")];
+    assert_eq!(script.take(Lds, late.clone(), &[]), [""; 0]);
+    assert_eq!(script.leads(WEB), [""; 0]);
+    let unasked = script.take(Lds, vec![listener(API, "web")], &[]);
+    assert_eq!(unasked, ["out/10.0.0.2:80: was not asked for"]);
+    // Asked for once more it is taken.
+    script.dial(WEB, Uplinked::Yes);
+    assert_eq!(script.take(Lds, late, &[]), [""; 0]);
+}
