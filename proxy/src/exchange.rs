@@ -28,7 +28,7 @@ use crate::{
     error::ProxyError,
     relay::Passed,
     telemetry::Telemetry,
-    view::LiveDestination,
+    view::{InUse, LiveDestination},
 };
 
 /// Relative to the workload.
@@ -200,6 +200,8 @@ pub struct Held {
     pub request: Option<Slot>,
     /// A retry in flight.
     pub retry: Option<Slot>,
+    /// The destination, also when nothing else of its connection says so.
+    pub in_use: Option<InUse>,
 }
 
 impl Exchange {

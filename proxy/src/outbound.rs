@@ -36,14 +36,14 @@ use crate::{
     detect::{Rewound, Seen},
     drain::Phase,
     error::{ConnectError, ProxyError, REASON},
-    exchange::{Attempt, Direction, Exchange, Record, Spoken},
+    exchange::{Attempt, Direction, Exchange, Held, Record, Spoken},
     head::{self, Head},
     intercept::{self, Leg},
     relay::{Passed, relay},
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     tls::{AsSocket, Carries, Stream},
-    view::{LiveDestination, View},
+    view::{InUse, LiveDestination, View},
     worker::Worker,
 };
 
@@ -89,7 +89,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
     let view = worker.view();
     match lookup(worker, &view, &key).await {
         Ok(Some(destination)) => {
-            let _in_use = view.touch(&destination);
+            let _in_use = destination.touch();
             serve_destination(worker, stream, client, key, &destination).await;
         }
         Ok(None) => pass_through(worker, stream, client, &key).await,
@@ -221,6 +221,7 @@ impl Conn {
     ) -> Result<Committed, ProxyError> {
         let worker = &self.worker;
         let destination = self.destination(head).await?;
+        let in_use = destination.touch();
         let (route, cluster) = route(worker, &destination, head)?;
         exchange.routed(&destination, &route, &cluster);
         let request = admit(&cluster)?;
@@ -251,7 +252,8 @@ impl Conn {
             let tried = match judge(sent, attempt, &route) {
                 Judged::Good(reply) => {
                     body.commit();
-                    return Ok(Committed::new(reply, request, retry.commit(), deadline));
+                    let held = held(request, retry.commit(), in_use);
+                    return Ok(Committed::new(reply, held, deadline));
                 }
                 Judged::Bad(tried) => tried,
             };
@@ -260,7 +262,8 @@ impl Conn {
                 RetryDecision::After(wait) => tokio::time::sleep(wait).await,
                 RetryDecision::Stop(_) => {
                     body.commit();
-                    return Ok(Committed::new(tried.result?, request, None, deadline));
+                    let held = held(request, None, in_use);
+                    return Ok(Committed::new(tried.result?, held, deadline));
                 }
             }
         }
@@ -324,6 +327,16 @@ fn admit(cluster: &LiveCluster) -> Result<Slot, ProxyError> {
     let limit = cluster.config.limits.requests_max;
     let slot = cluster.state.admission.acquire(Resource::Requests, limit);
     slot.map_err(|full| ProxyError::Overloaded(full.to_string()))
+}
+
+/// Until the end of the response.
+fn held(request: Slot, retry: Option<Slot>, in_use: InUse) -> Held {
+    Held {
+        lease: None,
+        request: Some(request),
+        retry,
+        in_use: Some(in_use),
+    }
 }
 
 fn pick(

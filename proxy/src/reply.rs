@@ -2,7 +2,6 @@
 
 use std::{cell::RefCell, fmt, pin::Pin, rc::Rc, time::Instant};
 
-use heddle_policy::admission::Slot;
 use http::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
@@ -57,17 +56,7 @@ impl fmt::Debug for Tunnel {
 
 impl Committed {
     /// Nothing is repeated from here on.
-    pub fn new(
-        reply: Reply,
-        request: Slot,
-        retry: Option<Slot>,
-        deadline: Option<Instant>,
-    ) -> Self {
-        let held = Held {
-            lease: None,
-            request: Some(request),
-            retry,
-        };
+    pub fn new(reply: Reply, held: Held, deadline: Option<Instant>) -> Self {
         Self {
             reply,
             held,

@@ -54,19 +54,20 @@ pub struct LiveDestination {
 }
 
 /// Whether a destination is in use, for eviction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Usage {
-    /// Milliseconds since the first view of this process.
+    /// The first view of this process.
+    started: Instant,
+    /// Milliseconds since then.
     used_ms: AtomicU64,
-    connections: AtomicU32,
+    /// Connections and exchanges.
+    holders: AtomicU32,
 }
 
-/// A connection that uses a destination; while it lives the destination is not idle.
+/// A connection or an exchange that uses a destination; while it lives the destination is not
+/// idle.
 #[derive(Debug)]
-pub struct InUse {
-    usage: Arc<Usage>,
-    started: Instant,
-}
+pub struct InUse(Arc<Usage>);
 
 impl View {
     /// Knows nothing yet.
@@ -91,24 +92,14 @@ impl View {
         self.absent.contains(key).then_some(Lookup::Absent)
     }
 
-    /// Marks `destination` as used by a connection until the answer is dropped.
-    pub fn touch(&self, destination: &LiveDestination) -> InUse {
-        let usage = Arc::clone(&destination.usage);
-        usage.connections.fetch_add(1, Ordering::Relaxed);
-        InUse {
-            usage,
-            started: self.started,
-        }
-    }
-
-    /// Destinations without connections that were last used at least `idle` ago, the longest
-    /// unused first.
+    /// Destinations without connections and exchanges that were last used at least `idle` ago, the
+    /// longest unused first.
     pub fn idle_destinations(&self, now: Instant, idle: Duration) -> Vec<DestinationKey> {
         let now_ms = millis(now.saturating_duration_since(self.started));
         let mut found: Vec<(u64, &DestinationKey)> = self
             .destinations
             .iter()
-            .filter(|(_, live)| live.usage.connections.load(Ordering::Relaxed) == 0)
+            .filter(|(_, live)| live.usage.holders.load(Ordering::Relaxed) == 0)
             .map(|(key, live)| (live.usage.used_ms.load(Ordering::Relaxed), key))
             .filter(|(used_ms, _)| now_ms.saturating_sub(*used_ms) >= millis(idle))
             .collect();
@@ -119,6 +110,14 @@ impl View {
     /// Live state of every endpoint, for the admin interface and metrics.
     pub fn endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
         self.endpoints.values()
+    }
+}
+
+impl LiveDestination {
+    /// Marks it as used until the answer is dropped.
+    pub fn touch(&self) -> InUse {
+        self.usage.holders.fetch_add(1, Ordering::Relaxed);
+        InUse(Arc::clone(&self.usage))
     }
 }
 
@@ -185,8 +184,9 @@ impl Attach<'_> {
             || {
                 let age = self.now.saturating_duration_since(self.previous.started);
                 Arc::new(Usage {
+                    started: self.previous.started,
                     used_ms: AtomicU64::new(millis(age)),
-                    connections: AtomicU32::new(0),
+                    holders: AtomicU32::new(0),
                 })
             },
             |before| Arc::clone(&before.usage),
@@ -256,9 +256,10 @@ impl Attach<'_> {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let age = clock::now().saturating_duration_since(self.started);
-        self.usage.used_ms.fetch_max(millis(age), Ordering::Relaxed);
-        self.usage.connections.fetch_sub(1, Ordering::Relaxed);
+        let Self(usage) = self;
+        let age = clock::now().saturating_duration_since(usage.started);
+        usage.used_ms.fetch_max(millis(age), Ordering::Relaxed);
+        usage.holders.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

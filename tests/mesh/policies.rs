@@ -10,7 +10,7 @@ use heddle_policy::{
     snapshot::{Limits, Protocol, Snapshot},
 };
 use heddle_proxy::settings::{Bounds, InboundListeners, OutboundListeners, Settings};
-use heddle_shell::task::Tasks;
+use heddle_shell::{clock, task::Tasks};
 use heddle_tests::{
     call::{Answer, Caller, Feed, grpc, http1_request, raw},
     echo::{App, Speaks},
@@ -169,9 +169,9 @@ async fn a_failing_endpoint_is_ejected_and_returns() {
         }
         assert_eq!((failures, bad.script.calls()), (3, 3));
         // It comes back, and serves.
-        let until = heddle_shell::clock::now() + Duration::from_secs(10);
+        let until = clock::now() + Duration::from_secs(10);
         while bad.script.calls() < 5 {
-            assert!(heddle_shell::clock::now() < until, "it did not return");
+            assert!(clock::now() < until, "it did not return");
             for caller in &mut callers {
                 assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
             }
@@ -327,4 +327,31 @@ async fn a_listener_for_all_routes_each_request_by_its_authority() {
         app.script.heads.lock().last().unwrap().headers["host"],
         "echo.shop"
     );
+}
+
+/// Else it would be forgotten under the requests, and a drain would not see the application.
+#[tokio::test]
+async fn a_destination_is_in_use_from_a_request_to_the_end_of_its_answer() {
+    let app = App::good(Speaks::Http2).await;
+    let pair = Pair::start(app.address, &Plan::default());
+    let snapshot = mesh::snapshot(&[pair.inbound], &Plan::default());
+    let sidecar = by_authority(&pair, snapshot);
+    let mut caller = Caller::http2(sidecar.plane.bound.outbound_http.unwrap()).await;
+    let (feed, body) = Feed::channel();
+    let response = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
+    let idle = || {
+        let later = clock::now() + Duration::from_hours(1);
+        let view = sidecar.views.load();
+        view.idle_destinations(later, Duration::from_mins(10))
+    };
+    assert_eq!(idle(), []);
+    // Also when it is described anew meanwhile.
+    sidecar.configure(mesh::snapshot(&[pair.inbound], &Plan::default()));
+    assert_eq!(idle(), []);
+    drop(feed);
+    assert_eq!(
+        Answer::read(response).await.unwrap().grpc_status(),
+        Some("0")
+    );
+    eventually(|| idle() == [mesh::key()]).await;
 }
