@@ -268,11 +268,13 @@ fn config(view: &View) -> Value {
         .iter()
         .map(DestinationKey::listener_name)
         .collect();
+    let outbound = view.outbound.as_deref();
+    let mesh_cidrs = outbound.map(|outbound| outbound.mesh_cidrs.iter().map(ToString::to_string));
     json!({
         "generation": view.generation,
-        "mesh_cidrs": view.outbound.mesh_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "unknown": format!("{:?}", view.outbound.unknown),
-        "hosts": view.outbound.hosts.len(),
+        "mesh_cidrs": mesh_cidrs.map(Iterator::collect::<Vec<_>>),
+        "unknown": outbound.map(|outbound| format!("{:?}", outbound.unknown)),
+        "hosts": outbound.map(|outbound| outbound.hosts.len()),
         "inbound": view.inbound.as_ref().map(|inbound| format!("{inbound:?}")),
         "destinations": destinations,
         "absent": absent,

@@ -1,5 +1,6 @@
 //! Destinations on demand: outbound asks for a key it does not know, the xDS client fetches
-//! it once for all who ask, and everybody waits for the view that has the answer.
+//! it once for all who ask, and everybody waits for the view that has the answer. At the very
+//! start they first wait for the view that says what is mesh at all.
 //!
 //! ```text
 //! outbound ── ask(key) ──► bounded queue ──► xDS client ──► Published<View> ──► outbound
@@ -7,7 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use heddle_policy::snapshot::DestinationKey;
+use heddle_policy::snapshot::{DestinationKey, UnknownDestination};
 use heddle_shell::publish::Published;
 use tokio::{sync::mpsc, time::timeout};
 
@@ -35,8 +36,8 @@ pub struct Asks {
 pub enum Lookup {
     /// It is described.
     Found(Arc<LiveDestination>),
-    /// The control plane does not know it.
-    Absent,
+    /// The control plane does not describe it; this is what then happens.
+    Unknown(UnknownDestination),
     /// No answer in time.
     Unanswered,
 }
@@ -58,18 +59,23 @@ impl Demand {
     ) -> Lookup {
         // Before the first look, so that an answer in between is not missed.
         let mut changed = views.subscribe();
-        if let Some(known) = views.load().lookup(key) {
-            return known;
-        }
-        // Full: see ASKS_MAX. Closed: the wait below ends with the budget.
-        _ = self.asks.try_send(key.clone());
         let answered = async {
-            while changed.changed().await.is_ok() {
-                if let Some(known) = views.load().lookup(key) {
+            let mut is_asked = false;
+            loop {
+                let view = views.load();
+                if let Some(known) = view.lookup(key) {
                     return known;
                 }
+                if !is_asked && view.may_describe(key) {
+                    is_asked = true;
+                    // Full: see ASKS_MAX. Closed: the wait ends with the budget.
+                    _ = self.asks.try_send(key.clone());
+                }
+                drop(view);
+                if changed.changed().await.is_err() {
+                    return Lookup::Unanswered;
+                }
             }
-            Lookup::Unanswered
         };
         timeout(budget, answered)
             .await

@@ -161,8 +161,8 @@ impl Dns {
     /// The answer's bytes; `None` for what is not a DNS query.
     async fn resolve(&self, query: &[u8], over: Over) -> Option<Vec<u8>> {
         let counters = &self.telemetry.metrics.dns;
-        let view = self.views.load();
-        match answer::answer(query, &view.outbound.hosts, &self.search, over) {
+        let outbound = self.views.load().outbound.clone().unwrap_or_default();
+        match answer::answer(query, &outbound.hosts, &self.search, over) {
             Answer::Ours(answer) => {
                 counters.answered.fetch_add(1, Relaxed);
                 Some(answer)
@@ -172,7 +172,7 @@ impl Dns {
                 None
             }
             Answer::Forward => {
-                drop(view);
+                drop(outbound);
                 let Ok(_permit) = self.in_flight.try_acquire() else {
                     counters.refused.fetch_add(1, Relaxed);
                     return answer::failure(query, ResponseCode::ServFail);

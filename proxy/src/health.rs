@@ -37,7 +37,8 @@ impl Health {
             }
             Some(_) => {}
         }
-        if self.views.load().inbound.is_none() {
+        let view = self.views.load();
+        if view.inbound.is_none() || view.outbound.is_none() {
             obstacles.push("no configuration yet");
         }
         if self.draining.phase() > Phase::Running {

@@ -43,7 +43,7 @@ use crate::{
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     tls::{AsSocket, Carries, Stream},
-    view::{InUse, LiveDestination, View},
+    view::{InUse, LiveDestination},
     worker::Worker,
 };
 
@@ -86,8 +86,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
             }
         },
     };
-    let view = worker.view();
-    match lookup(worker, &view, &key).await {
+    match lookup(worker, &key).await {
         Ok(Some(destination)) => {
             let _in_use = destination.touch();
             serve_destination(worker, stream, client, key, &destination).await;
@@ -100,33 +99,20 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
 /// `None`: nothing is known and policy lets it pass.
 async fn lookup(
     worker: &Worker,
-    view: &View,
     key: &DestinationKey,
 ) -> Result<Option<Arc<LiveDestination>>, ProxyError> {
-    if let Some(Lookup::Found(destination)) = view.lookup(key) {
-        return Ok(Some(destination));
-    }
-    let is_mesh = match key {
-        DestinationKey::Address(address) => {
-            let mut cidrs = view.outbound.mesh_cidrs.iter();
-            cidrs.any(|cidr| cidr.contains(&address.ip()))
-        }
-        DestinationKey::Host(..) => true,
+    let wait = worker.settings.bounds.lookup_wait;
+    let known = worker.view().lookup(key);
+    let known = match known {
+        Some(known) => known,
+        None => worker.demand.lookup(&worker.views, key, wait).await,
     };
-    if is_mesh {
-        let wait = worker.settings.bounds.lookup_wait;
-        match worker.demand.lookup(&worker.views, key, wait).await {
-            Lookup::Found(destination) => return Ok(Some(destination)),
-            // It may well be meshed: nothing goes there in plaintext.
-            Lookup::Unanswered => return Err(ProxyError::Undescribed(wait)),
-            Lookup::Absent => {}
-        }
-    }
-    match (view.outbound.unknown, key) {
-        (UnknownDestination::AllowAny, DestinationKey::Address(_)) => Ok(None),
-        (UnknownDestination::AllowAny | UnknownDestination::RegistryOnly, _) => {
-            Err(ProxyError::UnknownDestination)
-        }
+    match (known, key) {
+        (Lookup::Found(destination), _) => Ok(Some(destination)),
+        // It may well be meshed: nothing goes there in plaintext.
+        (Lookup::Unanswered, _) => Err(ProxyError::Undescribed(wait)),
+        (Lookup::Unknown(UnknownDestination::AllowAny), DestinationKey::Address(_)) => Ok(None),
+        (Lookup::Unknown(_), _) => Err(ProxyError::UnknownDestination),
     }
 }
 
@@ -275,10 +261,8 @@ impl Conn {
             Some(key) => key.clone(),
             None => by_authority(&head.authority)?,
         };
-        let view = self.worker.view();
-        lookup(&self.worker, &view, &key)
-            .await?
-            .ok_or(ProxyError::UnknownDestination)
+        let found = lookup(&self.worker, &key).await?;
+        found.ok_or(ProxyError::UnknownDestination)
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
 
 use heddle_policy::snapshot::{
     Cluster, ClusterName, Destination, DestinationKey, EndpointKey, Inbound, Outbound, Snapshot,
+    UnknownDestination,
 };
 use heddle_shell::clock;
 
@@ -28,8 +29,8 @@ use crate::{
 pub struct View {
     /// Of the snapshot it was made from.
     pub generation: u64,
-    /// What is mesh and what happens to the rest.
-    pub outbound: Arc<Outbound>,
+    /// What is mesh and what happens to the rest; while it is `None`, anything may be mesh.
+    pub outbound: Option<Arc<Outbound>>,
     /// Destinations by what the workload dials.
     pub destinations: HashMap<DestinationKey, Arc<LiveDestination>>,
     /// Keys the control plane does not know.
@@ -74,7 +75,7 @@ impl View {
     pub fn empty(now: Instant) -> Self {
         Self {
             generation: 0,
-            outbound: Arc::default(),
+            outbound: None,
             destinations: HashMap::new(),
             absent: HashSet::new(),
             inbound: None,
@@ -89,7 +90,22 @@ impl View {
         if let Some(destination) = self.destinations.get(key) {
             return Some(Lookup::Found(Arc::clone(destination)));
         }
-        self.absent.contains(key).then_some(Lookup::Absent)
+        let unknown = match (&self.outbound, key) {
+            (Some(outbound), _) => outbound.unknown,
+            // A name leads nowhere by itself: nothing could pass.
+            (None, DestinationKey::Host(..)) => UnknownDestination::RegistryOnly,
+            (None, DestinationKey::Address(_)) => return None,
+        };
+        let is_answered = self.absent.contains(key) || !self.may_describe(key);
+        is_answered.then_some(Lookup::Unknown(unknown))
+    }
+
+    /// Whether it makes sense to ask for `key`.
+    pub fn may_describe(&self, key: &DestinationKey) -> bool {
+        match &self.outbound {
+            Some(outbound) => outbound.may_describe(key),
+            None => matches!(key, DestinationKey::Host(..)),
+        }
     }
 
     /// Destinations without connections and exchanges that were last used at least `idle` ago, the

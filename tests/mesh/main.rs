@@ -18,4 +18,5 @@ mod memory;
 mod opaque;
 mod policies;
 mod revocation;
+mod unknown;
 mod uplink;

@@ -23,14 +23,15 @@ use ipnet::IpNet;
 
 use crate::{authz::Rules, outlier::OutlierPolicy, route::RouteTable, spiffe::SpiffeId};
 
-/// Everything one sidecar knows. `Default` knows nothing: inbound refuses, outbound has no
-/// mesh addresses.
+/// Everything one sidecar knows. `Default` knows nothing: inbound refuses, and outbound lets
+/// nothing pass that is not described.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Grows with every published snapshot of a process; for logs and reports only.
     pub generation: u64,
-    /// What is mesh and what happens to the rest.
-    pub outbound: Arc<Outbound>,
+    /// What is mesh and what happens to the rest. `None` until the control plane has said so:
+    /// anything may be mesh.
+    pub outbound: Option<Arc<Outbound>>,
     /// Destinations by what the workload dials.
     pub destinations: HashMap<DestinationKey, Arc<Destination>>,
     /// Keys that were asked for and that the control plane said it does not have. A key that
@@ -257,6 +258,19 @@ impl Snapshot {
     /// The destination behind a key, if it is known.
     pub fn destination(&self, key: &DestinationKey) -> Option<&Arc<Destination>> {
         self.destinations.get(key)
+    }
+}
+
+impl Outbound {
+    /// Whether the control plane may describe `key`, so that it has to be asked.
+    pub fn may_describe(&self, key: &DestinationKey) -> bool {
+        match key {
+            DestinationKey::Address(address) => {
+                let mut cidrs = self.mesh_cidrs.iter();
+                cidrs.any(|cidr| cidr.contains(&address.ip()))
+            }
+            DestinationKey::Host(..) => true,
+        }
     }
 }
 

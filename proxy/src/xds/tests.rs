@@ -1,3 +1,4 @@
+use heddle_proto::v1::{OutboundPolicy, outbound_policy};
 use heddle_proto::xds::{
     envoy::{
         config::{
@@ -5,7 +6,7 @@ use heddle_proto::xds::{
                 Cluster,
                 cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
             },
-            core::v3::{Address, SocketAddress, address, socket_address::PortSpecifier},
+            core::v3::{Address, Metadata, SocketAddress, address, socket_address::PortSpecifier},
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
                 lb_endpoint::HostIdentifier,
@@ -203,6 +204,42 @@ fn endpoints(cluster: &str, version: &str, endpoint: &str) -> Resource {
 
 const WEB: &str = "10.0.0.1:80";
 const API: &str = "10.0.0.2:80";
+
+/// `mesh/outbound`.
+fn outbound(mesh: &str) -> Resource {
+    let policy = OutboundPolicy {
+        mesh_cidrs: vec![mesh.to_owned()],
+        unknown: outbound_policy::Unknown::AllowAny.into(),
+        hosts: Vec::new(),
+    };
+    let policy = Any {
+        type_url: "type.googleapis.com/heddle.v1.OutboundPolicy".to_owned(),
+        value: policy.encode_to_vec(),
+    };
+    let metadata = Metadata {
+        typed_filter_metadata: [("heddle.v1".to_owned(), policy)].into(),
+        ..Metadata::default()
+    };
+    let message = Listener {
+        name: MESH_OUTBOUND.to_owned(),
+        metadata: Some(metadata),
+        ..Listener::default()
+    };
+    resource(MESH_OUTBOUND, "1", &message)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_mesh_is_known_from_the_control_plane_or_from_the_state_directory() {
+    let mut script = Script::new();
+    let known = |script: &Script| script.client.outputs.views.load().outbound.is_some();
+    assert!(!known(&script));
+    assert_eq!(script.take(Lds, vec![outbound("10.0.0.0/8")], &[]), [""; 0]);
+    assert!(known(&script));
+    let saved = script.client.outputs.resources.load();
+    let mut restarted = Script::new();
+    restarted.client.restore(saved.as_ref().clone());
+    assert!(known(&restarted));
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_destination_dialled_again_right_after_it_was_forgotten_is_fetched_again() {

@@ -65,7 +65,7 @@ pub struct Units {
     /// Changed since the last settlement.
     dirty: BTreeSet<ResourceName>,
     destinations: HashMap<DestinationKey, Arc<Destination>>,
-    outbound: Arc<Outbound>,
+    outbound: Option<Arc<Outbound>>,
     inbound: Option<Arc<Inbound>>,
     /// Whether the maps above differ from the last snapshot.
     is_changed: bool,
@@ -120,7 +120,7 @@ impl Units {
         self.versions.insert(name.clone(), version);
         if let Piece::Listener(listener) = &piece {
             match listener {
-                Listener::Outbound(outbound) => self.outbound = Arc::clone(outbound),
+                Listener::Outbound(outbound) => self.outbound = Some(Arc::clone(outbound)),
                 Listener::Inbound(inbound) => self.inbound = Some(Arc::clone(inbound)),
                 Listener::Destination(destination) => {
                     self.pending.remove(&destination.key);
@@ -190,7 +190,7 @@ impl Units {
             self.note_eager_active();
             settled.snapshot = Some(Snapshot {
                 generation: self.generation,
-                outbound: Arc::clone(&self.outbound),
+                outbound: self.outbound.clone(),
                 destinations: self.destinations.clone(),
                 absent: self.absent.keys().cloned().collect(),
                 inbound: self.inbound.clone(),
