@@ -258,14 +258,16 @@ pub async fn accept(
     Ok((Stream::Tls(Box::new(stream.into())), peer, agreed))
 }
 
-/// Shakes hands with an endpoint. `name` is told to it and proves nothing.
+/// Shakes hands with an endpoint. `name` is told to it (SNI, without a port) and proves nothing.
 pub async fn connect(
     stream: Rewound<TcpStream>,
     config: Arc<ClientConfig>,
     name: &str,
 ) -> Result<(Stream, Peer, Agreed), TlsError> {
     let address = stream.inner().peer_addr().map_err(TlsError::Handshake)?;
-    let name = ServerName::try_from(name.to_owned())
+    let host = name.rsplit_once(':').map_or(name, |(host, _port)| host);
+    // An address is never told (RFC 6066 section 3).
+    let name = ServerName::try_from(host.to_owned())
         .unwrap_or_else(|_not_a_name| ServerName::IpAddress(IpAddr::from(address.ip())));
     let connecting = Box::pin(TlsConnector::from(config).connect(name, stream));
     let stream = connecting.await.map_err(TlsError::Handshake)?;

@@ -8,8 +8,11 @@ use heddle_policy::{
 use heddle_tests::{
     call::{Caller, Feed, http1_request},
     echo::{App, Speaks},
-    mesh::{Authority, ECHO, Pair, Plan, WEB},
+    mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
+use rustls::server::Acceptor;
+use tokio::net::TcpListener;
+use tokio_rustls::LazyConfigAcceptor;
 
 #[tokio::test]
 async fn strict_refuses_plaintext_and_says_why() {
@@ -67,6 +70,26 @@ async fn an_endpoint_with_another_identity_is_not_called() {
         "{message}"
     );
     assert_eq!(app.script.calls(), 0);
+}
+
+/// What a passthrough on the way or a gateway would go by.
+#[tokio::test]
+async fn an_endpoint_is_told_the_destinations_name_without_its_port() {
+    let endpoint = TcpListener::bind(mesh::any()).await.unwrap();
+    let address = endpoint.local_addr().unwrap();
+    let credentials = Authority::new().credentials(WEB);
+    let sidecar = mesh::start_client(credentials, &[address], &Plan::default());
+    let entry = sidecar.plane.bound.outbound_fixed[0];
+    let asking = async { Caller::http2(entry).await.unary("ping").await };
+    let hearing = async {
+        let (stream, _) = endpoint.accept().await.unwrap();
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
+        let hello = hello.unwrap();
+        hello.client_hello().server_name().map(str::to_owned)
+    };
+    let (answer, name) = tokio::join!(asking, hearing);
+    assert_eq!(name.as_deref(), Some("echo.shop"));
+    assert_eq!(answer.grpc_status(), Some("14"));
 }
 
 #[tokio::test]
