@@ -221,12 +221,8 @@ pub async fn renew(issuer: Arc<Issuer>, mut rng: StdRng) {
         StdRng::from_rng(&mut rng),
     ));
     if let Some(identity) = &issuer.keyring.held.load().identity {
-        renewal.received(
-            identity.not_before(),
-            identity.not_after(),
-            clock::wall(),
-            &mut rng,
-        );
+        let (from, to) = (identity.not_before(), identity.not_after());
+        renewal.received(from, to, (clock::wall(), clock::now()), &mut rng);
     }
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -251,7 +247,7 @@ pub async fn renew(issuer: Arc<Issuer>, mut rng: StdRng) {
                     .as_secs();
                 info!(id = %identity.id(), seconds_left, "certificate issued");
                 issuer.keyring.set_identity(identity);
-                renewal.received(from, to, clock::wall(), &mut rng);
+                renewal.received(from, to, (clock::wall(), clock::now()), &mut rng);
                 is_expiry_told = false;
             }
             Err(failure) => {

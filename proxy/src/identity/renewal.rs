@@ -9,13 +9,17 @@ use crate::backoff::Backoff;
 /// A difference between the clocks beyond this is a jump of the wall clock.
 const JUMP: Duration = Duration::from_secs(5);
 
+/// Least time between two certificates. A clock that is wrong by more than their life makes each
+/// of them look useless at once; asking faster would not mend it.
+const PAUSE: Duration = Duration::from_secs(10);
+
 /// The schedule of one certificate.
 #[derive(Debug)]
 pub(super) struct Renewal {
     /// `None` before the first certificate.
     current: Option<Validity>,
     backoff: Backoff,
-    /// No attempt before this, after a failure.
+    /// No attempt before this, after a failure and after a success.
     retry_at: Option<Instant>,
     /// Both clocks at the last look, to notice a jump.
     seen: Option<(SystemTime, Instant)>,
@@ -38,23 +42,30 @@ impl Renewal {
         }
     }
 
-    /// A certificate came; it is renewed at 50 to 60 % of the life it has left.
+    /// A certificate came; it is renewed at 50 to 60 % of the life it has left, but not at once.
     pub(super) fn received(
         &mut self,
         not_before: SystemTime,
         not_after: SystemTime,
-        wall: SystemTime,
+        (wall, now): (SystemTime, Instant),
         rng: &mut StdRng,
     ) {
         let left = not_after.duration_since(wall).unwrap_or_default();
-        let due = wall + left.mul_f64(rng.random_range(0.5..0.6));
+        let wait = left.mul_f64(rng.random_range(0.5..0.6));
+        let due = wall + wait;
         self.current = Some(Validity {
             not_before,
             not_after,
             due,
         });
         self.backoff.succeeded();
-        self.retry_at = None;
+        // Short lives are taken at their word.
+        let pause = if wait.is_zero() {
+            PAUSE
+        } else {
+            wait.min(PAUSE)
+        };
+        self.retry_at = Some(now + pause);
     }
 
     /// An attempt failed; says how long the next one waits.
@@ -141,7 +152,12 @@ mod tests {
                 self.wall - Duration::from_mins(10),
                 self.wall + Duration::from_secs(seconds),
             );
-            self.renewal.received(from, to, self.wall, &mut self.rng);
+            self.receive_within(from, to);
+        }
+
+        fn receive_within(&mut self, from: SystemTime, to: SystemTime) {
+            let clocks = (self.wall, self.now);
+            self.renewal.received(from, to, clocks, &mut self.rng);
         }
 
         fn tick(&mut self) -> bool {
@@ -224,6 +240,33 @@ mod tests {
             };
             assert!(clocks.wait() <= 2, "{hours}");
             assert_eq!(clocks.renewal.has_expired(clocks.wall), hours > 0);
+        }
+    }
+
+    /// Before its beginning or after its end by our clock, each certificate looks useless.
+    #[test]
+    fn a_wrong_clock_asks_every_ten_seconds() {
+        let day = Duration::from_hours(24);
+        for skew in [Duration::from_mins(20), 3 * day] {
+            for is_behind in [true, false] {
+                let mut clocks = Clocks::new(1);
+                let mut waits = Vec::new();
+                for _ in 0..5 {
+                    let truth = if is_behind {
+                        clocks.wall + skew
+                    } else {
+                        clocks.wall - skew
+                    };
+                    clocks.receive_within(truth - Duration::from_mins(10), truth + day);
+                    waits.push(clocks.wait());
+                }
+                let is_useless = is_behind || skew > day;
+                assert_eq!(
+                    waits == [10; 5],
+                    is_useless,
+                    "{skew:?} {is_behind} {waits:?}"
+                );
+            }
         }
     }
 
