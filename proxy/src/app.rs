@@ -382,7 +382,7 @@ fn data_plane_settings(config: &Config) -> Settings {
         workers: config.workers,
         outbound: OutboundListeners::default(),
         inbound: InboundListeners::default(),
-        bounds: Bounds::default(),
+        bounds: config.bounds(),
     };
     match &config.mode {
         Mode::Intercept { outbound, inbound } => {

@@ -29,6 +29,8 @@ use heddle_policy::{
 use heddle_shell::{settings, tls::Anchor};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
+use crate::settings::Bounds;
+
 pub use raw::{RawConfig, RawInbound, RawOutbound};
 pub use show::show;
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub access_log: AccessLog,
     /// OTLP collector (`http://host:4317`). `None`: no spans.
     pub otlp_endpoint: Option<http::Uri>,
+    /// Share of the traces begun here that are sampled, 0 to 1.
+    pub sampled_share: f64,
 }
 
 /// How the control plane is found and recognised.
@@ -221,6 +225,13 @@ impl Config {
                 uri
             }
         };
+        let sampled_share = raw.telemetry.sampled_share;
+        let sampled_share = sampled_share.filter(|share| (0.0..=1.0).contains(share));
+        faults.require(
+            sampled_share.is_some(),
+            "telemetry.sampled_share",
+            "must be a number from 0 to 1",
+        );
         let built = (|| {
             Some(Self {
                 control_plane: control_plane?,
@@ -237,11 +248,20 @@ impl Config {
                     Some(false) | None => AccessLog::Off,
                 },
                 otlp_endpoint,
+                sampled_share: sampled_share?,
             })
         })();
         built
             .filter(|_| faults.0.is_empty())
             .ok_or_else(|| faults.into_error())
+    }
+
+    /// Bounds of the data path: those of `Default`, but for what is a setting.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            sampled_share: self.sampled_share,
+            ..Bounds::default()
+        }
     }
 }
 

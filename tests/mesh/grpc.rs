@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use heddle_policy::spiffe::SpiffeId;
-use heddle_proxy::exchange::Spoken;
+use heddle_proxy::{exchange::Spoken, settings::Bounds};
 use heddle_tests::{
     call::{Answer, Caller, Feed, grpc},
     echo::{App, Speaks},
@@ -40,6 +40,32 @@ async fn a_unary_call_passes_with_its_trailers_and_both_identities() {
         let (ours, theirs) = (out.trace.unwrap(), inn.trace.unwrap());
         assert_eq!(ours.trace_id, theirs.trace_id);
         assert_eq!(theirs.parent_id, Some(ours.span_id));
+    }
+}
+
+#[tokio::test]
+async fn the_first_sidecar_samples_and_those_behind_it_follow() {
+    let app = App::good(Speaks::Http2).await;
+    for (sampled_share, is_sampled) in [(0.0, false), (1.0, true)] {
+        let bounds = Bounds {
+            sampled_share,
+            ..Bounds::default()
+        };
+        let mut pair = Pair::start(
+            app.address,
+            &Plan {
+                bounds,
+                ..Plan::default()
+            },
+        );
+        let mut caller = Caller::http2(pair.entry).await;
+        for _ in 0..20 {
+            caller.unary("ping").await;
+            for sidecar in [&mut pair.client, &mut pair.server] {
+                let trace = sidecar.record().await.trace.unwrap();
+                assert_eq!(trace.is_sampled, is_sampled);
+            }
+        }
     }
 }
 

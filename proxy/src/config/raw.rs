@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Machine;
+use crate::settings::Bounds;
 
 /// The settings file. Unknown fields are refused.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -142,6 +143,9 @@ pub struct RawTelemetry {
     pub access_log: Option<bool>,
     /// `http://host:4317`; no spans unless set.
     pub otlp_endpoint: Option<String>,
+    /// Share of the traces begun here that are sampled, 0 to 1; 0.01 unless set. Whoever calls
+    /// with a trace has decided already.
+    pub sampled_share: Option<f64>,
 }
 
 /// The admin interface.
@@ -184,6 +188,8 @@ impl RawConfig {
         fill(&mut self.telemetry.listen, "[::]:15020");
         fill(&mut self.telemetry.log, "info");
         self.telemetry.access_log.get_or_insert(false);
+        let share = Bounds::default().sampled_share;
+        self.telemetry.sampled_share.get_or_insert(share);
         fill(&mut self.admin.listen, "127.0.0.1:15000");
         self.runtime.workers.get_or_insert(machine.cpus.get());
         self

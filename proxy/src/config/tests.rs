@@ -44,6 +44,7 @@ fn two_fields_are_enough() {
         assert!(at.ip().is_unspecified() && at.is_ipv6(), "{at}");
     }
     assert_eq!(config.access_log, AccessLog::Off);
+    assert_eq!(config.bounds().sampled_share.to_string(), "0.01");
     let mut hash = [0; 32];
     hash[31] = 0xff;
     assert_eq!(config.control_plane.anchor, Anchor::Sha256(hash));
@@ -74,6 +75,23 @@ traffic: {mode: magic}
             "traffic.mode",
         ],
     );
+}
+
+#[test]
+fn the_sampled_share_is_a_setting_from_0_to_1() {
+    let with = |share: &str| {
+        format!(
+            "control_plane: {{addresses: ['cp:1'], trust_anchor: {HASH}}}
+telemetry: {{sampled_share: {share}}}"
+        )
+    };
+    for share in ["0", "0.25", "1"] {
+        let config = parse(&with(share)).unwrap();
+        assert_eq!(config.bounds().sampled_share.to_string(), share);
+    }
+    for share in ["-0.1", "1.01", ".nan", ".inf"] {
+        check_faults(&with(share), &["telemetry.sampled_share"]);
+    }
 }
 
 #[test]
