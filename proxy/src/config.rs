@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::Context;
 use heddle_policy::{
+    path::{EmptySegments, EscapedSlashes, Strictness},
     snapshot::Protocol,
     spiffe::{SpiffeId, TrustDomain},
 };
@@ -49,6 +50,8 @@ pub struct Config {
     pub workers: NonZeroUsize,
     /// DNS for mesh names. `None` in mode `ports` unless asked for.
     pub dns: Option<Dns>,
+    /// What is let through of paths that servers disagree about.
+    pub paths: Strictness,
     /// `/health/*` and `/metrics`.
     pub health_listen: SocketAddr,
     /// The admin interface; always loopback.
@@ -208,6 +211,7 @@ impl Config {
         let workers = raw.runtime.workers.and_then(NonZeroUsize::new);
         faults.require(workers.is_some(), "runtime.workers", "must be at least 1");
         let dns = faults.dns(raw, mode.as_ref());
+        let paths = faults.paths(raw);
         let health_listen = faults.address("telemetry.listen", raw.telemetry.listen.as_deref());
         let admin_listen = faults.address("admin.listen", raw.admin.listen.as_deref());
         if let Some(address) = admin_listen {
@@ -240,6 +244,7 @@ impl Config {
                 mode: mode?,
                 workers: workers?,
                 dns: dns?,
+                paths: paths?,
                 health_listen: health_listen?,
                 admin_listen: admin_listen?,
                 log: raw.telemetry.log.clone()?,
@@ -260,6 +265,7 @@ impl Config {
     pub fn bounds(&self) -> Bounds {
         Bounds {
             sampled_share: self.sampled_share,
+            paths: self.paths,
             ..Bounds::default()
         }
     }
@@ -454,6 +460,25 @@ impl Faults {
         Some(OutboundListen {
             listen: listen?,
             destination: destination?,
+        })
+    }
+
+    fn paths(&mut self, raw: &RawConfig) -> Option<Strictness> {
+        let escaped_slashes = match raw.paths.encoded_slash.as_deref() {
+            Some("refuse") => Some(EscapedSlashes::Refuse),
+            Some("keep") => Some(EscapedSlashes::Keep),
+            Some(_) | None => {
+                self.add("paths.encoded_slash", "must be `refuse` or `keep`");
+                None
+            }
+        };
+        let empty_segments = match raw.paths.merge_slashes {
+            Some(false) => EmptySegments::Keep,
+            Some(true) | None => EmptySegments::Merge,
+        };
+        Some(Strictness {
+            escaped_slashes: escaped_slashes?,
+            empty_segments,
         })
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use heddle_policy::{
     deadline::GrpcTimeout,
     head::{Headers, RequestHead},
-    path::{Normal, Strictness},
+    path::Normal,
     snapshot::ClusterProtocol,
 };
 use http::{
@@ -22,6 +22,7 @@ use crate::{
     cluster::LiveCluster,
     error::ProxyError,
     exchange::{Record, Spoken, Trace},
+    settings::Bounds,
     tls::Carries,
 };
 
@@ -69,7 +70,7 @@ impl Head {
     /// Checks a request and takes it apart.
     pub fn read(
         mut request: Request<Incoming>,
-        sampled_share: f64,
+        bounds: &Bounds,
         rng: &mut impl Rng,
     ) -> Result<(Self, Incoming), ProxyError> {
         if request.method() == Method::CONNECT {
@@ -82,7 +83,7 @@ impl Head {
             .uri()
             .path_and_query()
             .map_or("/", |raw| raw.as_str());
-        let normal = Normal::parse(raw, Strictness::default())
+        let normal = Normal::parse(raw, bounds.paths)
             .map_err(|_unsafe| ProxyError::BadRequest("the path has no safe normal form"))?;
         let target = PathAndQuery::try_from(normal.target().as_ref())
             .map_err(|_invalid| ProxyError::BadRequest("the path is not valid"))?;
@@ -94,7 +95,7 @@ impl Head {
         strip_ours(&mut parts.headers);
         parts.uri = forwarded_uri(&authority, target)?;
         let request_id = request_id(&mut parts.headers, rng);
-        let trace = trace(&mut parts.headers, sampled_share, rng);
+        let trace = trace(&mut parts.headers, bounds.sampled_share, rng);
         let head = Self {
             parts,
             authority,

@@ -339,8 +339,8 @@ impl Conn {
     async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
         let exchange = self.exchange(head::spoken(&request));
         let read = {
-            let share = self.worker.settings.bounds.sampled_share;
-            Head::read(request, share, &mut *self.worker.rng.borrow_mut())
+            let bounds = &self.worker.settings.bounds;
+            Head::read(request, bounds, &mut *self.worker.rng.borrow_mut())
         };
         let (head, body) = match read {
             Ok(read) => read,

@@ -182,8 +182,8 @@ impl Conn {
         let telemetry = Arc::clone(&self.worker.telemetry);
         let mut exchange = Exchange::start(record, telemetry);
         let read = {
-            let share = self.worker.settings.bounds.sampled_share;
-            Head::read(request, share, &mut *self.worker.rng.borrow_mut())
+            let bounds = &self.worker.settings.bounds;
+            Head::read(request, bounds, &mut *self.worker.rng.borrow_mut())
         };
         let forwarded = match read {
             Ok((head, body)) => {

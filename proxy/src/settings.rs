@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
-use heddle_policy::snapshot::{DestinationKey, Protocol};
+use heddle_policy::{
+    path::Strictness,
+    snapshot::{DestinationKey, Protocol},
+};
 
 /// Settings of the data plane.
 #[derive(Clone, Debug)]
@@ -58,7 +61,7 @@ pub struct InboundForward {
     pub protocol: Protocol,
 }
 
-/// Bounds of memory and patience. The defaults are those of `Default`.
+/// Bounds of memory, patience and tolerance. The defaults are those of `Default`.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Accepted connections of the whole process; further ones wait in the kernel's backlog.
@@ -83,6 +86,8 @@ pub struct Bounds {
     /// Share of traces that are sampled when this sidecar begins them; the caller's own
     /// decision is kept.
     pub sampled_share: f64,
+    /// What is let through of paths that servers disagree about, in both directions.
+    pub paths: Strictness,
 }
 
 impl Default for Bounds {
@@ -98,6 +103,7 @@ impl Default for Bounds {
             replay_bytes_max: 64 * 1024,
             drain: Duration::from_secs(30),
             sampled_share: 0.01,
+            paths: Strictness::default(),
         }
     }
 }

@@ -1,10 +1,14 @@
 //! HTTP/1.1 stays HTTP/1.1 through two sidecars.
 
-use heddle_policy::snapshot::Protocol;
+use heddle_policy::{
+    path::{EmptySegments, EscapedSlashes, Strictness},
+    snapshot::Protocol,
+};
+use heddle_proxy::settings::Bounds;
 use heddle_tests::{
     call::{Caller, Feed, http1_request},
     echo::{App, Speaks},
-    mesh::{Pair, Plan},
+    mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -55,6 +59,50 @@ async fn an_upgraded_connection_passes_bytes_both_ways() {
         stream.read_exact(&mut back).await.unwrap();
         assert_eq!(&back, message);
     }
+}
+
+/// Settings of the callers' and the application's sidecar; what the application sees, if anything.
+async fn check_path(client: Strictness, server: Strictness, seen: Option<&str>) {
+    let app = App::good(Speaks::Http1).await;
+    let authority = Authority::new();
+    let plan = |paths| Plan {
+        bounds: Bounds {
+            paths,
+            ..Bounds::default()
+        },
+        ..plan()
+    };
+    let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan(server));
+    let inbound = server.plane.bound.inbound_ports[0];
+    let client = mesh::start_client(authority.credentials(WEB), &[inbound], &plan(client));
+    let mut caller = Caller::http1(client.plane.bound.outbound_fixed[0]).await;
+    let answer = caller.call(http1_request("GET", "/a%2fb//c", Feed::empty()));
+    let answer = answer.await;
+    let heads = app.script.heads.lock();
+    assert_eq!(
+        heads.first().map(|head| head.uri.to_string()).as_deref(),
+        seen
+    );
+    let refused = seen.is_none().then_some("bad_request");
+    assert_eq!(answer.reason(), refused);
+}
+
+#[tokio::test]
+async fn escaped_and_double_slashes_pass_where_both_sidecars_are_told_to() {
+    let strict = Strictness::default();
+    let escaped = Strictness {
+        escaped_slashes: EscapedSlashes::Keep,
+        ..strict
+    };
+    let all = Strictness {
+        empty_segments: EmptySegments::Keep,
+        ..escaped
+    };
+    check_path(strict, all, None).await;
+    check_path(all, strict, None).await;
+    check_path(escaped, all, Some("/a%2Fb/c")).await;
+    check_path(all, escaped, Some("/a%2Fb/c")).await;
+    check_path(all, all, Some("/a%2Fb//c")).await;
 }
 
 /// Sends `request` as it is; the answer must begin with `status` and name `reason`.

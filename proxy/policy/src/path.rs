@@ -8,11 +8,11 @@
 //! - what RFC 3986 does not allow raw in a path (`"<>^`{|}` and non-ASCII) is percent-encoded;
 //! - `.` and `..` segments are removed, never above the root, also when they were encoded;
 //! - `//` becomes `/`. RFC 3986 tells them apart, but most servers do not, and a DENY rule for
-//!   `/admin` must hold for `//admin`. A setting keeps them.
+//!   `/admin` must hold for `//admin`. A setting (`paths.merge_slashes`) keeps them.
 //!
 //! Refused, because servers disagree about them: `%2f`, `%5c`, `%00`, a raw `\`, control
 //! characters, a fragment, escapes that are cut short or decode to invalid UTF-8. A setting
-//! allows `%2f` and `%5c`, which then stay as they are.
+//! (`paths.encoded_slash`) allows `%2f` and `%5c`, which then stay as they are.
 //!
 //! Not touched: the query; letter case; path parameters (`/a;v=1` is not `/a`: a server that
 //! ignores them needs rules on prefixes); escapes of reserved characters (`%40` is not `@`).

@@ -21,6 +21,8 @@ pub struct RawConfig {
     pub traffic: RawTraffic,
     /// Ports of `traffic.mode: ports`.
     pub ports: RawPorts,
+    /// Paths that servers disagree about.
+    pub paths: RawPaths,
     /// DNS for mesh names.
     pub dns: RawDns,
     /// Logs, metrics, spans.
@@ -119,6 +121,18 @@ pub struct RawOutbound {
     pub destination: String,
 }
 
+/// Paths that servers disagree about, of requests from and to the workload. What is let through
+/// here is judged and routed as it is written: a rule for `/admin` does not hold for `//admin`
+/// or `/x/..%2Fadmin` then, so the application must not take them for the same.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPaths {
+    /// `%2f` and `%5c`: `refuse` (400, unless set) or `keep`.
+    pub encoded_slash: Option<String>,
+    /// Whether `//` becomes `/`. It does unless set.
+    pub merge_slashes: Option<bool>,
+}
+
 /// See [`super::Dns`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -179,6 +193,8 @@ impl RawConfig {
         fill(&mut self.traffic.outbound, "[::]:15001");
         fill(&mut self.traffic.inbound, "[::]:15006");
         fill(&mut self.ports.http, "127.0.0.1:15001");
+        fill(&mut self.paths.encoded_slash, "refuse");
+        self.paths.merge_slashes.get_or_insert(true);
         fill(&mut self.dns.listen, "127.0.0.1:15053");
         let is_intercepted = self.traffic.mode.as_deref() == Some("intercept");
         self.dns.enabled.get_or_insert(is_intercepted);

@@ -45,6 +45,7 @@ fn two_fields_are_enough() {
     }
     assert_eq!(config.access_log, AccessLog::Off);
     assert_eq!(config.bounds().sampled_share.to_string(), "0.01");
+    assert_eq!(config.bounds().paths, Strictness::default());
     let mut hash = [0; 32];
     hash[31] = 0xff;
     assert_eq!(config.control_plane.anchor, Anchor::Sha256(hash));
@@ -92,6 +93,23 @@ telemetry: {{sampled_share: {share}}}"
     for share in ["-0.1", "1.01", ".nan", ".inf"] {
         check_faults(&with(share), &["telemetry.sampled_share"]);
     }
+}
+
+#[test]
+fn paths_that_servers_disagree_about_are_let_through_by_a_setting() {
+    let with = |paths: &str| {
+        format!(
+            "control_plane: {{addresses: ['cp:1'], trust_anchor: {HASH}}}
+paths: {{{paths}}}"
+        )
+    };
+    let config = parse(&with("encoded_slash: keep, merge_slashes: false")).unwrap();
+    let kept = Strictness {
+        escaped_slashes: EscapedSlashes::Keep,
+        empty_segments: EmptySegments::Keep,
+    };
+    assert_eq!(config.bounds().paths, kept);
+    check_faults(&with("encoded_slash: decode"), &["paths.encoded_slash"]);
 }
 
 #[test]
