@@ -106,6 +106,7 @@ pub async fn run(config: Config, level: Level) -> anyhow::Result<()> {
         let sources = keeper::Sources {
             resources: Arc::clone(&parts.outputs.resources),
             held: Arc::clone(parts.keyring.held()),
+            meshed: Arc::clone(&parts.outputs.views.load().meshed),
         };
         keeping.spawn("state", keeper::run(directory, sources, keep));
     }
@@ -239,6 +240,7 @@ impl Parts {
                 "no usable certificate is stored: nothing meshed is served until the control plane issues one"
             ),
         }
+        self.outputs.views.load().meshed.restore(saved.meshed);
         client.restore(saved.resources);
         Some(directory)
     }

@@ -62,6 +62,8 @@ pub struct EndpointState {
     outstanding: AtomicU32,
     /// Failed attempts as load.
     penalty: Penalty,
+    /// It is described as plain but known as meshed: it takes nothing.
+    is_withheld: AtomicBool,
     /// Set while `outlier` remembers anything; without it nobody takes the lock.
     mark: AtomicBool,
     outlier: Mutex<Outlier>,
@@ -115,7 +117,7 @@ impl LiveCluster {
 
     /// How many endpoints take requests.
     pub fn serving(&self) -> usize {
-        let serving = |endpoint: &&LiveEndpoint| endpoint.config.health == Health::Healthy;
+        let serving = |endpoint: &&LiveEndpoint| endpoint.is_open();
         self.endpoints.iter().filter(serving).count()
     }
 
@@ -152,6 +154,12 @@ impl LiveCluster {
     }
 }
 
+impl LiveEndpoint {
+    fn is_open(&self) -> bool {
+        self.config.health == Health::Healthy && !self.state.is_withheld.load(Ordering::Relaxed)
+    }
+}
+
 impl EndpointState {
     /// Nothing outstanding, nothing failed before `now`.
     pub fn new(key: EndpointKey, now: Instant) -> Self {
@@ -159,9 +167,15 @@ impl EndpointState {
             key,
             outstanding: AtomicU32::new(0),
             penalty: Penalty::new(now),
+            is_withheld: AtomicBool::new(false),
             mark: AtomicBool::new(false),
             outlier: Mutex::default(),
         }
+    }
+
+    /// Whether it takes nothing from now on; says whether that is new.
+    pub fn withhold(&self, is_withheld: bool) -> bool {
+        self.is_withheld.swap(is_withheld, Ordering::Relaxed) != is_withheld
     }
 
     /// Counts one more in flight.
@@ -217,8 +231,9 @@ struct Standings<'a> {
 
 impl Candidates for Standings<'_> {
     fn standing(&self, endpoint: usize) -> Standing {
-        let LiveEndpoint { config, state } = &self.cluster.endpoints[endpoint];
-        if config.health == Health::Draining {
+        let live = &self.cluster.endpoints[endpoint];
+        let state = &live.state;
+        if !live.is_open() {
             Standing::Closed
         } else if state.is_ejected(self.now) {
             Standing::Ejected

@@ -26,6 +26,9 @@ pub enum ProxyError {
     /// The control plane has not answered in time about a destination inside the mesh.
     #[error("the control plane has not described this destination within {0:?}")]
     Undescribed(Duration),
+    /// It would go there in plaintext, where mutual TLS was spoken before.
+    #[error("{0} was meshed and is not described so any more; nothing goes there in plaintext")]
+    OnceMeshed(std::net::SocketAddr),
     /// No route matches.
     #[error("no route matches this request")]
     NoRoute,
@@ -115,6 +118,7 @@ impl ProxyError {
         let (status, grpc, reason) = match self {
             Self::UnknownDestination => (502, UNAVAILABLE, "unknown_destination"),
             Self::Undescribed(_) => (503, UNAVAILABLE, "undescribed"),
+            Self::OnceMeshed(_) => (503, UNAVAILABLE, "once_meshed"),
             Self::NoRoute => (404, UNIMPLEMENTED, "no_route"),
             Self::NoEndpoint(_) => (503, UNAVAILABLE, "no_endpoint"),
             Self::Connect { source, .. } => (503, UNAVAILABLE, source.reason()),
@@ -146,6 +150,7 @@ impl ProxyError {
             // Made before any endpoint was asked.
             Self::UnknownDestination
             | Self::Undescribed(_)
+            | Self::OnceMeshed(_)
             | Self::NoRoute
             | Self::NoEndpoint(_)
             | Self::Overloaded(_)

@@ -29,6 +29,7 @@ pub mod inbound;
 pub mod init;
 pub mod intercept;
 pub mod listener;
+pub mod meshed;
 pub mod outbound;
 pub mod register;
 pub mod relay;

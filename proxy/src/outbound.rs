@@ -107,10 +107,19 @@ async fn lookup(
         Some(known) => known,
         None => worker.demand.lookup(&worker.views, key, wait).await,
     };
+    let is_plain = match &known {
+        Lookup::Found(found) => matches!(found.config.target, Leads::Passthrough),
+        Lookup::Unknown(_) | Lookup::Unanswered => true,
+    };
     match (known, key) {
-        (Lookup::Found(destination), _) => Ok(Some(destination)),
         // It may well be meshed: nothing goes there in plaintext.
         (Lookup::Unanswered, _) => Err(ProxyError::Undescribed(wait)),
+        (_, DestinationKey::Address(address))
+            if is_plain && worker.view().meshed.contains(address) =>
+        {
+            Err(ProxyError::OnceMeshed(*address))
+        }
+        (Lookup::Found(destination), _) => Ok(Some(destination)),
         (Lookup::Unknown(UnknownDestination::AllowAny), DestinationKey::Address(_)) => Ok(None),
         (Lookup::Unknown(_), _) => Err(ProxyError::UnknownDestination),
     }

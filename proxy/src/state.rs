@@ -27,7 +27,7 @@ use std::{
 
 use tracing::{info, warn};
 
-pub use format::{Binding, Saved, SavedIdentity, SavedResource};
+pub use format::{Binding, Saved, SavedIdentity, SavedMeshed, SavedResource};
 pub use tmpfs::{KeyStorage, key_storage};
 
 /// How long a generation must live before it is used again after a death.
@@ -77,7 +77,8 @@ impl StateDirectory {
     }
 
     /// The newest generation that may be used; it is then on trial. The trust bundle is the one
-    /// of the highest revision in any readable generation: a fallback never forgets a denial.
+    /// of the highest revision in any readable generation, and what is known as meshed is that of
+    /// all of them: a fallback forgets neither a denial nor who is not to be dialled in plaintext.
     ///
     /// # Errors
     /// When the directory cannot be read, or a trial cannot be recorded.
@@ -85,6 +86,7 @@ impl StateDirectory {
         let unproven = self.numbers(TRIAL_MARK)?;
         let mut chosen: Option<(u64, Saved)> = None;
         let mut newest_bundle: Option<heddle_proto::v1::TrustBundle> = None;
+        let mut meshed: BTreeMap<String, u64> = BTreeMap::new();
         for number in self.numbers(STATE)?.into_iter().rev() {
             let bytes = fs::read(self.file(number, STATE))?;
             let saved = match format::decode(&bytes, &self.binding) {
@@ -97,6 +99,9 @@ impl StateDirectory {
             let revision = |bundle: &Option<heddle_proto::v1::TrustBundle>| {
                 bundle.as_ref().map(|bundle| bundle.revision)
             };
+            for SavedMeshed { address, unseen_s } in &saved.meshed {
+                meshed.entry(address.clone()).or_insert(*unseen_s);
+            }
             if revision(&saved.trust_bundle) > revision(&newest_bundle) {
                 newest_bundle.clone_from(&saved.trust_bundle);
             }
@@ -109,14 +114,19 @@ impl StateDirectory {
                 chosen = Some((number, saved));
             }
         }
+        let meshed = meshed.into_iter();
+        let meshed = meshed.map(|(address, unseen_s)| SavedMeshed { address, unseen_s });
+        let meshed = meshed.collect();
         let Some((number, mut saved)) = chosen else {
             // Denials outlive the configuration they came with.
             return Ok(newest_bundle.map(|bundle| Saved {
                 trust_bundle: Some(bundle),
+                meshed,
                 ..Saved::default()
             }));
         };
         saved.trust_bundle = newest_bundle;
+        saved.meshed = meshed;
         self.begin_trial(number, now)?;
         info!(
             generation = number,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -15,13 +16,15 @@ use std::{
 
 use heddle_policy::snapshot::{
     Cluster, ClusterName, Destination, DestinationKey, EndpointKey, Inbound, Outbound, Snapshot,
-    UnknownDestination,
+    Transport, UnknownDestination,
 };
 use heddle_shell::clock;
+use tracing::{info, warn};
 
 use crate::{
     cluster::{ClusterState, EndpointState, LiveCluster},
     demand::Lookup,
+    meshed::Meshed,
 };
 
 /// One version of everything the data path needs.
@@ -37,6 +40,8 @@ pub struct View {
     pub absent: HashSet<DestinationKey>,
     /// How the workload's own ports are served; `None` refuses.
     pub inbound: Option<Arc<Inbound>>,
+    /// What is not dialled in plaintext whatever this view says; moves on to the next one.
+    pub meshed: Arc<Meshed>,
     /// What idle times are measured from: an `Instant` does not fit an atomic.
     started: Instant,
     endpoints: HashMap<EndpointKey, Arc<EndpointState>>,
@@ -79,6 +84,7 @@ impl View {
             destinations: HashMap::new(),
             absent: HashSet::new(),
             inbound: None,
+            meshed: Arc::default(),
             started: now,
             endpoints: HashMap::new(),
             clusters: HashMap::new(),
@@ -123,6 +129,34 @@ impl View {
         found.into_iter().map(|(_, key)| key.clone()).collect()
     }
 
+    /// Time has passed under a control plane that describes what this view holds.
+    pub fn age_meshed(&self, passed: Duration) {
+        let described: HashSet<SocketAddr> = self.meshed_addresses().collect();
+        let forgotten = self.meshed.age(passed, |one| described.contains(one));
+        if !forgotten.is_empty() {
+            info!(addresses = ?forgotten, "no longer taken as meshed: not described so for a day");
+            self.withhold();
+        }
+    }
+
+    fn meshed_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.endpoints
+            .keys()
+            .filter(|key| key.transport != Transport::Plain)
+            .map(|key| key.address)
+    }
+
+    /// Endpoints that are described as plain take nothing while they are known as meshed.
+    fn withhold(&self) {
+        for (key, state) in &self.endpoints {
+            let is_withheld =
+                key.transport == Transport::Plain && self.meshed.contains(&key.address);
+            if state.withhold(is_withheld) && is_withheld {
+                warn!(address = %key.address, "described as plain, but a sidecar was there: not dialled until it has been described so for a day");
+            }
+        }
+    }
+
     /// Live state of every endpoint, for the admin interface and metrics.
     pub fn endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
         self.endpoints.values()
@@ -154,16 +188,20 @@ pub fn reconcile(previous: &View, snapshot: Snapshot, now: Instant) -> View {
             (key, live)
         })
         .collect();
-    View {
+    let view = View {
         generation: snapshot.generation,
         outbound: snapshot.outbound,
         destinations,
         absent: snapshot.absent,
         inbound: snapshot.inbound,
+        meshed: Arc::clone(&previous.meshed),
         started: previous.started,
         endpoints: attach.endpoints,
         clusters: attach.clusters,
-    }
+    };
+    view.meshed.note(view.meshed_addresses());
+    view.withhold();
+    view
 }
 
 /// One reconciliation.

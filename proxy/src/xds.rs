@@ -57,7 +57,7 @@ const BURST: Duration = Duration::from_millis(1);
 /// A destination without connections is forgotten after this.
 const IDLE: Duration = Duration::from_mins(10);
 
-/// How often idle destinations are looked for.
+/// How often idle destinations are looked for, and what is known as meshed ages.
 const EVICTION_TICK: Duration = Duration::from_mins(1);
 
 /// Largest response accepted; the control plane splits at 1 MB.
@@ -257,6 +257,7 @@ impl Client {
             if evict_at <= now {
                 evict_at = now + EVICTION_TICK;
                 if matches!(phase, Phase::Open(_)) {
+                    self.outputs.views.load().age_meshed(EVICTION_TICK);
                     self.evict_idle(now);
                 }
             }

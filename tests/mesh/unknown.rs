@@ -1,12 +1,17 @@
-//! What becomes of connections to what nobody has described: not yet, or not at all.
+//! What becomes of connections to what nobody has described: not yet, not at all, or no longer as
+//! meshed.
 
 use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
-use heddle_policy::snapshot::{DestinationKey, Outbound, Snapshot, UnknownDestination};
+use heddle_policy::snapshot::{
+    Destination, DestinationKey, Outbound, Protocol, Snapshot, Target, Transport,
+    UnknownDestination,
+};
 use heddle_proxy::settings::{Bounds, InboundListeners, OutboundListeners, OutboundPort, Settings};
 use heddle_tests::{
+    call::Caller,
     echo::{App, Speaks},
-    mesh::{self, Authority, Sidecar, WEB},
+    mesh::{self, Authority, Pair, Plan, Sidecar, WEB},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -105,4 +110,101 @@ async fn a_connection_of_the_first_moment_waits_for_the_answer() {
         let reason = (!passes).then_some("unknown_destination");
         assert_eq!(sidecar.record().await.reason, reason);
     }
+}
+
+/// The one destination of `snapshot`, changed.
+fn changed(mut snapshot: Snapshot, change: impl FnOnce(&mut Destination)) -> Snapshot {
+    let destination = snapshot.destinations.get_mut(&mesh::key()).unwrap();
+    change(Arc::make_mut(destination));
+    snapshot
+}
+
+fn plain(snapshot: Snapshot) -> Snapshot {
+    changed(snapshot, |destination| {
+        for cluster in destination.clusters.values_mut() {
+            for endpoint in &mut Arc::make_mut(cluster).endpoints {
+                Arc::make_mut(endpoint).transport = Transport::Plain;
+            }
+        }
+    })
+}
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A registration that lapses says nothing about who listens there.
+#[tokio::test]
+async fn an_endpoint_that_was_meshed_is_not_called_in_plaintext() {
+    let app = App::good(Speaks::Http2).await;
+    let plan = Plan::default();
+    let mut pair = Pair::start(app.address, &plan);
+    let call = async || Caller::http2(pair.entry).await.unary("ping").await;
+    assert_eq!(call().await.grpc_status(), Some("0"));
+    // The application itself: it would take plaintext.
+    let described = mesh::snapshot(&[app.address], &plan);
+    pair.client.configure(described.clone());
+    pair.client.configure(plain(described.clone()));
+    let answer = call().await;
+    assert_eq!(
+        (answer.grpc_status(), answer.reason()),
+        (Some("14"), Some("no_endpoint"))
+    );
+    // Also when it was gone in between, and as one of several.
+    pair.client.configure(Snapshot::default());
+    let mut both = mesh::snapshot(&[pair.inbound], &plan);
+    both = changed(both, |destination| {
+        let flipped = plain(described.clone());
+        let flipped = &flipped.destinations[&mesh::key()].clusters;
+        for (name, cluster) in &mut destination.clusters {
+            let more = flipped[name].endpoints.iter().cloned();
+            Arc::make_mut(cluster).endpoints.extend(more);
+        }
+    });
+    pair.client.configure(both);
+    for _ in 0..10 {
+        assert_eq!(call().await.grpc_status(), Some("0"));
+    }
+    for _ in 0..11 {
+        assert_eq!(pair.server.record().await.reason, None);
+    }
+    assert_eq!(app.script.calls(), 11);
+    // A sidecar can be taken away for good.
+    pair.client.configure(plain(described));
+    pair.client.views.load().age_meshed(DAY);
+    assert_eq!(call().await.grpc_status(), Some("0"));
+    assert_eq!(app.script.calls(), 12);
+}
+
+#[tokio::test]
+async fn an_address_that_was_meshed_is_not_passed_through() {
+    let app = App::good(Speaks::Bytes).await;
+    let known = knowing(&[], UnknownDestination::AllowAny);
+    let mut sidecar = leading_to(app.address, known.clone(), LONG);
+    let plan = Plan {
+        protocol: Protocol::Tcp,
+        ..Plan::default()
+    };
+    let meshed = mesh::snapshot(&[app.address], &plan);
+    let passthrough = changed(meshed.clone(), |destination| {
+        destination.target = Target::Passthrough;
+        destination.clusters.clear();
+    });
+    let address = DestinationKey::Address(app.address);
+    let by_address = Snapshot {
+        destinations: [(address, Arc::clone(&passthrough.destinations[&mesh::key()]))].into(),
+        ..known.clone()
+    };
+    for snapshot in [&known, &by_address] {
+        sidecar.configure(snapshot.clone());
+        assert_eq!(say_hello(&sidecar).await.unwrap(), b"hello");
+        assert_eq!(sidecar.record().await.reason, None);
+    }
+    sidecar.configure(meshed);
+    for snapshot in [known, by_address] {
+        sidecar.configure(snapshot);
+        assert_eq!(say_hello(&sidecar).await, None);
+        assert_eq!(sidecar.record().await.reason, Some("once_meshed"));
+    }
+    assert_eq!(app.script.calls(), 2);
+    sidecar.views.load().age_meshed(DAY);
+    assert_eq!(say_hello(&sidecar).await.unwrap(), b"hello");
 }

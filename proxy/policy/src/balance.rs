@@ -45,7 +45,7 @@ pub trait Candidates {
 /// only when there is no better one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
-    /// Never: it drains.
+    /// Never: it drains, or is not to be dialled at all.
     Closed,
     /// Ejected. Failing less certainly than no endpoint at all.
     Ejected,

@@ -193,8 +193,8 @@ pub struct Endpoint {
     pub health: Health,
 }
 
-/// How an endpoint is reached. A property of the endpoint: an endpoint once known as meshed
-/// is never dialled in plaintext.
+/// How an endpoint is reached. A property of the endpoint, not of who dials it. The data path
+/// does not believe `Plain` of an address that was meshed a moment before.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// No sidecar on the other side.

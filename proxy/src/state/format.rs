@@ -31,6 +31,20 @@ pub struct Saved {
     /// Our own certificate.
     #[prost(message, optional, tag = "3")]
     pub identity: Option<SavedIdentity>,
+    /// See [`crate::meshed`].
+    #[prost(message, repeated, tag = "4")]
+    pub meshed: Vec<SavedMeshed>,
+}
+
+/// An address that is not dialled in plaintext.
+#[derive(Clone, PartialEq, Message)]
+pub struct SavedMeshed {
+    /// `ip:port`.
+    #[prost(string, tag = "1")]
+    pub address: String,
+    /// How long a control plane has not described it as meshed.
+    #[prost(uint64, tag = "2")]
+    pub unseen_s: u64,
 }
 
 /// One xDS resource.

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::identity::Held;
+use crate::{identity::Held, meshed::Meshed};
 
 use super::{Saved, SavedResource, StateDirectory};
 
@@ -27,6 +27,9 @@ pub struct Sources {
     pub resources: Arc<Published<Vec<SavedResource>>>,
     /// Certificate and trust bundle.
     pub held: Arc<Published<Held>>,
+    /// What is known as meshed; it grows with the resources and is written with them. Written
+    /// late, it is kept for longer.
+    pub meshed: Arc<Meshed>,
 }
 
 /// Writes until `stop` turns true, then once more if needed, and ends the trials. Returns when
@@ -95,6 +98,7 @@ fn gather(sources: &Sources) -> Saved {
         resources: sources.resources.load().as_ref().clone(),
         trust_bundle: held.wire_bundle(),
         identity: held.saved_identity(),
+        meshed: sources.meshed.saved(),
     }
 }
 

@@ -33,6 +33,10 @@ fn saved(version: &str, revision: u64) -> Saved {
             chain: vec![vec![1]],
             key: vec![2],
         }),
+        meshed: vec![SavedMeshed {
+            address: format!("10.0.0.{version}:80"),
+            unseen_s: 60,
+        }],
     }
 }
 
@@ -81,6 +85,30 @@ fn a_state_that_kills_at_the_start_is_used_once() {
     assert_eq!(restart(&dir, 201), Some(("2".to_owned(), 1)));
     // Nothing proven is left; the bundle still is.
     assert_eq!(restart(&dir, 202), Some((String::new(), 1)));
+}
+
+/// Whatever becomes of the configuration: nothing is dialled in plaintext for a fallback.
+#[test]
+fn what_is_known_as_meshed_is_that_of_all_generations() {
+    let dir = TempDir::new().unwrap();
+    let mut state = open(&dir);
+    for (version, second) in [("1", 0), ("2", 40), ("1", 80)] {
+        let mut saved = saved(version, 1);
+        saved.meshed[0].unseen_s += second;
+        state.store(&saved, at(second)).unwrap();
+        state.settle(at(second + 30)).unwrap();
+    }
+    drop(state);
+    for second in [200, 201, 202, 203] {
+        let saved = open(&dir).load(at(second)).unwrap().unwrap();
+        let meshed: Vec<_> = saved
+            .meshed
+            .iter()
+            .map(|one| (one.address.as_str(), one.unseen_s))
+            .collect();
+        assert!(meshed.contains(&("10.0.0.2:80", 100)), "{meshed:?}");
+        assert!(meshed.contains(&("10.0.0.1:80", 140)), "{meshed:?}");
+    }
 }
 
 #[test]
