@@ -156,6 +156,8 @@ pub struct Exchange {
     started: Instant,
     /// It came to an end; otherwise the client gave up.
     is_over: bool,
+    /// It was none after all.
+    is_retracted: bool,
     telemetry: Arc<Telemetry>,
 }
 
@@ -207,13 +209,20 @@ pub struct Held {
 impl Exchange {
     /// Starts the clock.
     pub fn start(record: Record, telemetry: Arc<Telemetry>) -> Self {
+        telemetry.metrics.begin(record.direction);
         Self {
             record: Box::new(record),
             received: Rc::default(),
             started: clock::now(),
             is_over: false,
+            is_retracted: false,
             telemetry,
         }
+    }
+
+    /// The connection carries HTTP, or has carried nothing: its requests are the exchanges.
+    pub fn retract(mut self) {
+        self.is_retracted = true;
     }
 
     /// Where it goes.
@@ -253,6 +262,10 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.telemetry.metrics.end(self.record.direction);
+        if self.is_retracted {
+            return;
+        }
         self.record.duration = clock::now().saturating_duration_since(self.started);
         self.record.bytes_received = self.received.bytes.get();
         if !self.is_over {

@@ -67,6 +67,8 @@ pub struct Sidecar {
     pub views: Arc<Published<View>>,
     /// Its certificate.
     pub credentials: Arc<Published<Option<Credentials>>>,
+    /// What it counts.
+    pub telemetry: Arc<Telemetry>,
     /// What it reports.
     pub records: mpsc::Receiver<Record>,
     /// What it asks for.
@@ -185,12 +187,13 @@ impl Sidecar {
         let credentials = Published::new(Some(credentials));
         let (demand, asks) = Demand::channel();
         let (tap, records) = mpsc::channel(10_000);
+        let telemetry = Arc::new(Telemetry::with_tap(tap));
         let inputs = Inputs {
             settings: Arc::new(settings),
             views: Arc::clone(&views),
             credentials: Arc::clone(&credentials),
             demand,
-            telemetry: Arc::new(Telemetry::with_tap(tap)),
+            telemetry: Arc::clone(&telemetry),
             draining: drain.watch(),
         };
         let plane = DataPlane::start(&inputs, 7).expect("loopback has free ports");
@@ -199,6 +202,7 @@ impl Sidecar {
             drain,
             views,
             credentials,
+            telemetry,
             records,
             asks,
         }

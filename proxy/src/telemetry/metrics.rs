@@ -50,6 +50,9 @@ pub struct Metrics {
     requests: Vec<AtomicU64>,
     durations: Vec<Histogram>,
     connections: [AtomicU64; 2],
+    /// Exchanges and opaque connections, per direction, and how many of them have ended.
+    begun: [AtomicU64; 2],
+    ended: [AtomicU64; 2],
     /// From clients, to clients; per direction.
     bytes: [[AtomicU64; 2]; 2],
     /// Attempts beyond the first, per direction.
@@ -102,6 +105,8 @@ impl Default for Metrics {
                 .map(|_| Histogram::default())
                 .collect(),
             connections: Default::default(),
+            begun: Default::default(),
+            ended: Default::default(),
             bytes: Default::default(),
             attempts: Default::default(),
             reasons: Default::default(),
@@ -113,12 +118,27 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// An exchange or opaque connection is under way.
+    pub fn begin(&self, direction: Direction) {
+        self.begun[index(direction)].fetch_add(1, Relaxed);
+    }
+
+    /// It no longer is.
+    pub fn end(&self, direction: Direction) {
+        self.ended[index(direction)].fetch_add(1, Relaxed);
+    }
+
+    /// How many have ever begun, and how many of those are under way.
+    pub fn activity(&self, direction: Direction) -> (u64, u64) {
+        // In this order: what ends between the two loads counts as under way, nothing is missed.
+        let ended = self.ended[index(direction)].load(Relaxed);
+        let begun = self.begun[index(direction)].load(Relaxed);
+        (begun, begun.saturating_sub(ended))
+    }
+
     /// Counts one finished exchange or connection.
     pub fn record(&self, record: &Record) {
-        let direction = match record.direction {
-            Direction::Outbound => 0,
-            Direction::Inbound => 1,
-        };
+        let direction = index(record.direction);
         let spoken = match record.spoken {
             Spoken::Http1 => 0,
             Spoken::Http2 => 1,
@@ -229,6 +249,17 @@ impl Metrics {
     }
 
     fn write_own(&self, text: &mut Text) {
+        let name = "heddle_exchanges_active";
+        text.family(
+            name,
+            "gauge",
+            "HTTP exchanges and opaque connections under way.",
+        );
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let (_, active) = self.activity(direction);
+            let labels = [("direction", DIRECTIONS[index(direction)])];
+            text.sample(name, &labels, active);
+        }
         let name = "heddle_dns_queries_total";
         text.family(name, "counter", "DNS queries by what became of them.");
         for (result, count) in [
@@ -254,6 +285,13 @@ impl Metrics {
         let name = "heddle_panics_total";
         text.family(name, "counter", "Panics; each is a bug.");
         text.sample(name, &[], self.panics.load(Relaxed));
+    }
+}
+
+fn index(direction: Direction) -> usize {
+    match direction {
+        Direction::Outbound => 0,
+        Direction::Inbound => 1,
     }
 }
 
