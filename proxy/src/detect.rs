@@ -1,10 +1,10 @@
 //! What a client speaks, told from its first bytes, and a stream that gives those bytes back.
 //!
-//! Only bytes decide: silence is never remembered as an answer.
+//! Only bytes decide, each connection's own: nothing is remembered, silence least of all.
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
@@ -12,8 +12,10 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::timeout,
+    time::{sleep, timeout},
 };
+
+use crate::serve::Version;
 
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,17 @@ pub enum Seen {
     Silence,
     /// The client closed its side without a byte.
     Closed,
+}
+
+/// What a connection of undeclared protocol carries.
+#[derive(Debug)]
+pub enum Told<T> {
+    /// HTTP.
+    Http(Version),
+    /// Anything else, or nothing so far; with what was dialled for it.
+    Bytes(T),
+    /// Nothing any more: the client has left without a byte.
+    Nothing,
 }
 
 /// A stream with the bytes that were read ahead of their reader.
@@ -109,6 +122,37 @@ impl<S: AsyncRead + Unpin> Rewound<S> {
             Ok(seen) => seen,
             Err(_late) if self.ahead.is_empty() => Ok(Seen::Silence),
             Err(_late) => Ok(Seen::Other),
+        }
+    }
+
+    /// What the client speaks, when nobody has declared it. The other side may be the one to
+    /// speak first, so after a moment it is dialled beside the waiting; for HTTP that dial is
+    /// given up.
+    pub async fn tell<T>(&mut self, wait: Duration, dial: impl Future<Output = T>) -> Told<T> {
+        let mut dial = pin!(dial);
+        let mut dialled = None;
+        let seen = {
+            let mut seeing = pin!(self.sniff(wait));
+            tokio::select! {
+                biased; // Bytes that are there already need no dial.
+                seen = seeing.as_mut() => seen,
+                done = async {
+                    sleep(HEAD_START).await;
+                    dial.as_mut().await
+                } => {
+                    dialled = Some(done);
+                    seeing.await
+                }
+            }
+        };
+        match seen {
+            Ok(Seen::Http1) => Told::Http(Version::Http1),
+            Ok(Seen::Http2) => Told::Http(Version::Http2),
+            Ok(Seen::Tls | Seen::Other | Seen::Silence) => Told::Bytes(match dialled {
+                Some(dialled) => dialled,
+                None => dial.await,
+            }),
+            Ok(Seen::Closed) | Err(_) => Told::Nothing,
         }
     }
 }
@@ -212,6 +256,9 @@ const METHOD_BYTES_MAX: usize = 32;
 /// Most bytes read ahead: a long request line, or a ClientHello with post-quantum key shares.
 pub const AHEAD_BYTES_MAX: usize = 16 * 1024;
 const READ_BYTES: usize = 4096;
+/// For the bytes of a client that speaks first: they follow its handshake at once. It costs
+/// nobody anything, as long as a dial is faster than the rest of the wait.
+const HEAD_START: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@
 //! The port decides which rules apply, never what the client says it speaks. There are no
 //! retries here.
 
-use std::{io, net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
+use std::{future::ready, io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use heddle_policy::{
     snapshot::{CONNECT_TIMEOUT, EndpointKey, InboundPort, Limits, MtlsMode, Protocol, Transport},
@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     body::{Body, Replay},
     channel::{Freshness, Sent, Target},
-    detect::{Rewound, Seen},
+    detect::{Rewound, Seen, Told},
     drain::Phase,
     error::{ConnectError, ProxyError},
     exchange::{Direction, Exchange, Record, Spoken},
@@ -244,7 +244,7 @@ impl Conn {
         intercept::reset(stream.inner());
     }
 
-    async fn serve(self, mut stream: Rewound<Stream>, agreed: Agreed, rules: &InboundPort) {
+    async fn serve(&self, mut stream: Rewound<Stream>, agreed: Agreed, rules: &InboundPort) {
         let bounds = &self.worker.settings.bounds;
         let needs_http = match self.protocol(rules) {
             Protocol::Http1 | Protocol::Http2 => true,
@@ -259,41 +259,36 @@ impl Conn {
         }
         let is_opaque = self.protocol(rules) == Protocol::Tcp || agreed.speaks == Speaks::Tcp;
         if is_opaque {
-            return self.relay(stream, rules, None).await;
+            return self.relay(stream, self.connect(rules)).await;
         }
-        // Nobody has said what this is. The application may be the one to speak first, so it is
-        // dialled meanwhile.
-        let mut dialled = None;
-        let seen = {
-            let mut seeing = pin!(stream.sniff(bounds.detect_wait));
-            tokio::select! {
-                biased; // Bytes that are there already need no dial.
-                seen = seeing.as_mut() => seen,
-                done = self.dial() => {
-                    dialled = Some(done);
-                    seeing.await
-                }
-            }
-        };
-        match seen {
-            Ok(Seen::Http1) => self.serve_http(stream, Version::Http1).await,
-            Ok(Seen::Http2) => self.serve_http(stream, Version::Http2).await,
-            Ok(Seen::Tls | Seen::Other | Seen::Silence) => {
-                self.relay(stream, rules, dialled).await;
-            }
-            Ok(Seen::Closed) | Err(_) => {}
+        // Nobody has said what this is.
+        let told = stream.tell(bounds.detect_wait, self.connect(rules)).await;
+        match told {
+            Told::Http(version) => self.serve_http(stream, version).await,
+            Told::Bytes(connected) => self.relay(stream, ready(connected)).await,
+            Told::Nothing => {}
         }
     }
 
-    /// To the application, for bytes.
-    async fn dial(&self) -> Result<Stream, ConnectError> {
+    /// To the application, for bytes: judged once, by what is known of a connection, and before
+    /// the application hears of it.
+    async fn connect(&self, rules: &InboundPort) -> Result<Stream, ProxyError> {
+        let port = self.port.number;
+        let decision = rules.authz.decide(&self.peer, self.client.ip(), port, None);
+        if !decision.is_allowed() {
+            return Err(ProxyError::Denied);
+        }
         let target = self.target(Carries::Tcp);
         let dialled = self.worker.inbound.dial(&target).await;
-        dialled.map(|(stream, ..)| stream)
+        let dialled = dialled.map(|(stream, ..)| stream);
+        dialled.map_err(|source| ProxyError::Connect {
+            endpoint: self.port.application,
+            source,
+        })
     }
 
     /// Bytes that do not parse as HTTP in time are refused: rules on HTTP could not judge them.
-    async fn serve_http_only(self, mut stream: Rewound<Stream>) {
+    async fn serve_http_only(&self, mut stream: Rewound<Stream>) {
         let wait = self.worker.settings.bounds.header_wait;
         match stream.sniff(wait).await {
             Ok(Seen::Http1) if stream.has_head_within(wait).await => {
@@ -444,36 +439,23 @@ impl Conn {
         }
     }
 
-    /// Bytes: judged once, by what is known of a connection.
     async fn relay(
-        self,
+        &self,
         mut stream: Rewound<Stream>,
-        rules: &InboundPort,
-        dialled: Option<Result<Stream, ConnectError>>,
+        connecting: impl Future<Output = Result<Stream, ProxyError>>,
     ) {
         let mut exchange = self.exchange(Spoken::Tcp);
-        let port = self.port.number;
-        let decision = rules.authz.decide(&self.peer, self.client.ip(), port, None);
-        if !decision.is_allowed() {
-            exchange.failed(&ProxyError::Denied);
-            intercept::reset(stream.socket());
-            return;
+        let connected = connecting.await;
+        if !matches!(connected, Err(ProxyError::Denied)) {
+            exchange.record.endpoint = Some(self.port.application);
+            exchange.record.attempts = 1;
         }
-        exchange.record.endpoint = Some(self.port.application);
-        exchange.record.attempts = 1;
-        let dialled = match dialled {
-            Some(dialled) => dialled,
-            None => self.dial().await,
-        };
-        match dialled {
+        match connected {
             Ok(mut application) => {
                 relay_until_cut(&self.worker, &mut stream, &mut application, &mut exchange).await;
             }
-            Err(source) => {
-                exchange.failed(&ProxyError::Connect {
-                    endpoint: self.port.application,
-                    source,
-                });
+            Err(error) => {
+                exchange.failed(&error);
                 intercept::reset(stream.socket());
             }
         }

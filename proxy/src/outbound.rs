@@ -3,20 +3,21 @@
 //! ```text
 //! accept ─ key ─ lookup ─┬─ HTTP: serve ─► respond ─► forward (one exchange)
 //!                        ├─ TCP: relay to an endpoint
+//!                        ├─ undeclared: one of the two, by its first bytes
 //!                        └─ unknown: relay to the original destination, or refuse
 //! ```
+
+mod opaque;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use heddle_policy::{
-    admission::{Full, Resource, Slot},
+    admission::{Resource, Slot},
     deadline::{earliest, of_attempt, remaining},
     outcome::Outcome,
     retry::{Attempted, Pushback, Retry, RetryDecision},
     route::Route,
-    snapshot::{
-        CONNECT_TIMEOUT, DestinationKey, Target as Leads, UnknownDestination, WeightedClusters,
-    },
+    snapshot::{DestinationKey, Target as Leads, UnknownDestination, WeightedClusters},
 };
 use heddle_shell::clock;
 use http::{Request, Response};
@@ -28,6 +29,7 @@ use tokio::{
     time::timeout_at,
 };
 
+use self::opaque::{pass_through, relay_to_endpoint, relay_unless_http};
 use crate::{
     body::{Body, Replay},
     channel::{Freshness, Sent, Target},
@@ -35,10 +37,10 @@ use crate::{
     demand::Lookup,
     detect::{Rewound, Seen},
     drain::Phase,
-    error::{ConnectError, ProxyError, REASON},
+    error::{ProxyError, REASON},
     exchange::{Attempt, Direction, Exchange, Held, Record, Spoken},
     head::{self, Head},
-    intercept::{self, Leg},
+    intercept,
     relay::{Passed, relay},
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
@@ -133,8 +135,18 @@ async fn serve_destination(
     destination: &Arc<LiveDestination>,
 ) {
     match &destination.config.target {
-        Leads::Http(_) => serve_http(worker, Rewound::new(stream), client, Some(key)).await,
-        Leads::Tcp(_) => relay_to_endpoint(worker, stream, client, destination).await,
+        Leads::Http(_) => {
+            let Some(clusters) = destination.config.undeclared() else {
+                return serve_http(worker, Rewound::new(stream), client, Some(key)).await;
+            };
+            let http = relay_unless_http(worker, stream, client, destination, clusters).await;
+            if let Some((stream, version)) = http {
+                serve_version(worker, stream, version, client, Some(key)).await;
+            }
+        }
+        Leads::Tcp(clusters) => {
+            relay_to_endpoint(worker, stream, client, destination, clusters).await;
+        }
         Leads::Passthrough => pass_through(worker, stream, client, &key).await,
     }
 }
@@ -143,28 +155,44 @@ async fn serve_destination(
 /// are refused.
 async fn serve_http(
     worker: &Rc<Worker>,
-    stream: Rewound<TcpStream>,
+    mut stream: Rewound<TcpStream>,
     client: SocketAddr,
     dialled: Option<DestinationKey>,
 ) {
-    let mut stream = Rewound::new(Stream::Plain(stream));
     let bounds = &worker.settings.bounds;
+    let mut draining = worker.draining.clone();
     // A connection that was opened ahead and never used is no failure.
-    if !stream.begins_within(bounds.idle).await {
+    let begins = tokio::select! {
+        biased; // A request that has begun is still taken.
+        begins = stream.begins_within(bounds.idle) => begins,
+        () = draining.reached(Phase::All) => false,
+    };
+    if !begins {
         return;
     }
-    let wait = bounds.header_wait;
-    let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
-    let version = match stream.sniff(wait).await {
-        Ok(Seen::Http1) if stream.has_head_within(wait).await => Version::Http1,
-        Ok(Seen::Http2) => Version::Http2,
-        Ok(Seen::Http1 | Seen::Tls | Seen::Other | Seen::Closed | Seen::Silence) | Err(_) => {
-            let error = ProxyError::BadRequest("this destination speaks HTTP; the client does not");
-            record_refusal(worker, client, &name, &error);
-            intercept::reset(stream.socket());
-            return;
+    match stream.sniff(bounds.header_wait).await {
+        Ok(Seen::Http1) => serve_version(worker, stream, Version::Http1, client, dialled).await,
+        Ok(Seen::Http2) => serve_version(worker, stream, Version::Http2, client, dialled).await,
+        Ok(Seen::Tls | Seen::Other | Seen::Closed | Seen::Silence) | Err(_) => {
+            let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
+            refuse(worker, stream, client, &name, &NOT_HTTP);
         }
-    };
+    }
+}
+
+async fn serve_version(
+    worker: &Rc<Worker>,
+    mut stream: Rewound<TcpStream>,
+    version: Version,
+    client: SocketAddr,
+    dialled: Option<DestinationKey>,
+) {
+    let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
+    let wait = worker.settings.bounds.header_wait;
+    if version == Version::Http1 && !stream.has_head_within(wait).await {
+        return refuse(worker, stream, client, &name, &NOT_HTTP);
+    }
+    let stream = Rewound::new(Stream::Plain(stream));
     let conn = Rc::new(Conn {
         worker: Rc::clone(worker),
         client,
@@ -478,120 +506,6 @@ fn decide(
     retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut())
 }
 
-/// Bytes to one endpoint of the destination's clusters; another is picked while none answers.
-async fn relay_to_endpoint(
-    worker: &Rc<Worker>,
-    mut stream: TcpStream,
-    client: SocketAddr,
-    destination: &Arc<LiveDestination>,
-) {
-    let name = Arc::clone(&destination.config.name);
-    let record = Record::new(Direction::Outbound, Spoken::Tcp, name, client);
-    let mut exchange = Exchange::start(record, Arc::clone(&worker.telemetry));
-    let connected = connect(worker, &mut exchange, destination).await;
-    let (mut endpoint, mut attempt, _slots) = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            exchange.failed(&error);
-            intercept::reset(&stream);
-            return;
-        }
-    };
-    // It answered; how the conversation ends is the two sides' business.
-    attempt.report(Outcome::Response {
-        status: 200,
-        grpc: None,
-    });
-    relay_until_cut(worker, &mut stream, &mut endpoint, &mut exchange).await;
-}
-
-async fn connect(
-    worker: &Rc<Worker>,
-    exchange: &mut Exchange,
-    destination: &LiveDestination,
-) -> Result<(Stream, Attempt, [Slot; 2]), ProxyError> {
-    let Leads::Tcp(clusters) = &destination.config.target else {
-        return Err(ProxyError::NoRoute);
-    };
-    let cluster = cluster(worker, destination, clusters)?;
-    exchange.record.cluster = Some(cluster.config.name.clone());
-    let (admission, limits) = (&cluster.state.admission, &cluster.config.limits);
-    let overloaded = |full: Full| ProxyError::Overloaded(full.to_string());
-    let connection = admission
-        .acquire(Resource::Connections, limits.connections_max)
-        .map_err(overloaded)?;
-    let request = admit(&cluster)?;
-    let mut retry = Retry::new(None, admission, limits, "", None);
-    loop {
-        let mut attempt = pick(worker, &cluster, &mut retry)?;
-        exchange.attempted(&attempt);
-        let target = target(&attempt, destination, Carries::Tcp);
-        let source = match worker.outbound.dial(&target).await {
-            Ok((stream, peer, _)) => {
-                exchange.record.peer = peer;
-                return Ok((stream, attempt, [connection, request]));
-            }
-            Err(source) => source,
-        };
-        attempt.report(Outcome::ConnectFailed);
-        let attempted = Attempted {
-            outcome: Outcome::ConnectFailed,
-            is_replayable: true,
-            endpoints: cluster.serving(),
-            pushback: None,
-        };
-        let decision = retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut());
-        match decision {
-            RetryDecision::Repick => {}
-            RetryDecision::After(_) | RetryDecision::Stop(_) => {
-                let endpoint = attempt.endpoint.config.address;
-                return Err(ProxyError::Connect { endpoint, source });
-            }
-        }
-    }
-}
-
-/// To where the workload wanted, in plaintext, unseen.
-async fn pass_through(
-    worker: &Rc<Worker>,
-    mut stream: TcpStream,
-    client: SocketAddr,
-    key: &DestinationKey,
-) {
-    let DestinationKey::Address(address) = *key else {
-        refuse(
-            worker,
-            stream,
-            client,
-            &name_of(key),
-            &ProxyError::UnknownDestination,
-        );
-        return;
-    };
-    let record = Record::new(Direction::Outbound, Spoken::Tcp, name_of(key), client);
-    let mut exchange = Exchange::start(record, Arc::clone(&worker.telemetry));
-    exchange.record.endpoint = Some(address);
-    exchange.record.attempts = 1;
-    let connected =
-        tokio::time::timeout(CONNECT_TIMEOUT, intercept::connect(address, Leg::Outbound));
-    let connected = match connected.await {
-        Ok(connected) => connected.map_err(ConnectError::from),
-        Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
-    };
-    match connected {
-        Ok(mut endpoint) => {
-            relay_until_cut(worker, &mut stream, &mut endpoint, &mut exchange).await;
-        }
-        Err(source) => {
-            exchange.failed(&ProxyError::Connect {
-                endpoint: address,
-                source,
-            });
-            intercept::reset(&stream);
-        }
-    }
-}
-
 /// Relays until both sides have ended. The first error resets both, so that neither takes half
 /// of a conversation for all of it.
 pub async fn relay_until_cut<A, B>(worker: &Worker, a: &mut A, b: &mut B, exchange: &mut Exchange)
@@ -619,13 +533,13 @@ where
 /// Closes a connection for which there is no answer in its protocol.
 pub fn refuse(
     worker: &Worker,
-    stream: TcpStream,
+    stream: impl AsSocket,
     client: SocketAddr,
     name: &str,
     error: &ProxyError,
 ) {
     record_refusal(worker, client, name, error);
-    intercept::reset(&stream);
+    intercept::reset(stream.socket());
 }
 
 fn record_refusal(worker: &Worker, client: SocketAddr, name: &str, error: &ProxyError) {
@@ -642,5 +556,7 @@ fn name_of(key: &DestinationKey) -> Arc<str> {
 }
 
 const HTTP_PORT: u16 = 80;
+const NOT_HTTP: ProxyError =
+    ProxyError::BadRequest("this destination speaks HTTP; the client does not");
 /// The same word as in `error.rs`.
 const RESET: &str = "reset";

@@ -332,7 +332,7 @@ impl AsSocket for TcpStream {
     }
 }
 
-impl AsSocket for Rewound<Stream> {
+impl<S: AsSocket + AsyncRead + Unpin> AsSocket for Rewound<S> {
     fn socket(&self) -> &TcpStream {
         self.inner().socket()
     }

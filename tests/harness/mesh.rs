@@ -82,6 +82,8 @@ pub struct Plan {
     pub workers: usize,
     /// Declared protocol; `Tcp` makes the destination one of bytes.
     pub protocol: Protocol,
+    /// Name of the one route. Empty, and without more, it is what nobody has written.
+    pub route: &'static str,
     /// Of the route.
     pub timeout: Option<Duration>,
     /// Of the route.
@@ -118,6 +120,7 @@ impl Default for Plan {
         Self {
             workers: 1,
             protocol: Protocol::Http2,
+            route: "all",
             timeout: None,
             retry: None,
             accepted: vec![ECHO],
@@ -391,7 +394,7 @@ pub fn snapshot(endpoints: &[SocketAddr], plan: &Plan) -> Snapshot {
 
 fn routes(clusters: WeightedClusters, plan: &Plan) -> RouteTable {
     let route = Route {
-        name: "all".into(),
+        name: plan.route.into(),
         matches: RouteMatch {
             path: PathMatch::Any,
             headers: vec![],

@@ -18,5 +18,6 @@ mod memory;
 mod opaque;
 mod policies;
 mod revocation;
+mod undeclared;
 mod unknown;
 mod uplink;

@@ -17,7 +17,8 @@ use super::*;
 use crate::{
     model::{self, Spec},
     world::tests::{
-        DB, Fixture, USER, authorization, canary, labels, peer_authentication, workload,
+        DB, Fixture, USER, authorization, canary, host, labels, peer_authentication, user_rule,
+        user_service, workload,
     },
 };
 
@@ -227,6 +228,46 @@ fn a_mode_of_a_port_outranks_workload_namespace_and_mesh() {
     assert_eq!(mode(&["workload", "port"], 9090), MtlsMode::Disable);
 }
 
+/// The sidecar knows that one, and where it listens itself is nobody's business.
+#[test]
+fn inbound_ports_are_the_applications() {
+    let mut service = user_service();
+    service.ports[0].target_port = 9999.try_into().ok();
+    let mut fixture = Fixture::shop();
+    fixture.put("shop", "user-service", Spec::ServiceEntry(service));
+    let pieces = accepted(&fixture.world(), xds::MESH_INBOUND);
+    let Some(Listener::Inbound(inbound)) = pieces.listener(xds::MESH_INBOUND) else {
+        panic!("no inbound");
+    };
+    assert_eq!(inbound.port(9999).protocol, Protocol::Http2);
+    assert_eq!(inbound.port(8080).protocol, Protocol::Detect);
+}
+
+/// What the sidecar takes for "nobody has said that this is HTTP".
+#[test]
+fn an_undeclared_port_is_http_only_when_a_route_says_so() {
+    let mut service = user_service();
+    service.ports[0].protocol = None;
+    let mut fixture = Fixture::empty();
+    fixture.put("shop", "user-service", Spec::ServiceEntry(service));
+    fixture.put("shop", "user-service", Spec::DestinationRule(user_rule()));
+    fixture.catalog.allot(host(USER), 1);
+    fixture.register(workload("v1-a", "user", "10.1.0.1", "v1"));
+    for (listener, name) in [
+        ("out/240.240.0.1:8080", format!("{USER}:8080")),
+        ("out/10.1.0.1:8080", "10.1.0.1:8080".to_owned()),
+    ] {
+        let found = destination(&fixture.world(), listener);
+        assert_eq!(found.protocol, Protocol::Detect);
+        let bytes = found.undeclared().expect("nobody has written a route");
+        let clusters: Vec<_> = bytes.iter().map(|(name, _)| &*name.0).collect();
+        assert_eq!(clusters, [name]);
+    }
+    fixture.put("shop", "user-service", Spec::VirtualService(canary(90)));
+    let found = destination(&fixture.world(), "out/240.240.0.1:8080");
+    assert_eq!(found.undeclared(), None);
+}
+
 #[test]
 fn outbound_has_the_meshs_addresses_and_names() {
     let pieces = accepted(&Fixture::shop().world(), xds::MESH_OUTBOUND);
@@ -367,8 +408,8 @@ fn random(rng: &mut impl Rng) -> Fixture {
     ];
     let mut pick = |n: usize| rng.random_range(0..n);
     for i in 0..pick(5) {
-        let mut service = crate::world::tests::user_service();
-        service.hosts = vec![crate::world::tests::host(&format!("s{i}"))];
+        let mut service = user_service();
+        service.hosts = vec![host(&format!("s{i}"))];
         for port in &mut service.ports {
             port.protocol = protocols[pick(protocols.len())];
             if pick(3) == 0 {

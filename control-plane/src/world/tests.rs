@@ -175,7 +175,7 @@ fn db() -> ServiceEntry {
     }
 }
 
-fn user_rule() -> DestinationRule {
+pub(crate) fn user_rule() -> DestinationRule {
     let subset = |name: &str| Subset {
         name: name.to_owned(),
         labels: labels(&[("version", name)]),

@@ -104,6 +104,28 @@ pub enum ValueMatch {
 }
 
 impl RouteTable {
+    /// Where everything goes when nobody wrote a route: to the cluster of the table's own name,
+    /// without a condition, a deadline or retries. Bytes lose nothing by going there unread.
+    pub fn unwritten(&self) -> Option<&WeightedClusters> {
+        let [host] = &*self.hosts else { return None };
+        let ([domain], [route]) = (&*host.domains, &*host.routes) else {
+            return None;
+        };
+        let Route {
+            name,
+            matches: RouteMatch { path, headers },
+            clusters,
+            timeout,
+            retry,
+        } = &**route;
+        let takes_all = **domain == *"*" && matches!(path, PathMatch::Any) && headers.is_empty();
+        let asks_nothing = name.is_empty() && timeout.is_none() && retry.is_none();
+        let mut split = clusters.iter();
+        let is_own = split.next().is_some_and(|(only, _)| only.0 == self.name);
+        let is_one = is_own && split.next().is_none();
+        (takes_all && asks_nothing && is_one).then_some(clusters)
+    }
+
     /// The route of a request, or `None` when no virtual host or no route of it fits.
     pub fn find(&self, head: &RequestHead<'_>) -> Option<&Arc<Route>> {
         let host = self.host(head.authority)?;

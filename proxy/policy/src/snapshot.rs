@@ -91,7 +91,7 @@ pub struct Destination {
 #[derive(Clone, Debug)]
 pub enum Target {
     /// HTTP routes. A connection whose bytes are not HTTP waits for the header timeout and is
-    /// then refused; it is never relayed opaque.
+    /// then refused; it is never relayed opaque, but for [`Destination::undeclared`].
     Http(Arc<RouteTable>),
     /// Connections, split by weight.
     Tcp(WeightedClusters),
@@ -270,6 +270,18 @@ impl Outbound {
                 cidrs.any(|cidr| cidr.contains(&address.ip()))
             }
             DestinationKey::Host(..) => true,
+        }
+    }
+}
+
+impl Destination {
+    /// Where a connection goes that is not HTTP, if it may go anywhere: nobody declared what the
+    /// port carries, and nobody wrote routes for HTTP.
+    pub fn undeclared(&self) -> Option<&WeightedClusters> {
+        match (self.protocol, &self.target) {
+            (Protocol::Detect, Target::Http(routes)) => routes.unwritten(),
+            (Protocol::Http2 | Protocol::Http1 | Protocol::Tcp, _)
+            | (Protocol::Detect, Target::Tcp(_) | Target::Passthrough) => None,
         }
     }
 }

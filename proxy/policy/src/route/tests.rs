@@ -167,3 +167,61 @@ fn pseudo_headers_are_parts_of_the_head() {
         );
     }
 }
+
+/// Nothing but what the control plane makes when nobody wrote a route.
+#[test]
+fn a_written_route_is_told_from_none() {
+    let own = || WeightedClusters::single(ClusterName("a:1".into()));
+    let unwritten = Route {
+        clusters: own(),
+        ..Arc::unwrap_or_clone(route("", PathMatch::Any, vec![]))
+    };
+    let table = |domains: &[&str], routes: &[&Route]| RouteTable {
+        name: "a:1".into(),
+        hosts: vec![VirtualHost {
+            domains: domains.iter().map(|domain| (*domain).into()).collect(),
+            routes: routes
+                .iter()
+                .map(|route| Arc::new((*route).clone()))
+                .collect(),
+        }],
+    };
+    assert_eq!(table(&["*"], &[&unwritten]).unwritten(), Some(&own()));
+    let name = |text: &str| ClusterName(text.into());
+    let subset = WeightedClusters::single(name("a:1#v1"));
+    let split = WeightedClusters::new(vec![(name("a:1"), 1), (name("b:1"), 0)]).unwrap();
+    let present = header("x", ValueMatch::Present);
+    let matches = |path, headers| RouteMatch { path, headers };
+    let base = || unwritten.clone();
+    for written in [
+        Route {
+            name: "all".into(),
+            ..base()
+        },
+        Route {
+            timeout: Some(Duration::from_secs(1)),
+            ..base()
+        },
+        Route {
+            clusters: subset,
+            ..base()
+        },
+        Route {
+            clusters: split,
+            ..base()
+        },
+        Route {
+            matches: matches(PathMatch::Prefix("/a".into()), vec![]),
+            ..base()
+        },
+        Route {
+            matches: matches(PathMatch::Any, vec![present]),
+            ..base()
+        },
+    ] {
+        assert_eq!(table(&["*"], &[&written]).unwritten(), None, "{written:?}");
+    }
+    assert_eq!(table(&["*"], &[]).unwritten(), None);
+    assert_eq!(table(&["*"], &[&unwritten, &unwritten]).unwritten(), None);
+    assert_eq!(table(&["a"], &[&unwritten]).unwritten(), None);
+}

@@ -1,0 +1,196 @@
+//! Connections of the workload that are not HTTP: to an endpoint, or past the mesh.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use heddle_policy::{
+    admission::{Full, Resource, Slot},
+    outcome::Outcome,
+    retry::{Attempted, Retry, RetryDecision},
+    snapshot::{CONNECT_TIMEOUT, DestinationKey, WeightedClusters},
+};
+use heddle_shell::clock;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+use super::{admit, cluster, name_of, pick, refuse, relay_until_cut, target};
+use crate::{
+    detect::{Rewound, Told},
+    error::{ConnectError, ProxyError},
+    exchange::{Attempt, Direction, Exchange, Record, Spoken},
+    intercept::{self, Leg},
+    serve::Version,
+    tls::{AsSocket, Carries, Stream},
+    view::LiveDestination,
+    worker::Worker,
+};
+
+/// An endpoint that takes the bytes.
+struct Connected {
+    stream: Stream,
+    attempt: Attempt,
+    /// The connection and its one request.
+    _slots: [Slot; 2],
+}
+
+/// Bytes to one endpoint of `clusters`; another is picked while none answers.
+pub(super) async fn relay_to_endpoint(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    client: SocketAddr,
+    destination: &LiveDestination,
+    clusters: &WeightedClusters,
+) {
+    let mut exchange = exchange(worker, client, destination);
+    let connected = connect(worker, &mut exchange, destination, clusters).await;
+    relay_to(worker, stream, connected, exchange).await;
+}
+
+/// As [`relay_to_endpoint`], unless the first bytes are HTTP: then they are given back.
+pub(super) async fn relay_unless_http(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    client: SocketAddr,
+    destination: &LiveDestination,
+    clusters: &WeightedClusters,
+) -> Option<(Rewound<TcpStream>, Version)> {
+    let mut stream = Rewound::new(stream);
+    let mut exchange = exchange(worker, client, destination);
+    let told = {
+        let connecting = connect(worker, &mut exchange, destination, clusters);
+        let wait = worker.settings.bounds.detect_wait;
+        stream.tell(wait, Box::pin(connecting)).await
+    };
+    match told {
+        Told::Http(version) => {
+            exchange.retract();
+            Some((stream, version))
+        }
+        Told::Bytes(connected) => {
+            relay_to(worker, stream, connected, exchange).await;
+            None
+        }
+        Told::Nothing => {
+            exchange.retract();
+            None
+        }
+    }
+}
+
+fn exchange(worker: &Worker, client: SocketAddr, destination: &LiveDestination) -> Exchange {
+    let name = Arc::clone(&destination.config.name);
+    let record = Record::new(Direction::Outbound, Spoken::Tcp, name, client);
+    Exchange::start(record, Arc::clone(&worker.telemetry))
+}
+
+async fn relay_to(
+    worker: &Worker,
+    mut stream: impl AsyncRead + AsyncWrite + AsSocket + Unpin,
+    connected: Result<Connected, ProxyError>,
+    mut exchange: Exchange,
+) {
+    let mut connected = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            exchange.failed(&error);
+            intercept::reset(stream.socket());
+            return;
+        }
+    };
+    // It answered; how the conversation ends is the two sides' business.
+    connected.attempt.report(Outcome::Response {
+        status: 200,
+        grpc: None,
+    });
+    relay_until_cut(worker, &mut stream, &mut connected.stream, &mut exchange).await;
+}
+
+async fn connect(
+    worker: &Rc<Worker>,
+    exchange: &mut Exchange,
+    destination: &LiveDestination,
+    clusters: &WeightedClusters,
+) -> Result<Connected, ProxyError> {
+    let cluster = cluster(worker, destination, clusters)?;
+    exchange.record.cluster = Some(cluster.config.name.clone());
+    let (admission, limits) = (&cluster.state.admission, &cluster.config.limits);
+    let overloaded = |full: Full| ProxyError::Overloaded(full.to_string());
+    let connection = admission
+        .acquire(Resource::Connections, limits.connections_max)
+        .map_err(overloaded)?;
+    let request = admit(&cluster)?;
+    let mut retry = Retry::new(None, admission, limits, "", None);
+    loop {
+        let mut attempt = pick(worker, &cluster, &mut retry)?;
+        exchange.attempted(&attempt);
+        let target = target(&attempt, destination, Carries::Tcp);
+        let source = match worker.outbound.dial(&target).await {
+            Ok((stream, peer, _)) => {
+                exchange.record.peer = peer;
+                return Ok(Connected {
+                    stream,
+                    attempt,
+                    _slots: [connection, request],
+                });
+            }
+            Err(source) => source,
+        };
+        attempt.report(Outcome::ConnectFailed);
+        let attempted = Attempted {
+            outcome: Outcome::ConnectFailed,
+            is_replayable: true,
+            endpoints: cluster.serving(),
+            pushback: None,
+        };
+        let decision = retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut());
+        match decision {
+            RetryDecision::Repick => {}
+            RetryDecision::After(_) | RetryDecision::Stop(_) => {
+                let endpoint = attempt.endpoint.config.address;
+                return Err(ProxyError::Connect { endpoint, source });
+            }
+        }
+    }
+}
+
+/// To where the workload wanted, in plaintext, unseen.
+pub(super) async fn pass_through(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    client: SocketAddr,
+    key: &DestinationKey,
+) {
+    let DestinationKey::Address(address) = *key else {
+        refuse(
+            worker,
+            stream,
+            client,
+            &name_of(key),
+            &ProxyError::UnknownDestination,
+        );
+        return;
+    };
+    let record = Record::new(Direction::Outbound, Spoken::Tcp, name_of(key), client);
+    let mut exchange = Exchange::start(record, Arc::clone(&worker.telemetry));
+    exchange.record.endpoint = Some(address);
+    exchange.record.attempts = 1;
+    let connected =
+        tokio::time::timeout(CONNECT_TIMEOUT, intercept::connect(address, Leg::Outbound));
+    let connected = match connected.await {
+        Ok(connected) => connected.map_err(ConnectError::from),
+        Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
+    };
+    match connected {
+        Ok(mut endpoint) => {
+            relay_until_cut(worker, &mut stream, &mut endpoint, &mut exchange).await;
+        }
+        Err(source) => {
+            exchange.failed(&ProxyError::Connect {
+                endpoint: address,
+                source,
+            });
+            intercept::reset(&stream);
+        }
+    }
+}
