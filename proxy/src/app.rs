@@ -10,8 +10,10 @@
 //! ```
 
 use std::{
+    io,
     net::IpAddr,
     panic,
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -28,7 +30,6 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -37,7 +38,7 @@ use crate::{
     config::{AccessLog, Authority, Config, Mode},
     demand::{Asks, Demand},
     dns::{Dns, Search, Sockets},
-    drain::{Drain, Phase},
+    drain::{self, Awaited, Drain},
     health::Health,
     identity::{self, Issuer, Keyring},
     intercept,
@@ -54,14 +55,8 @@ use crate::{
     xds::{self, Client, Outputs},
 };
 
-/// How long a stopping sidecar keeps accepting while nobody confirms that it is withdrawn.
-const WITHDRAWAL: Duration = Duration::from_secs(5);
-
 /// For the last write of the state.
 const LAST_WRITE: Duration = Duration::from_secs(5);
-
-/// Without a connection of the application for this long, it is taken as gone.
-const QUIET: Duration = Duration::from_secs(2);
 
 /// Runs until told to stop, and then until everything has ended.
 ///
@@ -111,7 +106,7 @@ pub async fn run(config: Config, level: Level) -> anyhow::Result<()> {
         keeping.spawn("state", keeper::run(directory, sources, keep));
     }
     let (stage, staged) = watch::channel(Stage::Ready);
-    let (withdrawn, is_withdrawn) = watch::channel(false);
+    let (withdrawn, mut is_withdrawn) = watch::channel(false);
     let registration = Registration::new(
         &config.workload,
         &registered_ports(&config, &plane),
@@ -120,45 +115,22 @@ pub async fn run(config: Config, level: Level) -> anyhow::Result<()> {
         withdrawn,
     );
     let views = Arc::clone(&parts.outputs.views);
-    let register =
-        register_when_ready(Arc::clone(&views), registration, StdRng::from_rng(&mut rng));
+    let register = register_when_ready(views, registration, StdRng::from_rng(&mut rng));
     tasks.spawn("register", register);
 
     let stopped = told_to_stop(asked_to_stop, &mut tasks, &mut plane).await;
     stage.send_replace(Stage::Draining);
-    stop_traffic(&drain, &mut plane, &views, is_withdrawn).await;
+    let awaited = Awaited {
+        withdrawn: async { _ = is_withdrawn.wait_for(|is_withdrawn| *is_withdrawn).await },
+        application_gone: drain::application_gone(&parts.telemetry.metrics),
+        ended: plane.ended(),
+        told_again: signalled()?,
+    };
+    drain.stop(config.drain_limit, awaited).await;
     stop_keeping.send_replace(true);
     keeping.finish(LAST_WRITE).await;
     info!("stopped");
     stopped
-}
-
-/// In the order in which nothing is lost: nobody comes any more, then nobody is kept, then
-/// nothing goes out.
-async fn stop_traffic(
-    drain: &Drain,
-    plane: &mut DataPlane,
-    views: &Published<View>,
-    mut is_withdrawn: watch::Receiver<bool>,
-) {
-    let patience = Bounds::default().drain;
-    info!("draining: asking every sidecar to go elsewhere");
-    // Nobody confirms without a stream; those who have not heard still come, and are served.
-    _ = timeout(
-        WITHDRAWAL,
-        is_withdrawn.wait_for(|is_withdrawn| *is_withdrawn),
-    )
-    .await;
-    info!("draining: goodbye to inbound connections; outbound works on");
-    drain.advance(Phase::Inbound);
-    _ = timeout(patience, application_gone(views)).await;
-    info!("draining: nothing new is taken");
-    drain.advance(Phase::All);
-    if timeout(patience, plane.ended()).await.is_err() {
-        warn!("connections are left and are cut now");
-        drain.advance(Phase::Cut);
-        _ = timeout(WITHDRAWAL, plane.ended()).await;
-    }
 }
 
 /// What several modules share.
@@ -339,13 +311,11 @@ async fn told_to_stop(
     tasks: &mut Tasks,
     plane: &mut DataPlane,
 ) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signalled = pin!(signalled()?);
     loop {
         tokio::select! {
             biased; // A stop goes before everything.
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = signalled.as_mut() => return Ok(()),
             Ok(_) = asked.wait_for(|asked| *asked) => return Ok(()),
             () = plane.ended() => anyhow::bail!("the data plane ended by itself"),
             () = tasks.reap() => {}
@@ -353,18 +323,16 @@ async fn told_to_stop(
     }
 }
 
-/// Returns once no connection of the application has used the mesh for [`QUIET`].
-async fn application_gone(views: &Published<View>) {
-    let mut quiet_since = clock::now();
-    loop {
-        sleep(Duration::from_millis(100)).await;
-        let (view, now) = (views.load(), clock::now());
-        if view.idle_destinations(now, Duration::ZERO).len() < view.destinations.len() {
-            quiet_since = now;
-        } else if now.saturating_duration_since(quiet_since) >= QUIET {
-            return;
+/// Returns at the next signal that says stop.
+fn signalled() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-    }
+    })
 }
 
 /// Service port -> port where it is taken, as bound.

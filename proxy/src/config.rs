@@ -18,7 +18,9 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -64,6 +66,8 @@ pub struct Config {
     pub otlp_endpoint: Option<http::Uri>,
     /// Share of the traces begun here that are sampled, 0 to 1.
     pub sampled_share: f64,
+    /// The longest a graceful stop takes.
+    pub drain_limit: Duration,
 }
 
 /// How the control plane is found and recognised.
@@ -218,6 +222,9 @@ impl Config {
             let why = "must be a loopback address: the admin interface has no other protection";
             faults.require(address.ip().is_loopback(), "admin.listen", why);
         }
+        let drain_limit = raw.drain.limit_s.filter(|limit| DRAIN_S.contains(limit));
+        let why = "must be between 1 and 2592000 (30 days)";
+        faults.require(drain_limit.is_some(), "drain.limit_s", why);
         let otlp_endpoint = match raw.telemetry.otlp_endpoint.as_deref() {
             None | Some("") => None,
             Some(text) => {
@@ -254,6 +261,7 @@ impl Config {
                 },
                 otlp_endpoint,
                 sampled_share: sampled_share?,
+                drain_limit: Duration::from_secs(drain_limit?.into()),
             })
         })();
         built
@@ -558,6 +566,9 @@ fn anchor(text: &str) -> anyhow::Result<Anchor> {
     anyhow::ensure!(!roots.is_empty(), "{text} has no certificate");
     Ok(Anchor::Roots(roots))
 }
+
+/// Longer than a certificate can be renewed without a token.
+const DRAIN_S: RangeInclusive<u32> = 1..=30 * 24 * 60 * 60;
 
 #[cfg(test)]
 mod tests;

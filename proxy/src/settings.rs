@@ -81,8 +81,6 @@ pub struct Bounds {
     pub connection_age: Duration,
     /// Request bytes kept for a retry, each exchange.
     pub replay_bytes_max: usize,
-    /// Time for what runs when the stop has come.
-    pub drain: Duration,
     /// Share of traces that are sampled when this sidecar begins them; the caller's own
     /// decision is kept.
     pub sampled_share: f64,
@@ -101,7 +99,6 @@ impl Default for Bounds {
             endpoint_idle: Duration::from_mins(5),
             connection_age: Duration::from_hours(1),
             replay_bytes_max: 64 * 1024,
-            drain: Duration::from_secs(30),
             sampled_share: 0.01,
             paths: Strictness::default(),
         }

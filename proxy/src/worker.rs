@@ -186,8 +186,14 @@ async fn run(inputs: Inputs, guard: LoopGuard, mut accepted: mpsc::Receiver<Acce
     let mut draining = worker.draining.clone();
     tokio::select! {
         biased;
-        () = tasks.finish(worker.settings.bounds.drain) => {}
+        () = all_ended(&mut tasks) => {}
         () = draining.reached(Phase::Cut) => tasks.finish(CUT).await,
+    }
+}
+
+async fn all_ended(tasks: &mut Tasks) {
+    while !tasks.is_empty() {
+        tasks.reap().await;
     }
 }
 

@@ -113,7 +113,7 @@ def least_conn(mesh: Mesh, account: Account) -> Measured:
 
 def control_plane(mesh: Mesh, account: Account) -> Measured:
     measured = Measured()
-    # One without an application that calls on: a sidecar waits for those, up to 30 s.
+    # One without an application that calls on: a sidecar waits for those.
     restarted = "catalog-a"
     mesh.lengthen_leaves()
     mesh.wait_for_lasting_leaves()

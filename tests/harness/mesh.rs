@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    future::{pending, ready},
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
@@ -22,7 +23,7 @@ use heddle_policy::{
 };
 use heddle_proxy::{
     demand::{Asks, Demand},
-    drain::{Drain, Phase},
+    drain::{self, Awaited, Drain, Phase},
     exchange::Record,
     settings::{
         Bounds, InboundForward, InboundListeners, OutboundListeners, OutboundPort, Settings,
@@ -209,6 +210,17 @@ impl Sidecar {
             records,
             asks,
         }
+    }
+
+    /// Stops it as its program does once no sidecar sends anybody there.
+    pub async fn stop(&mut self, limit: Duration) {
+        let awaited = Awaited {
+            withdrawn: ready(()),
+            application_gone: drain::application_gone(&self.telemetry.metrics),
+            ended: self.plane.ended(),
+            told_again: pending(),
+        };
+        self.drain.stop(limit, awaited).await;
     }
 
     /// Replaces the configuration.

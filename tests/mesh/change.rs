@@ -282,13 +282,7 @@ async fn a_sidecar_that_stops_loses_no_call_and_cuts_no_stream() {
         App::good(Speaks::Http2).await,
     );
     let authority = Authority::new();
-    let plan = Plan {
-        bounds: Bounds {
-            drain: Duration::from_hours(3),
-            ..Bounds::default()
-        },
-        ..Plan::default()
-    };
+    let plan = Plan::default();
     let server = |app: &App| mesh::start_server(authority.credentials(ECHO), app.address, &plan);
     let (staying, mut going) = (server(&stays), server(&goes));
     let at = |sidecar: &Sidecar| sidecar.plane.bound.inbound_ports[0];

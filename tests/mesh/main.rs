@@ -10,6 +10,7 @@
 mod bad_input;
 mod change;
 mod detect;
+mod drain;
 mod failures;
 mod grpc;
 mod http1;

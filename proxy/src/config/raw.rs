@@ -31,6 +31,8 @@ pub struct RawConfig {
     pub admin: RawAdmin,
     /// Threads.
     pub runtime: RawRuntime,
+    /// The graceful stop.
+    pub drain: RawDrain,
 }
 
 /// See [`super::ControlPlane`].
@@ -178,6 +180,15 @@ pub struct RawRuntime {
     pub workers: Option<usize>,
 }
 
+/// The graceful stop.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDrain {
+    /// What is left after this many seconds is cut. 86400, the life of a certificate, unless set:
+    /// streams end by themselves.
+    pub limit_s: Option<u32>,
+}
+
 impl RawConfig {
     /// With the default of every field that has one.
     pub fn filled(mut self, machine: &Machine) -> Self {
@@ -208,6 +219,7 @@ impl RawConfig {
         self.telemetry.sampled_share.get_or_insert(share);
         fill(&mut self.admin.listen, "127.0.0.1:15000");
         self.runtime.workers.get_or_insert(machine.cpus.get());
+        self.drain.limit_s.get_or_insert(24 * 60 * 60);
         self
     }
 }

@@ -64,6 +64,7 @@ workload: {name: 'a/b'}
 admin: {listen: '0.0.0.0:15000'}
 telemetry: {otlp_endpoint: 'collector'}
 runtime: {workers: 0}
+drain: {limit_s: 0}
 traffic: {mode: magic}
 ",
         &[
@@ -73,6 +74,7 @@ traffic: {mode: magic}
             "admin.listen: must be a loopback",
             "telemetry.otlp_endpoint",
             "runtime.workers",
+            "drain.limit_s",
             "traffic.mode",
         ],
     );
