@@ -258,17 +258,23 @@ impl Parts {
         let Some(settings) = &config.dns else {
             return Ok(());
         };
-        let sockets = Sockets::bind(settings.listen)
-            .await
-            .with_context(|| format!("binding DNS to {}", settings.listen))?;
-        let dns = Dns::new(
+        let dns = Arc::new(Dns::new(
             settings,
-            sockets.address()?,
             Search::of_namespace(config.workload.id.namespace()),
             Arc::clone(&self.outputs.views),
             Arc::clone(&self.telemetry),
-        );
-        tasks.spawn("dns", dns.serve(sockets));
+        ));
+        for address in &settings.listen {
+            match Sockets::bind(*address).await {
+                Ok(sockets) => tasks.spawn("dns", Arc::clone(&dns).serve(sockets)),
+                Err(error) if address.is_ipv6() && intercept::is_without_ipv6(&error) => {
+                    warn!(%address, %error, "DNS is not served here: there is no such IPv6 address");
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| format!("binding DNS to {address}"));
+                }
+            }
+        }
         Ok(())
     }
 

@@ -152,8 +152,8 @@ pub struct OutboundListen {
 /// Settings of the DNS server.
 #[derive(Clone, Debug)]
 pub struct Dns {
-    /// UDP and TCP.
-    pub listen: SocketAddr,
+    /// UDP and TCP each; never empty.
+    pub listen: Vec<SocketAddr>,
     /// Where everything that is not a mesh name goes.
     pub resolvers: Vec<SocketAddr>,
 }
@@ -499,7 +499,12 @@ impl Faults {
         if !is_on {
             return Some(None);
         }
-        let listen = self.address("dns.listen", raw.dns.listen.as_deref());
+        let listen = raw.dns.listen.as_deref().unwrap_or_default();
+        self.require(!listen.is_empty(), "dns.listen", "must have an address");
+        let listen = listen.iter().enumerate();
+        let listen = listen
+            .filter_map(|(i, text)| self.address(&format!("dns.listen[{i}]"), Some(text)))
+            .collect();
         let resolvers = raw.dns.resolvers.iter().flatten().enumerate();
         let resolvers = resolvers
             .filter_map(|(i, text)| {
@@ -513,10 +518,7 @@ impl Faults {
                 with_port
             })
             .collect();
-        Some(Some(Dns {
-            listen: listen?,
-            resolvers,
-        }))
+        Some(Some(Dns { listen, resolvers }))
     }
 }
 

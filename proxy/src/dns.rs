@@ -26,10 +26,10 @@ pub use answer::Search;
 
 use answer::Answer;
 
-/// Queries that wait for a resolver at once; beyond it they are refused.
+/// Queries that wait for a resolver at once, all addresses together; beyond it they are refused.
 const IN_FLIGHT_MAX: usize = 256;
 
-/// TCP connections at once; beyond it they are closed.
+/// TCP connections of an address at once; beyond it they are closed.
 const CONNECTIONS_MAX: usize = 64;
 
 /// For one resolver.
@@ -51,7 +51,7 @@ pub struct Dns {
     in_flight: Semaphore,
 }
 
-/// Both sockets.
+/// Both sockets of one address.
 #[derive(Debug)]
 pub struct Sockets {
     udp: UdpSocket,
@@ -68,28 +68,22 @@ impl Sockets {
         let udp = UdpSocket::bind(tcp.local_addr()?).await?;
         Ok(Self { udp, tcp })
     }
-
-    /// Where they are.
-    ///
-    /// # Errors
-    /// When the socket is gone.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
 }
 
 impl Dns {
     /// Answers from `views`, forwards to the resolvers of `config`, never to itself.
     pub fn new(
         config: &config::Dns,
-        own: SocketAddr,
         search: Search,
         views: Arc<Published<View>>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
         let is_own = |resolver: &SocketAddr| {
-            resolver.port() == own.port()
-                && (resolver.ip() == own.ip() || resolver.ip().is_loopback())
+            let is_it = |own: &SocketAddr| {
+                resolver.port() == own.port()
+                    && (resolver.ip() == own.ip() || resolver.ip().is_loopback())
+            };
+            config.listen.iter().any(is_it)
         };
         let resolvers: Vec<_> = config
             .resolvers
@@ -109,9 +103,9 @@ impl Dns {
         }
     }
 
-    /// Serves until the task is dropped.
-    pub async fn serve(self, sockets: Sockets) {
-        let dns = Arc::new(self);
+    /// Serves one address until the task is dropped.
+    pub async fn serve(self: Arc<Self>, sockets: Sockets) {
+        let dns = self;
         let udp = Arc::new(sockets.udp);
         let mut tasks = Tasks::new();
         let mut buffer = vec![0; UDP_QUERY_BYTES_MAX];

@@ -70,7 +70,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn is_without_ipv6(error: &io::Error) -> bool {
+/// Whether an IPv6 address could not be bound because there is no IPv6 here.
+pub fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)

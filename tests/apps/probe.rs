@@ -22,8 +22,12 @@ use heddle_proxy::{
     intercept::{self, Leg, LoopGuard},
 };
 use heddle_shell::task::Tasks;
+use hickory_proto::{
+    op::{Message, MessageType, OpCode, Query},
+    rr::{Name, RecordType},
+};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream, UdpSocket},
     time::timeout,
 };
@@ -50,6 +54,13 @@ enum Role {
         /// Address of a service and of the pod that serves it.
         #[arg(long, value_parser = service)]
         service: Vec<(IpAddr, IpAddr)>,
+    },
+    /// Asks a resolver for the addresses of a name, of both families, and prints them.
+    Resolve {
+        name: Name,
+        server: SocketAddr,
+        #[arg(long)]
+        tcp: bool,
     },
     /// Connects and prints the way.
     Call {
@@ -87,6 +98,11 @@ async fn serve(role: Role) -> Result<()> {
             }
         }
         Role::Proxy { service } => proxy(&mut tasks, service.into_iter().collect()).await?,
+        Role::Resolve { name, server, tcp } => {
+            let resolved = timeout(PATIENCE, resolve(&name, server, tcp)).await;
+            let addresses = resolved.context("no answer")??;
+            return say(&addresses.join(" "));
+        }
         Role::Call { to, udp } => {
             let way = timeout(PATIENCE, async {
                 if udp {
@@ -243,21 +259,48 @@ async fn read_hops(mut stream: TcpStream, hops: &mut Vec<String>) -> Result<()> 
 }
 
 async fn call_udp(to: SocketAddr) -> String {
-    match ask(to).await {
-        Ok(answer) => answer,
+    match ask(to, PING).await {
+        Ok(answer) => String::from_utf8_lossy(&answer).into_owned(),
         Err(error) => error.to_string(),
     }
 }
 
-async fn ask(to: SocketAddr) -> Result<String> {
+async fn ask(to: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
     let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
     // Unconnected, so that an answer from another address than `to` would be seen.
     let socket = UdpSocket::bind(any).await?;
-    socket.send_to(PING, to).await?;
+    socket.send_to(question, to).await?;
     let mut buffer = [0; 512];
     let (length, from) = socket.recv_from(&mut buffer).await?;
     ensure!(from == to, "answered by {from}");
-    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    Ok(buffer[..length].to_vec())
+}
+
+async fn resolve(name: &Name, server: SocketAddr, tcp: bool) -> Result<Vec<String>> {
+    let mut addresses = Vec::new();
+    for kind in [RecordType::A, RecordType::AAAA] {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(name.clone(), kind));
+        let question = message.to_vec()?;
+        let answer = if tcp {
+            ask_tcp(server, &question).await?
+        } else {
+            ask(server, &question).await?
+        };
+        let answer = Message::from_vec(&answer)?;
+        ensure!(answer.metadata.id == 7, "the answer to another question");
+        addresses.extend(answer.answers.iter().map(|record| record.data.to_string()));
+    }
+    Ok(addresses)
+}
+
+async fn ask_tcp(to: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(to).await?;
+    stream.write_u16(question.len().try_into()?).await?;
+    stream.write_all(question).await?;
+    let mut answer = vec![0; stream.read_u16().await?.into()];
+    stream.read_exact(&mut answer).await?;
+    Ok(answer)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -6,6 +6,7 @@
 
 mod application;
 mod connectivity;
+mod dns;
 mod interception;
 mod mesh;
 mod secrecy;
@@ -44,6 +45,7 @@ fn cases() -> Vec<Case> {
         interception::cases(),
         application::cases(),
         connectivity::cases(),
+        dns::cases(),
         secrecy::cases(),
     ]
     .into_iter()

@@ -141,8 +141,8 @@ pub struct RawPaths {
 pub struct RawDns {
     /// On with interception, off without, unless set.
     pub enabled: Option<bool>,
-    /// UDP and TCP.
-    pub listen: Option<String>,
+    /// UDP and TCP each; both loopback addresses unless set.
+    pub listen: Option<Vec<String>>,
     /// Those of `/etc/resolv.conf` unless set.
     pub resolvers: Option<Vec<String>>,
 }
@@ -206,7 +206,11 @@ impl RawConfig {
         fill(&mut self.ports.http, "127.0.0.1:15001");
         fill(&mut self.paths.encoded_slash, "refuse");
         self.paths.merge_slashes.get_or_insert(true);
-        fill(&mut self.dns.listen, "127.0.0.1:15053");
+        // Both families, as the rules redirect, but nobody from outside.
+        self.dns.listen.get_or_insert_with(|| {
+            let loopback = ["127.0.0.1:15053", "[::1]:15053"];
+            loopback.map(str::to_owned).into()
+        });
         let is_intercepted = self.traffic.mode.as_deref() == Some("intercept");
         self.dns.enabled.get_or_insert(is_intercepted);
         self.dns

@@ -49,10 +49,13 @@ fn two_fields_are_enough() {
     let mut hash = [0; 32];
     hash[31] = 0xff;
     assert_eq!(config.control_plane.anchor, Anchor::Sha256(hash));
-    assert_eq!(
-        config.dns.unwrap().resolvers,
-        ["10.0.0.2:53".parse().unwrap()]
-    );
+    let dns = config.dns.unwrap();
+    assert_eq!(dns.resolvers, ["10.0.0.2:53".parse().unwrap()]);
+    // Of both families too, but for this pod alone.
+    assert!(dns.listen.iter().all(|at| at.ip().is_loopback()));
+    assert!(dns.listen.iter().any(SocketAddr::is_ipv4));
+    assert!(dns.listen.iter().any(SocketAddr::is_ipv6));
+    assert_eq!(config.drain_limit, Duration::from_hours(24));
 }
 
 #[test]
@@ -174,6 +177,8 @@ fn settings_are_shown_with_their_source() {
         format!("control_plane.addresses: [\"cp:15012\"]  # {name}"),
         "workload.name: \"web-1\"  # HEDDLE_WORKLOAD__NAME".to_owned(),
         "admin.listen: \"127.0.0.1:15000\"  # default".to_owned(),
+        "drain.limit_s: 86400  # default".to_owned(),
+        "dns.listen: [\"127.0.0.1:15053\",\"[::1]:15053\"]  # default".to_owned(),
     ] {
         assert!(
             text.lines().any(|found| found == line),
