@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
-    num::{NonZeroU16, NonZeroU32},
+    num::NonZeroU32,
     sync::{Arc, OnceLock},
 };
 
@@ -215,13 +215,19 @@ impl World {
             if !selects(service, &workload.labels) {
                 continue;
             }
-            if may_serve(service, workload) {
-                services.serves.extend(service.hosts.iter().cloned());
-            } else {
+            let mut targets = service.ports.iter().map(|port| workload.target(port));
+            if !may_serve(service, workload) {
                 services.refusals.push(format!(
                     "{id} selects the workload, but its subjectAltNames do not list {}",
                     workload.identity
                 ));
+            } else if targets.all(|taken| taken.is_none()) {
+                services.refusals.push(format!(
+                    "{id} selects the workload, but targets none of the ports it registers, {:?}",
+                    workload.ports.keys()
+                ));
+            } else {
+                services.serves.extend(service.hosts.iter().cloned());
             }
         }
         services
@@ -284,8 +290,9 @@ impl World {
             if workload.namespace() == id.namespace
                 && selects(service, &workload.labels)
                 && may_serve(service, workload)
+                && let Some(taken) = workload.target(port)
             {
-                let instance = workload.instance(workload.target(port));
+                let instance = workload.instance(taken);
                 found.entry(instance.address).or_insert(instance);
             }
         }
@@ -419,16 +426,15 @@ impl Workload {
         self.identity.namespace()
     }
 
-    /// Where it listens for a port of a service. A sidecar that knows its application but not the
-    /// service names the port that is targeted.
-    fn target(&self, port: &ServicePort) -> u16 {
-        let number = port.number.get();
-        let declared = port.target_port.map_or(number, NonZeroU16::get);
-        let taken = self
-            .ports
-            .get(&number)
-            .or_else(|| self.ports.get(&declared));
-        taken.copied().unwrap_or(declared)
+    /// Where it takes a port of a service. Without interception that is found by the application's
+    /// port alone: it is what its sidecar looks modes and rules up by, so what it took under any
+    /// other number would be served past those of `targetPort`.
+    fn target(&self, port: &ServicePort) -> Option<u16> {
+        let application = port.target_port.unwrap_or(port.number).get();
+        if self.ports.is_empty() {
+            return Some(application);
+        }
+        self.ports.get(&application).copied()
     }
 
     /// With interception its sidecar takes every port.

@@ -341,7 +341,7 @@ fn signalled() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Service port -> port where it is taken, as bound.
+/// Application's port -> port where it is taken, as bound.
 fn registered_ports(config: &Config, plane: &DataPlane) -> Vec<(u16, u16)> {
     match &config.mode {
         Mode::Intercept { .. } => Vec::new(),
@@ -381,6 +381,7 @@ fn data_plane_settings(config: &Config) -> Settings {
             settings.inbound.ports = inbound
                 .iter()
                 .map(|port| InboundForward {
+                    port: port.port,
                     listen: port.listen,
                     forward: port.forward,
                     protocol: port.protocol,

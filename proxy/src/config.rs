@@ -130,7 +130,8 @@ pub enum Mode {
 /// One of the workload's own ports, without interception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboundListen {
-    /// Port of the service that this one serves; that of `forward` unless set.
+    /// The application's port as services (`targetPort`), modes and rules name it; that of
+    /// `forward` unless set.
     pub port: u16,
     /// Where the mesh dials; registered for `port`.
     pub listen: SocketAddr,

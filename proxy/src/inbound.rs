@@ -63,7 +63,7 @@ struct Conn {
 /// One port of the workload.
 #[derive(Clone, Copy, Debug)]
 struct Port {
-    /// The number that rules know.
+    /// The application's port, as modes and rules name it; never where the sidecar listens.
     number: u16,
     /// Where the application listens.
     application: SocketAddr,
@@ -75,7 +75,7 @@ struct Port {
 pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, origin: &Origin) {
     let port = match origin {
         Origin::Port(forward) => Port {
-            number: forward.listen.port(),
+            number: forward.port,
             application: forward.forward,
             protocol: forward.protocol,
         },

@@ -109,15 +109,11 @@ impl Listeners {
         Ok(listeners)
     }
 
-    fn listen(&mut self, at: SocketAddr, mut origin: Origin) -> io::Result<SocketAddr> {
+    fn listen(&mut self, at: SocketAddr, origin: Origin) -> io::Result<SocketAddr> {
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("listening on {at}: {error}"));
         let socket = intercept::listen(at).map_err(named)?;
         let bound = socket.local_addr().map_err(named)?;
-        // Rules know the port that was bound.
-        if let Origin::Inbound(inbound::Origin::Port(port)) = &mut origin {
-            port.listen = bound;
-        }
         self.sockets.push((socket, origin));
         Ok(bound)
     }

@@ -52,7 +52,7 @@ struct Lease {
 }
 
 impl Registration {
-    /// Registers `workload` with its ports (service port, port where it is taken), steered by
+    /// Registers `workload` with its ports (the application's, where it is taken), steered by
     /// `stage`.
     pub fn new(
         workload: &Workload,

@@ -53,7 +53,10 @@ pub struct InboundListeners {
 /// `inbound: [{listen, forward, protocol}]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboundForward {
-    /// Where peers dial; the port that is registered and that rules name.
+    /// The application's port as services (`targetPort`), modes and rules name it: what the
+    /// original destination would say.
+    pub port: u16,
+    /// Where peers dial; what is registered for `port`.
     pub listen: SocketAddr,
     /// Where the application listens.
     pub forward: SocketAddr,

@@ -323,6 +323,7 @@ pub fn start_server(credentials: Credentials, application: SocketAddr, plan: &Pl
         ..Snapshot::default()
     };
     let ports = vec![InboundForward {
+        port: application.port(),
         listen: any(),
         forward: application,
         protocol: Protocol::Detect,

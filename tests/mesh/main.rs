@@ -18,6 +18,7 @@ mod identity;
 mod memory;
 mod opaque;
 mod policies;
+mod ports;
 mod revocation;
 mod undeclared;
 mod unknown;

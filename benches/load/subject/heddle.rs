@@ -36,7 +36,7 @@ pub(super) fn start(backend: SocketAddr, work: &Path) -> anyhow::Result<Running>
         }]}),
         inbound,
     )?;
-    plane.apply(&service(inbound))?;
+    plane.apply(&service(backend))?;
     let client = plane.sidecar("client", &json!({ "http": outbound.to_string() }), outbound)?;
     let running = Running {
         address: outbound,
@@ -138,14 +138,14 @@ impl ControlPlane {
 }
 
 /// One meshed endpoint, found by its registration.
-fn service(inbound: SocketAddr) -> Value {
+fn service(application: SocketAddr) -> Value {
     json!({
         "apiVersion": "networking.istio.io/v1",
         "kind": "ServiceEntry",
         "metadata": { "name": "echo", "namespace": NAMESPACE },
         "spec": {
             "hosts": [HOST],
-            "ports": [{ "number": 80, "name": "grpc", "protocol": "GRPC", "targetPort": inbound.port() }],
+            "ports": [{ "number": 80, "name": "grpc", "protocol": "GRPC", "targetPort": application.port() }],
             "location": "MESH_INTERNAL",
             "resolution": "STATIC",
             "workloadSelector": { "labels": { "app": "server" } },

@@ -3,6 +3,9 @@
 //! Mode: port, then workload, then namespace, then mesh (root namespace); STRICT when nobody
 //! says. Where several policies of one level say something, the strictest holds. Rules are those
 //! of every policy that selects the workload.
+//!
+//! Ports are the application's (`targetPort`) here and in the rules; a sidecar without
+//! interception listens elsewhere, and looks them up by the application's all the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

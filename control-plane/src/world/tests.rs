@@ -11,7 +11,7 @@ use crate::{
     },
     store::Revision,
 };
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
 
 pub(crate) const USER: &str = "user-service.shop.svc.cluster.local";
 pub(crate) const DB: &str = "db.shop.svc.cluster.local";
@@ -376,14 +376,20 @@ fn ports_are_those_of_the_sidecar_where_it_says_so() {
         fixture.put("shop", "user-service", Spec::ServiceEntry(service));
         let mut local = workload("a", "user", "127.0.0.1", "v1");
         local.ports = BTreeMap::from([(named, 18080)]);
-        fixture.register(local);
-        addresses(&fixture, USER, 8080)
+        fixture.register(local.clone());
+        let services = fixture.world().services_of(&local);
+        let found = addresses(&fixture, USER, 8080);
+        assert_eq!(services.serves.is_empty(), found.is_empty());
+        assert_eq!(services.refusals.len(), usize::from(found.is_empty()));
+        found
     };
-    let at = |port| [(format!("127.0.0.1:{port}"), true)];
-    // By the service's port, and by the one it targets; others are served as they are.
-    assert_eq!(taken_at(9000, 8080), at(18080));
-    assert_eq!(taken_at(9000, 9000), at(18080));
-    assert_eq!(taken_at(9000, 9001), at(9000));
+    let taken = [("127.0.0.1:18080".to_owned(), true)];
+    // By the application's port, which rules name, and by no other: neither by the service's
+    // number nor by where the sidecar listens.
+    assert_eq!(taken_at(9000, 9000), taken);
+    assert_eq!(taken_at(8080, 8080), taken);
+    assert_eq!(taken_at(9000, 8080), []);
+    assert_eq!(taken_at(18080, 9000), []);
 }
 
 #[test]

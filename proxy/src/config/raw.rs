@@ -101,7 +101,8 @@ pub struct RawPorts {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawInbound {
-    /// Port of the service; that of `forward` unless set.
+    /// The application's port as services (`targetPort`), modes and rules name it; that of
+    /// `forward` unless set.
     #[serde(default)]
     pub port: Option<u16>,
     /// Where the mesh dials.
