@@ -1,17 +1,23 @@
 //! Who may talk to whom.
 
+use std::{io::ErrorKind, time::Duration};
+
 use heddle_policy::{
     authz::{Condition, Rule, Rules},
     route::ValueMatch,
     snapshot::{MtlsMode, Protocol},
 };
+use heddle_proxy::settings::Bounds;
 use heddle_tests::{
     call::{Caller, Feed, http1_request},
     echo::{App, Speaks},
     mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
 use rustls::server::Acceptor;
-use tokio::net::TcpListener;
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+};
 use tokio_rustls::LazyConfigAcceptor;
 
 #[tokio::test]
@@ -35,6 +41,25 @@ async fn strict_refuses_plaintext_and_says_why() {
     assert_eq!(answer.grpc_status(), Some("7"));
     assert_eq!(answer.reason(), Some("plaintext_refused"));
     assert_eq!(app.script.calls(), 0);
+}
+
+/// It may be a client that waits for the server to speak; nobody can tell it what is wrong.
+#[tokio::test]
+async fn strict_resets_a_caller_that_says_nothing_and_counts_it() {
+    let app = App::good(Speaks::BytesServerFirst).await;
+    let plan = Plan {
+        protocol: Protocol::Tcp,
+        bounds: Bounds {
+            header_wait: Duration::from_millis(200),
+            ..Bounds::default()
+        },
+        ..Plan::default()
+    };
+    let mut pair = Pair::start(app.address, &plan);
+    let mut stream = TcpStream::connect(pair.inbound).await.unwrap();
+    let error = stream.read(&mut [0]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(pair.server.record().await.reason, Some("plaintext_refused"));
 }
 
 #[tokio::test]
@@ -111,7 +136,7 @@ async fn a_caller_of_another_root_is_refused() {
 async fn an_expired_certificate_is_named() {
     let app = App::good(Speaks::Http2).await;
     let authority = Authority::new();
-    let hour = std::time::Duration::from_secs(3600);
+    let hour = Duration::from_secs(3600);
     let mut expired = authority.credentials(WEB);
     let ended = heddle_shell::clock::wall() - hour;
     expired.identity = std::sync::Arc::new(authority.issue(WEB, ended));
