@@ -205,6 +205,20 @@ fn known(message: &impl Message, wire_len: usize) -> Known {
 /// Unpacks an extension of exactly this type. A field that its generated type lacks is a fault:
 /// every caller needs all of the message or has security in it.
 fn unpack<M: Message + Name + Default>(any: &Any, at: &Path<'_>, faults: &mut Faults) -> Option<M> {
+    let (message, known) = unpack_known(any, at, faults)?;
+    if known == Known::Some {
+        faults.refuse(at, "has a field this version does not know");
+        return None;
+    }
+    Some(message)
+}
+
+/// Unpacks an extension of exactly this type, and says whether that was all of it.
+fn unpack_known<M: Message + Name + Default>(
+    any: &Any,
+    at: &Path<'_>,
+    faults: &mut Faults,
+) -> Option<(M, Known)> {
     if any.type_url != M::type_url() {
         faults.refuse(
             at,
@@ -213,10 +227,9 @@ fn unpack<M: Message + Name + Default>(any: &Any, at: &Path<'_>, faults: &mut Fa
         return None;
     }
     match M::decode(any.value.as_slice()) {
-        Ok(message) if known(&message, any.value.len()) == Known::All => Some(message),
-        Ok(_) => {
-            faults.refuse(at, "has a field this version does not know");
-            None
+        Ok(message) => {
+            let known = known(&message, any.value.len());
+            Some((message, known))
         }
         Err(error) => {
             faults.refuse(at, format!("is not valid protobuf: {error}"));

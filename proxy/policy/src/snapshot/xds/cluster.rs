@@ -32,10 +32,10 @@ use crate::{
 
 use super::{
     Known, METADATA_KEY,
-    endpoints::{EndpointSpec, Endpoints, read_policy},
+    endpoints::{EndpointSpec, Endpoints, ignore_others, read_policy},
     fault::{Faults, Path},
     route::duration,
-    tls, unpack,
+    tls, unpack_known,
 };
 
 /// A cluster without its endpoints.
@@ -273,7 +273,10 @@ fn limits(message: Option<&CircuitBreakers>, at: &Path<'_>, faults: &mut Faults)
     faults.ignore_if(
         !message.per_host_thresholds.is_empty()
             || message.thresholds.iter().any(|t| {
-                t.priority != 0 || t.retry_budget.is_some() || t.max_connection_pools.is_some()
+                t.priority != 0
+                    || t.retry_budget.is_some()
+                    || t.track_remaining
+                    || t.max_connection_pools.is_some()
             }),
     );
     let at = at.field("thresholds");
@@ -318,8 +321,8 @@ fn outlier(message: &Wire, at: &Path<'_>, faults: &mut Faults) -> Option<Outlier
         max_ejection_time: None,
         max_ejection_percent: None,
         // Statistics over endpoints: not among ours, and always off in what we emit.
-        enforcing_success_rate: None,
-        enforcing_failure_percentage: None,
+        enforcing_success_rate: outlier.enforcing_success_rate.filter(is_not_zero),
+        enforcing_failure_percentage: outlier.enforcing_failure_percentage.filter(is_not_zero),
         ..outlier.clone()
     };
     faults.ignore_if(rest != OutlierDetection::default());
@@ -401,8 +404,13 @@ fn ejects_on(
     Some((counts, failures_in_a_row?))
 }
 
+fn is_not_zero(value: &UInt32Value) -> bool {
+    value.value != 0
+}
+
 fn min_health_percent(message: &Wire, at: &Path<'_>, faults: &mut Faults) -> u32 {
     let metadata = message.metadata.as_ref();
+    ignore_others(metadata, None, faults);
     let Some(any) = metadata.and_then(|m| m.typed_filter_metadata.get(METADATA_KEY)) else {
         return 0;
     };
@@ -422,12 +430,21 @@ fn protocol(
     faults: &mut Faults,
 ) -> (ClusterProtocol, Option<NonZeroU32>) {
     let at = at.field("typed_extension_protocol_options");
-    let Some(any) = message.typed_extension_protocol_options.get(HTTP_OPTIONS) else {
+    let options = &message.typed_extension_protocol_options;
+    faults.ignore_if(options.keys().any(|key| key != HTTP_OPTIONS));
+    let Some(any) = options.get(HTTP_OPTIONS) else {
         return (ClusterProtocol::AsClient, None);
     };
-    let Some(options) = unpack::<HttpProtocolOptions>(any, &at.field(HTTP_OPTIONS), faults) else {
+    let unpacked = unpack_known::<HttpProtocolOptions>(any, &at.field(HTTP_OPTIONS), faults);
+    let Some((options, known)) = unpacked else {
         return (ClusterProtocol::AsClient, None);
     };
+    let rest = HttpProtocolOptions {
+        common_http_protocol_options: None,
+        upstream_protocol_options: None,
+        ..options.clone()
+    };
+    faults.ignore_if(known == Known::Some || rest != HttpProtocolOptions::default());
     let protocol = match &options.upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
             match &explicit.protocol_config {

@@ -19,6 +19,7 @@ use crate::{snapshot::Health, spiffe::SpiffeId};
 use super::{
     Known, METADATA_KEY,
     fault::{Faults, Path},
+    known,
 };
 
 /// The endpoints of a cluster, before they are joined with it.
@@ -100,7 +101,10 @@ fn read_endpoint(message: &LbEndpoint, at: &Path<'_>, faults: &mut Faults) -> Op
         return None;
     };
     faults.ignore_if(
-        endpoint.health_check_config.is_some() || !endpoint.additional_addresses.is_empty(),
+        endpoint.health_check_config.is_some()
+            || !endpoint.hostname.is_empty()
+            || !endpoint.observability_name.is_empty()
+            || !endpoint.additional_addresses.is_empty(),
     );
     let address = socket_address(
         endpoint.address.as_ref(),
@@ -115,6 +119,7 @@ fn read_endpoint(message: &LbEndpoint, at: &Path<'_>, faults: &mut Faults) -> Op
         })?,
     };
     let metadata = message.metadata.as_ref();
+    ignore_others(metadata, Some(SOCKET_MATCH), faults);
     let is_meshed = read_is_meshed(metadata, &at.field("metadata"), faults)?;
     let identity = read_identity(metadata, &at.field("metadata"), faults)?;
     Some(EndpointSpec {
@@ -197,6 +202,16 @@ fn read_identity(
     }
 }
 
+/// Counts metadata that is neither ours nor of the filter `known`.
+pub(super) fn ignore_others(metadata: Option<&Metadata>, known: Option<&str>, faults: &mut Faults) {
+    let has_others = metadata.is_some_and(|metadata| {
+        let mut typed = metadata.typed_filter_metadata.keys();
+        let mut filters = metadata.filter_metadata.keys();
+        typed.any(|key| key != METADATA_KEY) || filters.any(|key| Some(&**key) != known)
+    });
+    faults.ignore_if(has_others);
+}
+
 /// Unpacks one of our own messages; they have no generated type URL.
 pub(super) fn read_policy<M: Message + Default>(
     any: &heddle_proto::xds::google::protobuf::Any,
@@ -209,7 +224,10 @@ pub(super) fn read_policy<M: Message + Default>(
         return None;
     }
     match M::decode(any.value.as_slice()) {
-        Ok(message) => Some(message),
+        Ok(message) => {
+            faults.ignore_if(known(&message, any.value.len()) == Known::Some);
+            Some(message)
+        }
         Err(error) => {
             faults.refuse(at, format!("is not valid protobuf: {error}"));
             None

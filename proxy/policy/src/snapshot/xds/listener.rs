@@ -39,7 +39,7 @@ use crate::{
 use super::{
     DestinationListener, Known, Listener, ListenerTarget, MESH_INBOUND, MESH_OUTBOUND,
     METADATA_KEY, PASSTHROUGH, Piece,
-    endpoints::read_policy,
+    endpoints::{ignore_others, read_policy},
     fault::{Faults, Path},
     rbac, tls, unpack,
 };
@@ -83,9 +83,11 @@ pub(super) fn listener(
 }
 
 fn outbound(message: &Wire, at: &Path<'_>, faults: &mut Faults) -> Option<Outbound> {
+    faults.ignore_if(!message.filter_chains.is_empty() || message.default_filter_chain.is_some());
     let at = at.field("metadata.typed_filter_metadata");
     let at = at.field(METADATA_KEY);
     let metadata = message.metadata.as_ref();
+    ignore_others(metadata, None, faults);
     let Some(any) = metadata.and_then(|m| m.typed_filter_metadata.get(METADATA_KEY)) else {
         faults.refuse(&at, "is missing");
         return None;
@@ -137,6 +139,7 @@ fn destination(
     at: &Path<'_>,
     faults: &mut Faults,
 ) -> Option<DestinationListener> {
+    faults.ignore_if(message.metadata.is_some());
     if !message.filter_chains.is_empty() {
         faults.refuse(&at.field("filter_chains"), "is not supported here");
     }
@@ -221,6 +224,7 @@ struct PortChains<'a> {
 }
 
 fn inbound(message: &Wire, at: &Path<'_>, faults: &mut Faults) -> Option<Inbound> {
+    faults.ignore_if(message.metadata.is_some());
     faults.refuse_set(
         &message.default_filter_chain,
         &at.field("default_filter_chain"),
@@ -362,7 +366,7 @@ fn inbound_port(
     let authz = match known.iter().find(|(filters, _)| *filters == chain.rbac) {
         Some((_, rules)) => Arc::clone(rules),
         None => {
-            let rules = Arc::new(rbac::rules(&chain.rbac, &at.field("filters"), faults));
+            let rules = Arc::new(rbac::rules(&chain.rbac, &at.field(chain.rbac_at), faults));
             known.push((chain.rbac, Arc::clone(&rules)));
             rules
         }
@@ -379,6 +383,8 @@ struct Chain {
     protocol: Protocol,
     /// RBAC filters with their position, in order.
     rbac: Vec<(usize, Any)>,
+    /// The list they are in.
+    rbac_at: &'static str,
     last: Last,
     stat_prefix: String,
 }
@@ -438,6 +444,7 @@ fn read_chain(chain: &FilterChain, at: &Path<'_>, faults: &mut Faults) -> Option
     Some(Chain {
         protocol: Protocol::Tcp,
         rbac,
+        rbac_at: "filters",
         last: Last::Tcp(specifier),
         stat_prefix: proxy.stat_prefix,
     })
@@ -462,6 +469,9 @@ fn http_chain(manager: HttpConnectionManager, at: &Path<'_>, faults: &mut Faults
     };
     faults.ignore_if(rest != HttpConnectionManager::default());
     let at = at.field("http_filters");
+    if manager.http_filters.is_empty() {
+        faults.refuse(&at, "is empty");
+    }
     let mut rbac = Vec::new();
     for (i, filter) in manager.http_filters.iter().enumerate() {
         let is_last = i + 1 == manager.http_filters.len();
@@ -480,6 +490,7 @@ fn http_chain(manager: HttpConnectionManager, at: &Path<'_>, faults: &mut Faults
     Some(Chain {
         protocol,
         rbac,
+        rbac_at: "filters[0].typed_config.http_filters",
         last: Last::Http(match manager.route_specifier {
             Some(RouteSpecifier::Rds(rds)) => rds.route_config_name,
             Some(RouteSpecifier::RouteConfig(_) | RouteSpecifier::ScopedRoutes(_)) | None => {

@@ -92,12 +92,9 @@ fn virtual_host<'a>(
         if domain.is_empty() || domain.bytes().any(|b| b.is_ascii_uppercase()) {
             faults.refuse(&at.index(i), "is empty or has upper-case letters");
         }
-        if domain
-            .trim_start_matches('*')
-            .trim_end_matches('*')
-            .contains('*')
-        {
-            faults.refuse(&at.index(i), "has `*` in the middle");
+        let inner = domain.strip_prefix('*').or(domain.strip_suffix('*'));
+        if inner.unwrap_or(domain).contains('*') {
+            faults.refuse(&at.index(i), "has `*` elsewhere than at one end");
         }
         if !domains.insert(domain) {
             faults.refuse(&at.index(i), "is there twice");
@@ -221,8 +218,11 @@ fn weighted(
 ) -> Option<WeightedClusters> {
     faults.ignore_if(
         split.total_weight.is_some()
+            || !split.runtime_key_prefix.is_empty()
+            || split.random_value_specifier.is_some()
             || split.clusters.iter().any(|c| {
-                !c.request_headers_to_add.is_empty()
+                !c.cluster_header.is_empty()
+                    || !c.request_headers_to_add.is_empty()
                     || !c.request_headers_to_remove.is_empty()
                     || !c.response_headers_to_add.is_empty()
                     || !c.response_headers_to_remove.is_empty()
@@ -376,11 +376,15 @@ pub(super) fn value_match(
     }
 }
 
-/// An expression that matches whole texts, as Envoy's `safe_regex` does.
+/// An expression that matches whole texts, as Envoy's `safe_regex` does. It must be one by
+/// itself too: `a)|(b` would become one only inside of the other.
 fn whole(pattern: &str, at: &Path<'_>, faults: &mut Faults) -> Option<Regex> {
-    RegexBuilder::new(&format!(r"\A(?:{pattern})\z"))
-        .size_limit(REGEX_BYTES_MAX)
-        .build()
+    let build = |pattern: &str| {
+        let mut builder = RegexBuilder::new(pattern);
+        builder.size_limit(REGEX_BYTES_MAX).build()
+    };
+    build(pattern)
+        .and_then(|_| build(&format!(r"\A(?:{pattern})\z")))
         .map_err(|error| faults.refuse(&at.field("regex"), format!("is not usable: {error}")))
         .ok()
 }

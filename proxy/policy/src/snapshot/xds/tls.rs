@@ -270,6 +270,7 @@ fn identity(
         faults.refuse(&at.field("san_type"), "is not URI");
         return None;
     }
+    faults.refuse_set(&matcher.oid, &at.field("oid"));
     let matcher = matcher.matcher.as_ref();
     let Some((Some(MatchPattern::Exact(exact)), false)) =
         matcher.map(|m| (&m.match_pattern, m.ignore_case))
