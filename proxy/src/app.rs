@@ -44,9 +44,7 @@ use crate::{
     intercept,
     register::{Registration, Stage},
     report::Reporter,
-    settings::{
-        Bounds, InboundForward, InboundListeners, OutboundListeners, OutboundPort, Settings,
-    },
+    settings::{InboundForward, InboundListeners, OutboundListeners, OutboundPort, Settings},
     state::{Binding, KeyStorage, StateDirectory, keeper, key_storage},
     telemetry::{Telemetry, access_log, trace},
     uplink::Uplink,
