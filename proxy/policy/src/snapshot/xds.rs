@@ -24,6 +24,7 @@ mod tls;
 use std::{fmt, sync::Arc};
 
 use heddle_proto::xds::{
+    FromWire,
     envoy::config::{
         cluster::v3::Cluster as WireCluster, endpoint::v3::ClusterLoadAssignment,
         listener::v3::Listener as WireListener, route::v3::RouteConfiguration,
@@ -178,10 +179,10 @@ enum Known {
 
 fn decode_as<M, F>(value: &[u8], name: fn(&M) -> &String, read: F) -> Result<Decoded, Rejected>
 where
-    M: Message + Name + Default,
+    M: FromWire + Message + Name,
     F: FnOnce(&M, Known, &Path<'_>, &mut Faults) -> Option<Piece>,
 {
-    let message = M::decode(value)
+    let message = M::from_wire(value)
         .map_err(|error| Rejected::whole(M::NAME, format!("is not valid protobuf: {error}")))?;
     let mut faults = Faults::default();
     let piece = read(
@@ -204,7 +205,11 @@ fn known(message: &impl Message, wire_len: usize) -> Known {
 
 /// Unpacks an extension of exactly this type. A field that its generated type lacks is a fault:
 /// every caller needs all of the message or has security in it.
-fn unpack<M: Message + Name + Default>(any: &Any, at: &Path<'_>, faults: &mut Faults) -> Option<M> {
+fn unpack<M: FromWire + Message + Name>(
+    any: &Any,
+    at: &Path<'_>,
+    faults: &mut Faults,
+) -> Option<M> {
     let (message, known) = unpack_known(any, at, faults)?;
     if known == Known::Some {
         faults.refuse(at, "has a field this version does not know");
@@ -214,7 +219,7 @@ fn unpack<M: Message + Name + Default>(any: &Any, at: &Path<'_>, faults: &mut Fa
 }
 
 /// Unpacks an extension of exactly this type, and says whether that was all of it.
-fn unpack_known<M: Message + Name + Default>(
+fn unpack_known<M: FromWire + Message + Name>(
     any: &Any,
     at: &Path<'_>,
     faults: &mut Faults,
@@ -226,7 +231,7 @@ fn unpack_known<M: Message + Name + Default>(
         );
         return None;
     }
-    match M::decode(any.value.as_slice()) {
+    match M::from_wire(&any.value) {
         Ok(message) => {
             let known = known(&message, any.value.len());
             Some((message, known))

@@ -10,8 +10,9 @@ use heddle_proto::{
             ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
         },
     },
-    xds::google::protobuf::value,
+    xds::{FromWire, google::protobuf::value},
 };
+
 use prost::Message;
 
 use crate::{snapshot::Health, spiffe::SpiffeId};
@@ -213,7 +214,7 @@ pub(super) fn ignore_others(metadata: Option<&Metadata>, known: Option<&str>, fa
 }
 
 /// Unpacks one of our own messages; they have no generated type URL.
-pub(super) fn read_policy<M: Message + Default>(
+pub(super) fn read_policy<M: FromWire + Message>(
     any: &heddle_proto::xds::google::protobuf::Any,
     name: &str,
     at: &Path<'_>,
@@ -223,7 +224,7 @@ pub(super) fn read_policy<M: Message + Default>(
         faults.refuse(at, format!("is {}, expected {name}", any.type_url));
         return None;
     }
-    match M::decode(any.value.as_slice()) {
+    match M::from_wire(&any.value) {
         Ok(message) => {
             faults.ignore_if(known(&message, any.value.len()) == Known::Some);
             Some(message)

@@ -4,19 +4,22 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use heddle_proto::xds::envoy::{
-    config::core::v3::{TransportSocket, transport_socket},
-    extensions::transport_sockets::{
-        raw_buffer::v3::RawBuffer,
-        tls::v3::{
-            CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
-            SubjectAltNameMatcher, UpstreamTlsContext, common_tls_context::ValidationContextType,
-            subject_alt_name_matcher::SanType,
+use heddle_proto::xds::{
+    FromWire,
+    envoy::{
+        config::core::v3::{TransportSocket, transport_socket},
+        extensions::transport_sockets::{
+            raw_buffer::v3::RawBuffer,
+            tls::v3::{
+                CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
+                SdsSecretConfig, SubjectAltNameMatcher, UpstreamTlsContext,
+                common_tls_context::ValidationContextType, subject_alt_name_matcher::SanType,
+            },
         },
+        r#type::matcher::v3::string_matcher::MatchPattern,
     },
-    r#type::matcher::v3::string_matcher::MatchPattern,
 };
-use prost::Name;
+use prost::{Message, Name};
 
 use crate::spiffe::SpiffeId;
 
@@ -114,7 +117,7 @@ pub(super) fn downstream(socket: Option<&TransportSocket>, at: &Path<'_>, faults
     }
 }
 
-fn unpack_socket<M: prost::Message + Name + Default>(
+fn unpack_socket<M: FromWire + Message + Name>(
     socket: Option<&TransportSocket>,
     at: &Path<'_>,
     faults: &mut Faults,
