@@ -417,15 +417,7 @@ impl Channels {
     ) -> Result<Rc<Http2>, ConnectError> {
         let cut = Rc::<Cut>::default();
         let stream = Cuttable::new(stream, Rc::clone(&cut));
-        let mut builder = http2::Builder::new(LocalExec);
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEADER_BYTES_MAX)
-            .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-            // An endpoint cannot push here.
-            .max_concurrent_streams(0);
+        let mut builder = http2_builder();
         if agreed.is_sidecar {
             // Others may take pings for an attack (gRPC servers do).
             builder.keep_alive_interval(PING_INTERVAL);
@@ -480,8 +472,7 @@ impl Channels {
         slot: Slot,
         channel: &Rc<Channel>,
     ) -> Result<Http1, ConnectError> {
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(HEADERS_MAX)
+        let (sender, connection) = http1_builder()
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError::Tcp(error.to_string()))?;
@@ -586,6 +577,29 @@ impl Channel {
     }
 }
 
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX);
+    builder
+}
+
+/// What every HTTP/2 connection to an endpoint is made with.
+pub(crate) fn http2_builder() -> http2::Builder<LocalExec> {
+    let mut builder = http2::Builder::new(LocalExec);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        // An endpoint cannot push here.
+        .max_concurrent_streams(0);
+    builder
+}
+
 /// Connections that may take a request and lose it before sending, one after another.
 const SENDS_MAX: usize = 3;
 /// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream.
@@ -597,6 +611,11 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// Received before their readers have read it, all streams of a connection: 16 stalled readers
 /// do not stop the others.
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes of one HTTP/2 stream that wait for their receiver, whatever window it grants; a frame
+/// more can wait behind them.
+pub const SEND_BUFFER_BYTES_MAX: usize = 32 * 1024;
+/// What an HTTP/1.1 connection holds in each direction: a head, or what waits for its reader.
+pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Decoded size of all headers of a message (RFC 9113 section 6.5.2).
 pub const HEADER_BYTES_MAX: u32 = 64 * 1024;
 /// Headers of a message.

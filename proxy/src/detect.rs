@@ -87,8 +87,8 @@ impl<S: AsyncRead + Unpin> Rewound<S> {
         matches!(began, Ok(Ok(1..)))
     }
 
-    /// Whether the first HTTP/1 head arrives whole, or fills the bound, within `wait`. A later
-    /// head that stalls is no worse than an idle connection.
+    /// Whether the first HTTP/1 head arrives whole, or fills the bound, within `wait`. Later ones
+    /// are waited for where they are served.
     pub async fn has_head_within(&mut self, wait: Duration) -> bool {
         let arrived = timeout(wait, async {
             while !has_head(&self.ahead) && self.ahead.len() < AHEAD_BYTES_MAX {

@@ -27,7 +27,6 @@ use crate::{
     body::{Body, Replay},
     channel::{Freshness, Sent, Target},
     detect::{Rewound, Seen, Told},
-    drain::Phase,
     error::{ConnectError, ProxyError},
     exchange::{Direction, Exchange, Record, Spoken},
     head::{self, Head},
@@ -321,7 +320,7 @@ impl Conn {
         let revoked = self.worker.configs.borrow().revoked(&self.peer);
         let refused = tokio::select! {
             biased;
-            refused = serve::serve(&self.worker, stream, version, Phase::Inbound, respond) => refused,
+            refused = serve::serve(&self.worker, stream, version, Direction::Inbound, respond) => refused,
             () = revoked => Some(ProxyError::Denied),
         };
         if let Some(error) = refused {

@@ -200,10 +200,16 @@ async fn serve_version(
         tunnel: Tunnel::default(),
     });
     let serving = Rc::clone(&conn);
-    let refused = serve::serve(worker, stream, version, Phase::All, move |request| {
-        let conn = Rc::clone(&serving);
-        async move { conn.respond(request).await }
-    });
+    let refused = serve::serve(
+        worker,
+        stream,
+        version,
+        Direction::Outbound,
+        move |request| {
+            let conn = Rc::clone(&serving);
+            async move { conn.respond(request).await }
+        },
+    );
     if let Some(error) = refused.await {
         record_refusal(worker, client, &name, &error);
     }

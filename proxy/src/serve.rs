@@ -3,6 +3,8 @@
 //! A head that does not parse never becomes a request: hyper answers it (HTTP/1: a bare 400, 414
 //! or 431, without our reason word) and closes. The reason is in the record.
 
+mod head_wait;
+
 use std::{convert::Infallible, pin::pin, rc::Rc, time::Duration};
 
 use http::{Request, Response};
@@ -15,12 +17,18 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::RngExt;
 use tokio::time::sleep;
 
+use self::head_wait::{HeadTimer, Heard, Listening};
 use crate::{
     body::Body,
-    channel::{CONNECTION_WINDOW, HEADER_BYTES_MAX, HEADERS_MAX, LocalExec, STREAM_WINDOW},
+    channel::{
+        BUFFER_BYTES_MAX, CONNECTION_WINDOW, HEADER_BYTES_MAX, HEADERS_MAX, LocalExec,
+        SEND_BUFFER_BYTES_MAX, STREAM_WINDOW,
+    },
     detect::Rewound,
     drain::Phase,
     error::ProxyError,
+    exchange::Direction,
+    settings::Bounds,
     tls::Stream,
     worker::Worker,
 };
@@ -34,64 +42,73 @@ pub enum Version {
     Http2,
 }
 
+/// What hyper is given of an HTTP/1.1 connection.
+pub type Http1Stream = Listening<Rewound<Stream>>;
+
 /// Serves a connection until it ends: by its client, by age, or by the stop. Says why, when it
 /// ended because of a head that is none.
 pub async fn serve<S, F>(
     worker: &Rc<Worker>,
     stream: Rewound<Stream>,
     version: Version,
-    retires_at: Phase,
+    direction: Direction,
     respond: S,
 ) -> Option<ProxyError>
 where
     S: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
-    let respond = Rc::new(respond);
+    let heard = Heard::default();
+    let hears = heard.clone();
     let service = service_fn(move |request| {
+        hears.took(&request);
         // Boxed once: hyper moves the future several times.
         let responding = Box::pin(respond(request));
         async move { Ok::<_, Infallible>(responding.await) }
     });
-    let stream = TokioIo::new(stream);
     let share = worker.rng.borrow_mut().random_range(0.8..1.2);
     let age = worker.settings.bounds.connection_age.mul_f64(share);
+    let (retires_at, streams_max) = match direction {
+        Direction::Outbound => (Phase::All, OUTBOUND_STREAMS_MAX),
+        Direction::Inbound => (Phase::Inbound, INBOUND_STREAMS_MAX),
+    };
     // How a connection ends is told by its exchanges, if it came to any.
     let ended = match version {
         Version::Http1 => {
-            let bounds = &worker.settings.bounds;
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(bounds.idle)
-                .max_headers(HEADERS_MAX)
-                .max_header_size(HEADER_BYTES_MAX as usize)
-                .auto_date_header(false)
+            let stream = TokioIo::new(Listening::new(stream, heard.clone()));
+            let connection = http1_builder(&worker.settings.bounds, &heard)
                 .serve_connection(stream, service)
                 .with_upgrades();
             let mut connection = pin!(connection);
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => return refused_head(ended),
+                ended = connection.as_mut() => return refused_head(ended, &heard),
                 () = retired(worker, retires_at, age) => connection.as_mut().graceful_shutdown(),
             }
             until_cut(worker, connection).await
         }
         Version::Http2 => {
-            let connection = http2_builder().serve_connection(stream, service);
+            let connection =
+                http2_builder(streams_max).serve_connection(TokioIo::new(stream), service);
             let mut connection = pin!(connection);
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => return refused_head(ended),
+                ended = connection.as_mut() => return refused_head(ended, &heard),
                 () = retired(worker, retires_at, age) => connection.as_mut().graceful_shutdown(),
             }
             until_cut(worker, connection).await
         }
     };
-    refused_head(ended)
+    refused_head(ended, &heard)
 }
 
-fn refused_head(ended: hyper::Result<()>) -> Option<ProxyError> {
+fn refused_head(ended: hyper::Result<()>, heard: &Heard) -> Option<ProxyError> {
     let error = ended.err()?;
+    if error.is_timeout() && heard.has_begun() {
+        return Some(ProxyError::BadRequest(
+            "the request head did not arrive in time",
+        ));
+    }
     if error.is_parse_too_large() {
         return Some(ProxyError::HeadersTooLarge);
     }
@@ -99,13 +116,29 @@ fn refused_head(ended: hyper::Result<()>) -> Option<ProxyError> {
     is_parse.then_some(ProxyError::BadRequest("the request head is not valid"))
 }
 
-fn http2_builder() -> http2::Builder<LocalExec> {
+fn http1_builder(bounds: &Bounds, heard: &Heard) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(HeadTimer {
+            heard: heard.clone(),
+            wait: bounds.header_wait,
+        })
+        .header_read_timeout(bounds.idle)
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEADER_BYTES_MAX as usize)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .auto_date_header(false);
+    builder
+}
+
+fn http2_builder(streams_max: u32) -> http2::Builder<LocalExec> {
     let mut builder = http2::Builder::new(LocalExec);
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(streams_max)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(LOCAL_RESETS_MAX)
@@ -138,11 +171,19 @@ async fn until_cut(
     }
 }
 
-/// Streams of one accepted connection; a client that wants more opens another connection.
-const STREAMS_MAX: u32 = 1024;
+/// Streams of one connection of a peer; one that wants more opens another connection. More than
+/// the 100 that RFC 9113 section 6.5.2 asks for and that servers commonly allow (nginx 128, Go
+/// 250). Times what a stream may buffer it is what one caller can make us hold: 12 MiB.
+const INBOUND_STREAMS_MAX: u32 = 256;
+/// Streams of one connection of the workload, which harms only itself: gRPC clients put every
+/// call on one connection, and let those above the limit wait.
+const OUTBOUND_STREAMS_MAX: u32 = 1024;
 /// Streams reset by the peer before they were taken up (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 64;
 /// Streams we had to reset because the peer broke the protocol.
 const LOCAL_RESETS_MAX: usize = 256;
 const PING_INTERVAL: Duration = Duration::from_mins(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests;
