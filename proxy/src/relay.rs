@@ -17,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Clone, Debug)]
 pub struct Scratch {
     bytes: Rc<RefCell<Box<[u8]>>>,
+    /// What all relays of the worker hold.
+    held: Rc<Cell<usize>>,
 }
 
 /// What passed, as it passes: of use also when the relay is dropped.
@@ -32,8 +34,16 @@ impl Default for Scratch {
     fn default() -> Self {
         Self {
             bytes: Rc::new(RefCell::new(vec![0; SCRATCH_BYTES].into())),
+            held: Rc::default(),
         }
     }
+}
+
+/// How much one relay may read while all of them hold this much. A reader that is slower than its
+/// writer makes us hold one read at most.
+fn read_bytes(held: usize) -> usize {
+    let left = HELD_BYTES_MAX.saturating_sub(held);
+    (left / HELD_SHARES).clamp(READ_BYTES_MIN, SCRATCH_BYTES)
 }
 
 /// Relays until both sides have ended, or one fails.
@@ -42,11 +52,11 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut forth = Half::default();
-    let mut back = Half::default();
+    let mut forth = Half::new(scratch);
+    let mut back = Half::new(scratch);
     poll_fn(|cx| {
-        let forth = forth.poll(cx, a, b, scratch, &passed.forth)?;
-        let back = back.poll(cx, b, a, scratch, &passed.back)?;
+        let forth = forth.poll(cx, a, b, &passed.forth)?;
+        let back = back.poll(cx, b, a, &passed.back)?;
         if forth.is_ready() && back.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -56,22 +66,44 @@ where
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Half {
+    scratch: Scratch,
     /// Read but not yet taken by the writer; at most one scratch.
     unsent: BytesMut,
+    /// What `unsent` began with: its memory is given back as a whole.
+    held: usize,
     is_ended: bool,
     is_shut: bool,
     needs_flush: bool,
 }
 
 impl Half {
+    fn new(scratch: &Scratch) -> Self {
+        Self {
+            scratch: scratch.clone(),
+            unsent: BytesMut::new(),
+            held: 0,
+            is_ended: false,
+            is_shut: false,
+            needs_flush: false,
+        }
+    }
+
+    /// Keeps what the writer does not take.
+    fn hold(&mut self, bytes: &[u8]) {
+        let all = &self.scratch.held;
+        all.set(all.get() - self.held + bytes.len());
+        self.held = bytes.len();
+        // Most connections are idle most of the time, and keep nothing.
+        self.unsent = BytesMut::from(bytes);
+    }
+
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
-        scratch: &Scratch,
         passed: &Cell<u64>,
     ) -> Poll<io::Result<()>>
     where
@@ -95,7 +127,7 @@ impl Half {
                 self.is_shut = true;
                 continue;
             }
-            match self.read(cx, from, to, scratch, passed) {
+            match self.read(cx, from, to, passed) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
@@ -118,15 +150,16 @@ impl Half {
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
-        scratch: &Scratch,
         passed: &Cell<u64>,
     ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let scratch = self.scratch.clone();
         let mut bytes = scratch.bytes.borrow_mut();
-        let mut buffer = ReadBuf::new(&mut bytes);
+        let size = read_bytes(scratch.held.get() - self.held);
+        let mut buffer = ReadBuf::new(&mut bytes[..size]);
         ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
         let filled = buffer.filled();
         passed.set(passed.get() + filled.len() as u64);
@@ -141,17 +174,25 @@ impl Half {
             }
         }
         self.needs_flush |= sent > 0;
-        self.unsent.extend_from_slice(&filled[sent..]);
-        if self.unsent.is_empty() {
-            // Give the memory back: most connections are idle most of the time.
-            self.unsent = BytesMut::new();
-        }
+        self.hold(&filled[sent..]);
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        self.hold(&[]);
     }
 }
 
 /// Large enough that reads and records are (measured: 128 KiB cost two thirds of the CPU of 16 KiB).
 const SCRATCH_BYTES: usize = 64 * 1024;
+/// What the relays of a worker hold together before they read less at a time; each of them goes
+/// on, with [`READ_BYTES_MIN`] at least.
+const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The part of what is left that one read may take.
+const HELD_SHARES: usize = 64;
+const READ_BYTES_MIN: usize = 1024;
 /// Reads in one poll of one direction.
 const TURNS_MAX: usize = 16;
 
@@ -160,6 +201,37 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+
+    /// Readers that stopped, of writers that do not.
+    #[tokio::test]
+    async fn stalled_relays_hold_a_bounded_amount_together() {
+        const PIPE_BYTES: usize = 1024;
+        let stalled = 2000;
+        let scratch = Scratch::default();
+        let mut relays = Vec::new();
+        let mut passed = 0;
+        for _ in 0..stalled {
+            let mut near = tokio::io::join(tokio::io::repeat(7), tokio::io::sink());
+            let (mut far, reader) = duplex(PIPE_BYTES);
+            let (scratch, counts) = (scratch.clone(), Passed::default());
+            let counted = counts.clone();
+            let mut relay = Box::pin(async move {
+                _ = relay(&mut near, &mut far, &scratch, &counts).await;
+            });
+            let first = poll_fn(|cx| Poll::Ready(relay.as_mut().poll(cx))).await;
+            assert!(first.is_pending());
+            // Else tokio stops the whole test for its many reads.
+            tokio::task::yield_now().await;
+            passed += usize::try_from(counted.forth.get()).unwrap();
+            relays.push((relay, reader));
+        }
+        let bytes_max = HELD_BYTES_MAX + stalled * (PIPE_BYTES + READ_BYTES_MIN);
+        assert!(passed <= bytes_max, "{passed} of {bytes_max}");
+        assert!(scratch.held.get() > HELD_BYTES_MAX / 2);
+        // What ends gives back what it held.
+        drop(relays);
+        assert_eq!(scratch.held.get(), 0);
+    }
 
     #[tokio::test]
     async fn bytes_and_half_closes_pass_both_ways() {
