@@ -44,7 +44,7 @@ pub struct Accepted {
     pub client: SocketAddr,
     /// Where.
     pub origin: Origin,
-    /// One of the process's connections.
+    /// One of the connections of its direction.
     pub permit: OwnedSemaphorePermit,
     /// One of its worker's connections.
     pub load: Load,
@@ -120,7 +120,7 @@ impl Listeners {
 
     /// Accepts until nothing new is wanted.
     pub async fn accept(self, doors: Vec<Door>, connections_max: usize, draining: Draining) {
-        let permits = Arc::new(Semaphore::new(connections_max));
+        let [outbound, inbound] = [(); 2].map(|()| Arc::new(Semaphore::new(connections_max)));
         let mut tasks = Tasks::new();
         for (socket, origin) in self.sockets {
             let listener = match TcpListener::from_std(socket) {
@@ -130,11 +130,15 @@ impl Listeners {
                     continue;
                 }
             };
+            let permits = match origin {
+                Origin::Outbound(_) => &outbound,
+                Origin::Inbound(_) => &inbound,
+            };
             let accepting = Accepting {
                 listener,
+                permits: Arc::clone(permits),
                 origin,
                 doors: doors.clone(),
-                permits: Arc::clone(&permits),
             };
             tasks.spawn("accept", accepting.run(draining.clone()));
         }

@@ -67,7 +67,8 @@ pub struct InboundForward {
 /// Bounds of memory, patience and tolerance. The defaults are those of `Default`.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Accepted connections of the whole process; further ones wait in the kernel's backlog.
+    /// Accepted connections of the whole process in each direction; further ones wait in the
+    /// kernel's backlog. Apart, so that no peer can keep the workload from calling others.
     pub connections_max: usize,
     /// For the answer to a destination nobody asked for before.
     pub lookup_wait: Duration,
@@ -94,7 +95,7 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            connections_max: 16 * 1024,
+            connections_max: 8 * 1024,
             lookup_wait: Duration::from_secs(2),
             detect_wait: Duration::from_millis(100),
             header_wait: Duration::from_secs(10),

@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod bounds;
 mod change;
 mod detect;
 mod drain;

@@ -1,0 +1,139 @@
+//! What one side takes does not fail the other, and what this side lacks is nobody else's fault.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+
+use heddle_policy::{
+    authz::{Condition, Rule, Rules},
+    outlier::{FailureKind, OutlierPolicy},
+    snapshot::{ClusterProtocol, Health, Inbound, InboundPort, MtlsMode, Protocol, Transport},
+};
+use heddle_proxy::settings::{
+    Bounds, InboundForward, InboundListeners, OutboundListeners, OutboundPort, Settings,
+};
+use heddle_shell::task::Tasks;
+use heddle_tests::{
+    call::{Caller, Feed, grpc, http1_request, raw},
+    echo::{App, Speaks},
+    fault::{Fault, Script},
+    mesh::{self, Authority, ECHO, Pair, Plan, Sidecar, WEB},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// Peers that open connections and say nothing must not keep the workload from calling others.
+#[tokio::test]
+async fn a_flood_from_outside_leaves_the_workloads_own_calls_alone() {
+    let app = App::good(Speaks::Http2).await;
+    let bounds = Bounds {
+        connections_max: 2,
+        ..Bounds::default()
+    };
+    let plan = Plan {
+        bounds,
+        ..Plan::default()
+    };
+    let authority = Authority::new();
+    let other = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+    let mut snapshot = mesh::snapshot(&[other.plane.bound.inbound_ports[0]], &plan);
+    let port = InboundPort {
+        mtls: MtlsMode::Strict,
+        protocol: Protocol::Http2,
+        authz: Arc::default(),
+    };
+    snapshot.inbound = Some(Arc::new(Inbound {
+        ports: HashMap::new(),
+        default: Arc::new(port),
+    }));
+    let settings = Settings {
+        workers: NonZeroUsize::MIN,
+        outbound: OutboundListeners {
+            fixed: vec![OutboundPort {
+                listen: mesh::any(),
+                destination: mesh::key(),
+            }],
+            ..OutboundListeners::default()
+        },
+        inbound: InboundListeners {
+            intercepted: None,
+            ports: vec![InboundForward {
+                listen: mesh::any(),
+                forward: app.address,
+                protocol: Protocol::Detect,
+            }],
+        },
+        bounds,
+    };
+    let sidecar = Sidecar::start(authority.credentials(WEB), snapshot, settings);
+    let mut flood = Vec::new();
+    for _ in 0..10 {
+        let inbound = sidecar.plane.bound.inbound_ports[0];
+        flood.push(TcpStream::connect(inbound).await.unwrap());
+    }
+    let mut caller = Caller::http2(sidecar.plane.bound.outbound_fixed[0]).await;
+    assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+}
+
+fn strict_outlier() -> OutlierPolicy {
+    OutlierPolicy {
+        failures_in_a_row: NonZeroU32::MIN,
+        counts: FailureKind::GatewayErrors,
+        interval: Duration::from_secs(1),
+        base_ejection_time: Duration::from_mins(5),
+        max_ejection_time: Duration::from_mins(5),
+        max_ejection_percent: 100,
+        min_health_percent: 0,
+    }
+}
+
+/// A server that closes an idle connection at the very moment at which a request is on its way:
+/// it reads the second request of a connection and closes without an answer.
+async fn closing() -> (SocketAddr, Tasks) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = Tasks::new();
+    tasks.spawn("closing", async move {
+        let mut connections = Tasks::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            connections.spawn("closing connection", async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else {
+                        return;
+                    };
+                    head.push(byte);
+                }
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+                // Whatever comes next crosses our close.
+                _ = stream.read_u8().await;
+            });
+        }
+    });
+    (address, tasks)
+}
+
+/// A port that takes both: in front of `application`.
+fn permissive(application: SocketAddr, protocol: Protocol, rules: Rules) -> (Sidecar, Authority) {
+    let plan = Plan {
+        protocol,
+        mtls: MtlsMode::Permissive,
+        rules,
+        bounds: Bounds {
+            // Nobody can be faster: the caller of the mesh is always late.
+            detect_wait: Duration::ZERO,
+            ..Bounds::default()
+        },
+        ..Plan::default()
+    };
+    let authority = Authority::new();
+    let server = mesh::start_server(authority.credentials(ECHO), application, &plan);
+    (server, authority)
+}
