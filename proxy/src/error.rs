@@ -67,6 +67,9 @@ pub enum ProxyError {
     /// The request is not one that may be forwarded.
     #[error("{0}")]
     BadRequest(&'static str),
+    /// The endpoint's response is not one that may be forwarded.
+    #[error("{0}")]
+    BadResponse(&'static str),
     /// Too many or too long headers.
     #[error("the request's headers are larger than this proxy accepts")]
     HeadersTooLarge,
@@ -130,6 +133,7 @@ impl ProxyError {
             Self::Denied => (403, PERMISSION_DENIED, "denied"),
             Self::PlaintextRefused => (403, PERMISSION_DENIED, "plaintext_refused"),
             Self::BadRequest(_) => (400, INTERNAL, "bad_request"),
+            Self::BadResponse(_) => (502, UNAVAILABLE, "bad_response"),
             Self::HeadersTooLarge => (431, RESOURCE_EXHAUSTED, "headers_too_large"),
             Self::ConnectRefused => (405, UNIMPLEMENTED, "connect_refused"),
         };
@@ -145,7 +149,7 @@ impl ProxyError {
         match self {
             Self::Connect { .. } => Outcome::ConnectFailed,
             Self::Refused(_) => Outcome::Refused,
-            Self::Reset(_) => Outcome::Reset,
+            Self::Reset(_) | Self::BadResponse(_) => Outcome::Reset,
             Self::Deadline | Self::AttemptTimeout => Outcome::TimedOut,
             // Made before any endpoint was asked.
             Self::UnknownDestination

@@ -19,10 +19,11 @@ use heddle_policy::{
     admission::Slot, outcome::Outcome, route::Route, snapshot::ClusterName, spiffe::Peer,
 };
 use heddle_shell::clock;
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use http_body::Frame;
 
 use crate::{
+    body::Body,
     channel::Lease,
     cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
     error::ProxyError,
@@ -358,6 +359,16 @@ impl Ending {
         self.exchange.record.reason = Some(RESET);
         self.over(Outcome::Reset);
         RESET
+    }
+
+    /// The endpoint's response may not be passed on: the proxy answers in its place.
+    pub fn refused(mut self, error: ProxyError) -> Response<Body> {
+        self.over(error.outcome());
+        self.exchange.failed(&error);
+        let response = error.into_response(self.exchange.record.spoken);
+        self.exchange
+            .responded(response.status().as_u16(), response.headers());
+        response
     }
 
     /// The deadline passed.

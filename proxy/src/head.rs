@@ -35,12 +35,21 @@ pub struct Head {
     pub authority: String,
     /// Normalised, without query.
     pub path: String,
-    /// The client's side of an upgrade it asks for.
-    pub upgrade: Option<OnUpgrade>,
+    /// An upgrade that the client asks for.
+    pub upgrade: Option<Upgrade>,
     /// `x-request-id`.
     pub request_id: Arc<str>,
     /// This hop's span.
     pub trace: Trace,
+}
+
+/// An upgrade that is passed on.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The client's side of it.
+    pub client: OnUpgrade,
+    /// The one protocol that was asked for.
+    protocol: HeaderValue,
 }
 
 /// What a policy sees of a header map.
@@ -88,7 +97,10 @@ impl Head {
         let target = PathAndQuery::try_from(normal.target().as_ref())
             .map_err(|_invalid| ProxyError::BadRequest("the path is not valid"))?;
         let path = normal.path.into_owned();
-        let upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+        let upgrade = asked_upgrade(&request).map(|protocol| Upgrade {
+            client: hyper::upgrade::on(&mut request),
+            protocol,
+        });
 
         let (mut parts, body) = request.into_parts();
         strip(&mut parts.headers, upgrade.is_some());
@@ -162,6 +174,21 @@ impl Head {
     }
 }
 
+impl Upgrade {
+    /// Whether the endpoint switches to what was asked for, and to nothing else.
+    pub fn is_answered_by(&self, headers: &HeaderMap) -> bool {
+        let asked = self.protocol.as_bytes();
+        only_upgrade(headers)
+            .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(asked))
+    }
+}
+
+/// What peers say about their own or others' certificates (Envoy's and Istio's header). The
+/// application may believe it from its sidecar, and ours says nothing.
+pub fn strip_claims(headers: &mut HeaderMap) {
+    headers.remove(FORWARDED_CLIENT_CERT);
+}
+
 /// The form of HTTP/2: pseudo-headers instead of `Host`, nothing of the connection.
 pub fn to_http2(request: &mut Request<Body>) {
     *request.version_mut() = Version::HTTP_2;
@@ -228,15 +255,38 @@ fn forwarded_uri(authority: &str, target: PathAndQuery) -> Result<Uri, ProxyErro
     Uri::from_parts(parts).map_err(|_invalid| ProxyError::BadRequest("the target is not valid"))
 }
 
-/// An upgrade is HTTP/1.1 only, and `h2c` is declined by ignoring it (RFC 9110 section 7.8).
-fn wants_upgrade(request: &Request<Incoming>) -> bool {
+/// What an HTTP/1.1 request wants to become. What would carry requests that nobody judges, and a
+/// choice of several, is declined by ignoring it (RFC 9110 section 7.8).
+fn asked_upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
     let headers = request.headers();
-    let Some(protocol) = headers.get(header::UPGRADE) else {
-        return false;
+    let protocol = only_upgrade(headers)?;
+    let is_asked = request.version() == Version::HTTP_11
+        && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"));
+    (is_asked && !is_http_again(protocol.as_bytes())).then(|| protocol.clone())
+}
+
+/// The one protocol of the one `Upgrade` header.
+fn only_upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut protocols = headers.get_all(header::UPGRADE).iter();
+    let (Some(protocol), None) = (protocols.next(), protocols.next()) else {
+        return None;
     };
-    request.version() == Version::HTTP_11
-        && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")
-        && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
+    let bytes = protocol.as_bytes();
+    let is_one = !bytes.is_empty() && !bytes.iter().any(|b| matches!(b, b',' | b' ' | b'\t'));
+    is_one.then_some(protocol)
+}
+
+/// HTTP in another form, in clear or behind TLS (`h2c`, RFC 7540; `TLS/1.0`, RFC 2817).
+fn is_http_again(protocol: &[u8]) -> bool {
+    let (name, _version) = protocol.split_at(
+        protocol
+            .iter()
+            .position(|b| *b == b'/')
+            .unwrap_or(protocol.len()),
+    );
+    [&b"h2c"[..], b"h2", b"http", b"tls"]
+        .iter()
+        .any(|other| name.eq_ignore_ascii_case(other))
 }
 
 /// Removes what is for this hop only. An upgrade is passed on.
@@ -383,6 +433,7 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 const HOP_BY_HOP: [HeaderName; 5] = [

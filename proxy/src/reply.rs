@@ -10,7 +10,7 @@ use crate::{
     channel::Sent,
     error::ProxyError,
     exchange::{Attempt, Direction, Ending, Exchange, Held, Spoken},
-    head::{self, Head},
+    head::{self, Head, Upgrade},
     relay::{Passed, relay},
     worker::Worker,
 };
@@ -114,10 +114,13 @@ fn upgrade(
     mut response: Response<hyper::body::Incoming>,
     mut ending: Ending,
 ) -> Response<Body> {
-    let Some(client) = head.upgrade else {
-        ending.broke();
-        let unasked = ProxyError::BadRequest("the endpoint switched protocols unasked");
-        return unasked.into_response(Spoken::Http1);
+    let asked = head
+        .upgrade
+        .filter(|asked| asked.is_answered_by(response.headers()));
+    let Some(Upgrade { client, .. }) = asked else {
+        return ending.refused(ProxyError::BadResponse(
+            "the endpoint switched to a protocol that was not asked for",
+        ));
     };
     let endpoint = hyper::upgrade::on(&mut response);
     let scratch = worker.scratch.clone();

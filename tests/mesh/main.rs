@@ -13,6 +13,7 @@ mod change;
 mod detect;
 mod drain;
 mod failures;
+mod framing;
 mod grpc;
 mod http1;
 mod identity;

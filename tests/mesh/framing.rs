@@ -1,0 +1,92 @@
+//! What HTTP/1.1 says about one hop, and what of it reaches the application.
+
+use std::net::SocketAddr;
+
+use heddle_policy::snapshot::Protocol;
+use heddle_shell::task::Tasks;
+use heddle_tests::{
+    call::{Caller, Feed, http1_request, raw},
+    echo::{App, Speaks},
+    mesh::{self, Authority, ECHO, Pair, Plan, WEB},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+fn plan() -> Plan {
+    Plan {
+        protocol: Protocol::Http1,
+        ..Plan::default()
+    }
+}
+
+async fn ask(to: SocketAddr, request: &str) -> String {
+    let stream = TcpStream::connect(to).await.unwrap();
+    let answer = raw(stream, request.as_bytes()).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Otherwise an allowed path would open a connection on which no other path is judged.
+#[tokio::test]
+async fn only_one_protocol_that_is_no_other_http_is_upgraded_to() {
+    let app = App::good(Speaks::Http1).await;
+    let pair = Pair::start(app.address, &plan());
+    for upgrade in [
+        "upgrade: h2c\r\n",
+        "upgrade: websocket\r\nupgrade: h2c\r\n",
+        "upgrade: websocket, h2c\r\n",
+        "upgrade: h2c, websocket\r\n",
+        "upgrade: H2C\r\n",
+        "upgrade: h2\r\n",
+        "upgrade: HTTP/2.0\r\n",
+        "upgrade: TLS/1.0\r\n",
+        "upgrade: tls/1.2\r\n",
+        "upgrade: websocket h2c\r\n",
+        "upgrade:\r\n",
+    ] {
+        let head = "GET /a HTTP/1.1\r\nhost: echo.shop\r\nconnection: upgrade, close\r\n";
+        let answer = ask(pair.entry, &format!("{head}{upgrade}\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{upgrade:?}: {answer}");
+        let heads = app.script.heads.lock();
+        let seen = &heads.last().unwrap().headers;
+        assert!(!seen.contains_key("upgrade"), "{upgrade:?}: {seen:?}");
+    }
+}
+
+/// An application that answers every request with these bytes.
+async fn saying(answer: &'static str) -> (SocketAddr, Tasks) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = Tasks::new();
+    tasks.spawn("application", async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            // Until the sidecar has closed.
+            while let Ok(1..) = stream.read(&mut [0; 64]).await {}
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn an_application_that_switches_to_something_else_is_not_followed() {
+    for switched in ["upgrade: h2c\r\n", "upgrade: websocket, h2c\r\n", ""] {
+        let answer =
+            format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{switched}\r\n");
+        let (application, _tasks) = saying(answer.leak()).await;
+        let pair = Pair::start(application, &plan());
+        let mut caller = Caller::http1(pair.entry).await;
+        let mut request = http1_request("GET", "/a", Feed::empty());
+        let headers = request.headers_mut();
+        headers.insert("connection", "upgrade".parse().unwrap());
+        headers.insert("upgrade", "websocket".parse().unwrap());
+        let answer = caller.call(request).await;
+        assert_eq!(answer.status, 502, "{switched:?}");
+        assert_eq!(answer.reason(), Some("bad_response"));
+    }
+}
