@@ -198,9 +198,19 @@ pub fn to_http2(request: &mut Request<Body>) {
     headers.remove(header::UPGRADE);
 }
 
-/// The form of HTTP/1.1: origin-form and `Host`.
+/// The form of HTTP/1.1: origin-form, `Host`, and a body whose end can be told.
 pub fn to_http1(request: &mut Request<Body>) {
     *request.version_mut() = Version::HTTP_11;
+    let body = request.body();
+    let is_unmeasured =
+        !http_body::Body::is_end_stream(body) && http_body::Body::size_hint(body).exact().is_none();
+    if is_unmeasured && !request.headers().contains_key(header::CONTENT_LENGTH) {
+        // Without it hyper leaves out the body of methods that seldom have one.
+        let chunked = HeaderValue::from_static("chunked");
+        request
+            .headers_mut()
+            .insert(header::TRANSFER_ENCODING, chunked);
+    }
     let uri = std::mem::take(request.uri_mut());
     let host = uri.authority().map_or("", Authority::as_str);
     let host = HeaderValue::try_from(host).expect("an authority is printable ASCII");

@@ -90,3 +90,27 @@ async fn an_application_that_switches_to_something_else_is_not_followed() {
         assert_eq!(answer.reason(), Some("bad_response"));
     }
 }
+
+#[tokio::test]
+async fn a_body_of_unknown_length_passes_whatever_the_method() {
+    let app = App::good(Speaks::Http1).await;
+    let pair = Pair::start(app.address, &plan());
+    for method in ["GET", "DELETE", "OPTIONS", "POST"] {
+        let head =
+            format!("{method} /_search HTTP/1.1\r\nhost: echo.shop\r\nconnection: close\r\n");
+        let body = "transfer-encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n";
+        let answer = ask(pair.entry, &format!("{head}{body}")).await;
+        assert!(answer.contains("query"), "{method}: {answer}");
+    }
+    // Nothing is made up where there is no body.
+    let none = "GET / HTTP/1.1\r\nhost: echo.shop\r\nconnection: close\r\n\r\n";
+    ask(pair.entry, none).await;
+    let heads = app.script.heads.lock();
+    assert!(
+        !heads
+            .last()
+            .unwrap()
+            .headers
+            .contains_key("transfer-encoding")
+    );
+}
