@@ -31,7 +31,7 @@ use crate::{
 pub struct Head {
     /// As it is forwarded, but for the form that HTTP/1 and HTTP/2 each want.
     pub parts: Parts,
-    /// Lower case; empty only in HTTP/1.0.
+    /// Lower case; empty only in HTTP/1, see [`Head::name_if_nameless`].
     pub authority: String,
     /// Normalised, without query.
     pub path: String,
@@ -117,6 +117,17 @@ impl Head {
             trace,
         };
         Ok((head, body))
+    }
+
+    /// A client that named no authority meant what it dialled.
+    pub fn name_if_nameless(&mut self, name: &str) -> Result<(), ProxyError> {
+        if self.authority.is_empty() {
+            let target = self.parts.uri.path_and_query().cloned();
+            let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+            self.parts.uri = forwarded_uri(name, target)?;
+            name.clone_into(&mut self.authority);
+        }
+        Ok(())
     }
 
     /// For policies.
@@ -243,10 +254,14 @@ fn authority(request: &Request<Incoming>) -> Result<String, ProxyError> {
         (Some(authority), _) => authority.as_str(),
         (None, Some(host)) => host
             .to_str()
-            .map_err(|_invalid| ProxyError::BadRequest("Host is not printable"))?,
+            .map_err(|_invalid| ProxyError::BadRequest("Host is not printable"))?
+            .trim(),
         (None, None) if request.version() == Version::HTTP_10 => "",
         (None, None) => return Err(ProxyError::BadRequest("there is no Host")),
     };
+    if authority.is_empty() && request.version() == Version::HTTP_2 {
+        return Err(ProxyError::BadRequest("there is no authority"));
+    }
     if authority.contains('@') {
         return Err(ProxyError::BadRequest("the authority has user information"));
     }

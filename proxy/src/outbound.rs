@@ -229,9 +229,9 @@ impl Conn {
             Head::read(request, bounds, &mut *self.worker.rng.borrow_mut())
         };
         let forwarded = match read {
-            Ok((head, body)) => {
+            Ok((mut head, body)) => {
                 head.describe(&mut exchange.record);
-                let forwarded = self.forward(&mut exchange, &head, body).await;
+                let forwarded = self.forward(&mut exchange, &mut head, body).await;
                 forwarded.map(|committed| (head, committed))
             }
             Err(error) => Err(error),
@@ -245,12 +245,14 @@ impl Conn {
     async fn forward(
         &self,
         exchange: &mut Exchange,
-        head: &Head,
+        head: &mut Head,
         body: Incoming,
     ) -> Result<Committed, ProxyError> {
         let worker = &self.worker;
         let destination = self.destination(head).await?;
         let in_use = destination.touch();
+        head.name_if_nameless(&destination.config.name)?;
+        let head = &*head;
         let (route, cluster) = route(worker, &destination, head)?;
         exchange.routed(&destination, &route, &cluster);
         let request = admit(&cluster)?;

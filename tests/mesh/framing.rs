@@ -114,3 +114,20 @@ async fn a_body_of_unknown_length_passes_whatever_the_method() {
             .contains_key("transfer-encoding")
     );
 }
+
+/// HTTP/2 to the endpoint needs an authority; an HTTP/1.0 client has none.
+#[tokio::test]
+async fn a_request_without_a_host_takes_its_destinations_name() {
+    let app = App::good(Speaks::Http1).await;
+    let pair = Pair::start(app.address, &plan());
+    for request in [
+        "GET /a HTTP/1.0\r\n\r\n",
+        "GET /a HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n",
+    ] {
+        let answer = ask(pair.entry, request).await;
+        assert!(answer.starts_with("HTTP/1."), "{answer}");
+        assert!(answer.contains(" 200 "), "{answer}");
+        let heads = app.script.heads.lock();
+        assert_eq!(heads.last().unwrap().headers["host"], "echo.shop:80");
+    }
+}
