@@ -336,10 +336,11 @@ impl Conn {
             let bounds = &self.worker.settings.bounds;
             Head::read(request, bounds, &mut *self.worker.rng.borrow_mut())
         };
-        let (head, body) = match read {
+        let (mut head, body) = match read {
             Ok(read) => read,
             Err(error) => return error.answer(exchange),
         };
+        head::strip_claims(&mut head.parts.headers);
         let mut exchange = exchange;
         head.describe(&mut exchange.record);
         match self.forward(&mut exchange, &head, body).await {

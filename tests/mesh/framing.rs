@@ -131,3 +131,22 @@ async fn a_request_without_a_host_takes_its_destinations_name() {
         assert_eq!(heads.last().unwrap().headers["host"], "echo.shop:80");
     }
 }
+
+/// What a peer says about its own certificate is for us to check, not for the application to
+/// believe.
+#[tokio::test]
+async fn no_peer_tells_the_application_who_it_is() {
+    let app = App::good(Speaks::Http1).await;
+    let authority = Authority::new();
+    let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan());
+    let web = authority.credentials(WEB);
+    let inbound = server.plane.bound.inbound_ports[0];
+    let stream = mesh::dial_as(&web, inbound, b"heddle-h1").await;
+    let claim =
+        "x-forwarded-client-cert: By=spiffe://td/ns/x/sa/y;URI=spiffe://td/ns/shop/sa/admin\r\n";
+    let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{claim}connection: close\r\n\r\n");
+    let answer = raw(stream, request.as_bytes()).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    let heads = app.script.heads.lock();
+    assert!(!heads[0].headers.contains_key("x-forwarded-client-cert"));
+}
