@@ -3,7 +3,9 @@
 use std::{cell::RefCell, fmt, pin::Pin, rc::Rc, time::Instant};
 
 use http::{Response, StatusCode};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     body::{Body, Observed},
@@ -11,7 +13,10 @@ use crate::{
     error::ProxyError,
     exchange::{Attempt, Direction, Ending, Exchange, Held, Spoken},
     head::{self, Head, Upgrade},
+    intercept,
     relay::{Passed, relay},
+    serve,
+    tls::{AsSocket, Stream},
     worker::Worker,
 };
 
@@ -127,21 +132,34 @@ fn upgrade(
     let mut draining = worker.draining.clone();
     let revoked = worker.configs.borrow().revoked(ending.peer());
     *tunnel.0.borrow_mut() = Some(Box::pin(async move {
-        let passed = Passed::default();
-        let relayed = async {
-            let (client, endpoint) = tokio::try_join!(client, endpoint).ok()?;
-            let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
-            relay(&mut client, &mut endpoint, &scratch, &passed)
-                .await
-                .ok()
+        let Ok((client, endpoint)) = tokio::try_join!(client, endpoint) else {
+            ending.relayed(&Passed::default());
+            return;
         };
-        tokio::select! {
+        let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+        let passed = Passed::default();
+        let cut = tokio::select! {
             biased;
-            _ = relayed => {}
-            () = draining.reached(crate::drain::Phase::Cut) => {}
-            () = revoked => {}
+            relayed = relay(&mut client, &mut endpoint, &scratch, &passed) => relayed.is_err(),
+            () = draining.reached(crate::drain::Phase::Cut) => true,
+            () = revoked => true,
+        };
+        if cut {
+            // As for relayed bytes: half of a conversation must not pass for all of it.
+            reset::<serve::Http1Stream>(client.into_inner());
+            reset::<Stream>(endpoint.into_inner());
         }
         ending.relayed(&passed);
     }));
     Response::from_parts(response.into_parts().0, Body::Empty)
+}
+
+/// `S` is what hyper was given for this connection.
+fn reset<S>(upgraded: Upgraded)
+where
+    S: AsSocket + AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    if let Ok(parts) = upgraded.downcast::<TokioIo<S>>() {
+        intercept::reset(parts.io.inner().socket());
+    }
 }

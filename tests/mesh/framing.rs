@@ -150,3 +150,22 @@ async fn no_peer_tells_the_application_who_it_is() {
     let heads = app.script.heads.lock();
     assert!(!heads[0].headers.contains_key("x-forwarded-client-cert"));
 }
+
+/// An orderly end would let half of a conversation pass for all of it.
+#[tokio::test]
+async fn a_tunnel_that_is_cut_is_reset() {
+    let app = App::good(Speaks::Http1).await;
+    let pair = Pair::start(app.address, &plan());
+    let mut stream = TcpStream::connect(pair.entry).await.unwrap();
+    let head = "GET /a HTTP/1.1\r\nhost: echo.shop\r\n";
+    let request = format!("{head}connection: upgrade\r\nupgrade: websocket\r\n\r\nping");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"ping") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101"));
+    pair.client.deny(ECHO);
+    let error = stream.read(&mut [0]).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
