@@ -9,12 +9,23 @@
 //! The port decides which rules apply, never what the client says it speaks. There are no
 //! retries here.
 
-use std::{future::ready, io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    cell::Cell,
+    future::ready,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use heddle_policy::{
+    deadline::earliest,
     snapshot::{CONNECT_TIMEOUT, EndpointKey, InboundPort, Limits, MtlsMode, Protocol, Transport},
     spiffe::Peer,
 };
+use heddle_shell::clock;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
@@ -372,11 +383,13 @@ impl Conn {
         }
         exchange.record.endpoint = Some(self.port.application);
         exchange.record.attempts = 1;
-        let sent = self.send(exchange, head, body).await?;
-        Ok(Committed::alone(Reply {
+        let deadline = earliest(clock::now(), [head.grpc_timeout()]);
+        let sent = self.send(exchange, head, body, deadline).await?;
+        let reply = Reply {
             sent,
             attempt: None,
-        }))
+        };
+        Ok(Committed::alone(reply, deadline))
     }
 
     /// To the application. Repeated only when it had closed an idle connection.
@@ -385,6 +398,7 @@ impl Conn {
         exchange: &Exchange,
         head: &Head,
         body: Incoming,
+        deadline: Option<Instant>,
     ) -> Result<Sent, ProxyError> {
         let bytes_max = self.worker.settings.bounds.replay_bytes_max;
         let body = Replay::new(body, bytes_max, Rc::clone(&exchange.received));
@@ -413,10 +427,9 @@ impl Conn {
             again.map_err(|unsent| body.cause(unsent.error))
         };
         let sending = Box::pin(sending);
-        let sent = match head.grpc_timeout() {
+        let sent = match deadline {
             None => sending.await,
-            Some(within) => {
-                let until = heddle_shell::clock::now() + within;
+            Some(until) => {
                 let sent = timeout_at(until.into(), sending).await;
                 sent.unwrap_or(Err(ProxyError::Deadline))
             }

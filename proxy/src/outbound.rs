@@ -249,6 +249,7 @@ impl Conn {
         body: Incoming,
     ) -> Result<Committed, ProxyError> {
         let worker = &self.worker;
+        let started = clock::now();
         let destination = self.destination(head).await?;
         let in_use = destination.touch();
         head.name_if_nameless(&destination.config.name)?;
@@ -256,7 +257,7 @@ impl Conn {
         let (route, cluster) = route(worker, &destination, head)?;
         exchange.routed(&destination, &route, &cluster);
         let request = admit(&cluster)?;
-        let deadline = earliest(clock::now(), [route.timeout, head.grpc_timeout()]);
+        let deadline = earliest(started, [route.timeout, head.grpc_timeout()]);
         let mut retry = Retry::new(
             route.retry.as_ref(),
             &cluster.state.admission,

@@ -70,11 +70,11 @@ impl Committed {
     }
 
     /// A response that nothing else waits for.
-    pub fn alone(reply: Reply) -> Self {
+    pub fn alone(reply: Reply, deadline: Option<Instant>) -> Self {
         Self {
             reply,
             held: Held::default(),
-            deadline: None,
+            deadline,
         }
     }
 

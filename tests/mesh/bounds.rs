@@ -137,3 +137,23 @@ fn permissive(application: SocketAddr, protocol: Protocol, rules: Rules) -> (Sid
     let server = mesh::start_server(authority.credentials(ECHO), application, &plan);
     (server, authority)
 }
+
+/// The caller's time begins with its request, and its end is told inbound as well.
+#[tokio::test]
+async fn a_callers_deadline_holds_for_the_body_of_its_answer() {
+    let app = App::good(Speaks::Http2).await;
+    let authority = Authority::new();
+    let plan = Plan {
+        mtls: MtlsMode::Disable,
+        ..Plan::default()
+    };
+    let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+    let mut caller = Caller::http2(server.plane.bound.inbound_ports[0]).await;
+    let (_feed, body) = Feed::channel();
+    let mut request = grpc("/echo.Echo/Bidi", body);
+    let within = "200m".parse().unwrap();
+    request.headers_mut().insert("grpc-timeout", within);
+    let answer = caller.call(request).await;
+    assert_eq!(answer.grpc_status(), Some("4"));
+    assert_eq!(answer.reason(), Some("deadline"));
+}
