@@ -139,7 +139,7 @@ pub enum Stop {
     NotReplayable,
     /// Every allowed attempt was made.
     Exhausted,
-    /// The endpoint asked for no retry.
+    /// The endpoint asked for no retry, or for one so late that nobody waits for it here.
     PushedBack,
     /// The next attempt would start after the deadline.
     Deadline,
@@ -248,6 +248,10 @@ impl<'a> Retry<'a> {
         }
         let wait = match attempted.pushback {
             Some(Pushback::Never) => return Err(Stop::PushedBack),
+            // The retry's place in the budget is held for as long.
+            Some(Pushback::After(wait)) if wait > PUSHBACK_MAX.max(policy.backoff_max) => {
+                return Err(Stop::PushedBack);
+            }
             Some(Pushback::After(wait)) => wait,
             None => full_jitter(policy, self.backoff_step, rng),
         };
@@ -405,6 +409,8 @@ fn full_jitter(policy: &RetryPolicy, step: u32, rng: &mut impl Rng) -> Duration 
 
 /// Other endpoints tried at once after an attempt of which nothing was processed.
 const REPICKS_MAX: u32 = 3;
+/// Longest wait that an endpoint may ask for, unless the route's own waits are longer.
+const PUSHBACK_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

@@ -233,6 +233,12 @@ fn push_back_is_obeyed() {
         after(Some(Pushback::After(wait))),
         RetryDecision::After(wait)
     );
+    // Nobody waits here for as long as that, holding a place in the budget.
+    let wait = Duration::from_secs(31);
+    assert_eq!(
+        after(Some(Pushback::After(wait))),
+        RetryDecision::Stop(Stop::PushedBack)
+    );
     // It starts the back-off anew.
     let RetryDecision::After(first) = after(None) else {
         panic!("a retry is left");
