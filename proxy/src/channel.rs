@@ -402,7 +402,10 @@ impl Channels {
         let stream = intercept::connect(target.endpoint.address, self.leg).await?;
         let stream = Rewound::new(stream);
         match config {
-            None => Ok((Stream::Plain(stream), Peer::Anonymous, Agreed::NOTHING)),
+            None => {
+                let agreed = Agreed::of_plaintext(target.carries);
+                Ok((Stream::Plain(stream), Peer::Anonymous, agreed))
+            }
             Some(config) => Ok(tls::connect(stream, config, &target.name).await?),
         }
     }

@@ -307,6 +307,19 @@ impl Agreed {
         is_sidecar: false,
     };
 
+    /// What an endpoint without TLS is spoken to in: nothing tells it from a sidecar, which it is
+    /// not.
+    pub fn of_plaintext(carries: Carries) -> Self {
+        let speaks = match carries {
+            Carries::Http1OrForeignHttp2 => Speaks::Http2,
+            Carries::Http1 | Carries::Http2 | Carries::Tcp => Speaks::Nothing,
+        };
+        Self {
+            speaks,
+            is_sidecar: false,
+        }
+    }
+
     fn from_token(token: Option<&[u8]>) -> Self {
         let (speaks, is_sidecar) = match token {
             Some(H2) => (Speaks::Http2, true),

@@ -138,6 +138,36 @@ fn permissive(application: SocketAddr, protocol: Protocol, rules: Rules) -> (Sid
     (server, authority)
 }
 
+/// HTTP/2 to anybody but a sidecar, also to an endpoint without TLS.
+#[tokio::test]
+async fn a_plain_endpoint_that_is_declared_http2_gets_http2() {
+    let app = App::good(Speaks::Http2).await;
+    let plan = Plan {
+        protocol: Protocol::Http1,
+        ..Plan::default()
+    };
+    let authority = Authority::new();
+    let client = mesh::start_client(authority.credentials(WEB), &[app.address], &plan);
+    let mut snapshot = mesh::snapshot(&[app.address], &plan);
+    for destination in snapshot.destinations.values_mut() {
+        for cluster in Arc::make_mut(destination).clusters.values_mut() {
+            let cluster = Arc::make_mut(cluster);
+            cluster.protocol = ClusterProtocol::Http2;
+            for endpoint in &mut cluster.endpoints {
+                let endpoint = Arc::make_mut(endpoint);
+                endpoint.transport = Transport::Plain;
+                assert_eq!(endpoint.health, Health::Healthy);
+            }
+        }
+    }
+    client.configure(snapshot);
+    let mut caller = Caller::http1(client.plane.bound.outbound_fixed[0]).await;
+    let answer = caller
+        .call(http1_request("POST", "/", Feed::of("ping")))
+        .await;
+    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"ping"[..]));
+}
+
 /// The caller's time begins with its request, and its end is told inbound as well.
 #[tokio::test]
 async fn a_callers_deadline_holds_for_the_body_of_its_answer() {
