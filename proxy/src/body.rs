@@ -138,6 +138,15 @@ impl Replay {
         })
     }
 
+    /// Whether the body will be replayable whatever is read of it.
+    pub fn fits(&self) -> bool {
+        let shared = self.shared.borrow();
+        let source = shared.source.as_ref();
+        let left = source.map_or(Some(0), |source| http_body::Body::size_hint(source).upper());
+        let left_max = shared.bytes_max.saturating_sub(shared.kept_bytes) as u64;
+        shared.is_whole && left.is_some_and(|left| left <= left_max)
+    }
+
     /// Whether [`Replay::attempt`] would give the whole body.
     pub fn is_replayable(&self) -> bool {
         self.shared.borrow().is_whole && !self.received.is_broken.get()

@@ -46,7 +46,8 @@ use crate::{
     detect::Rewound,
     error::{ConnectError, ProxyError},
     intercept::{self, Leg},
-    tls::{self, Agreed, Carries, Configs, Speaks, Stream},
+    settings::Bounds,
+    tls::{self, Agreed, AsSocket, Carries, Configs, Speaks, Stream},
 };
 
 /// All connections of one worker to one side.
@@ -56,8 +57,7 @@ pub struct Channels {
     configs: Rc<RefCell<Configs>>,
     rng: RefCell<SmallRng>,
     leg: Leg,
-    idle: Duration,
-    age: Duration,
+    bounds: Bounds,
 }
 
 /// Where to, and how.
@@ -82,8 +82,21 @@ pub struct Target {
 pub enum Freshness {
     /// Any.
     Any,
+    /// Not one that its endpoint may be closing by now: the request could not be repeated.
+    Recent,
     /// A new one: a used one just broke.
     New,
+}
+
+impl Freshness {
+    /// For a request that may be sent twice, or not.
+    pub fn of(is_repeatable: bool) -> Self {
+        if is_repeatable {
+            Self::Any
+        } else {
+            Self::Recent
+        }
+    }
 }
 
 /// A response whose body is still to come.
@@ -169,20 +182,13 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
 
 impl Channels {
     /// None yet.
-    pub fn new(
-        configs: Rc<RefCell<Configs>>,
-        rng: SmallRng,
-        leg: Leg,
-        idle: Duration,
-        age: Duration,
-    ) -> Self {
+    pub fn new(configs: Rc<RefCell<Configs>>, rng: SmallRng, leg: Leg, bounds: Bounds) -> Self {
         Self {
             by_key: RefCell::default(),
             configs,
             rng: RefCell::new(rng),
             leg,
-            idle,
-            age,
+            bounds,
         }
     }
 
@@ -242,7 +248,9 @@ impl Channels {
             if key.generation != 0 && key.generation != generation + 1 {
                 return false;
             }
-            let is_kept = |used: Instant, retire_at| now < used + self.idle && now < retire_at;
+            let is_kept = |used: Instant, retire_at| {
+                now < used + self.bounds.endpoint_idle && now < retire_at
+            };
             channel.http2.borrow_mut().retain(|connection| {
                 let is_busy = connection.streams.get() > 0 && now < connection.retire_at;
                 let is_open = !connection.sender.is_closed();
@@ -261,7 +269,7 @@ impl Channels {
         freshness: Freshness,
     ) -> Result<Lease, ConnectError> {
         let channel = self.channel(target);
-        if let Some(lease) = channel.lease(target, freshness) {
+        if let Some(lease) = channel.lease(target, freshness, &self.bounds) {
             return Ok(lease);
         }
         let within = target.connect_timeout;
@@ -286,7 +294,7 @@ impl Channels {
     ) -> Result<Lease, ConnectError> {
         loop {
             let changed = channel.changed.notified();
-            if let Some(lease) = channel.lease(target, Freshness::Any) {
+            if let Some(lease) = channel.lease(target, Freshness::Any, &self.bounds) {
                 return Ok(lease);
             }
             let is_crowded = channel.http2.borrow().len() >= HTTP2_CONNECTIONS_MAX;
@@ -355,7 +363,7 @@ impl Channels {
                 break slot;
             }
             self.wait_for_release(changed, target).await?;
-            if let Some(lease) = channel.lease(target, freshness) {
+            if let Some(lease) = channel.lease(target, freshness, &self.bounds) {
                 return Ok(lease);
             }
         };
@@ -506,7 +514,7 @@ impl Channels {
     /// Give or take 20 %, so that connections made together do not end together.
     fn retire_at(&self) -> Instant {
         let share = self.rng.borrow_mut().random_range(0.8..1.2);
-        clock::now() + self.age.mul_f64(share)
+        clock::now() + self.bounds.connection_age.mul_f64(share)
     }
 
     fn channel(&self, target: &Target) -> Rc<Channel> {
@@ -530,7 +538,12 @@ impl Channel {
     }
 
     /// A connection that takes one more request now.
-    fn lease(self: &Rc<Self>, target: &Target, freshness: Freshness) -> Option<Lease> {
+    fn lease(
+        self: &Rc<Self>,
+        target: &Target,
+        freshness: Freshness,
+        bounds: &Bounds,
+    ) -> Option<Lease> {
         let uses_max = target
             .limits
             .requests_per_connection_max
@@ -544,6 +557,13 @@ impl Channel {
         }
         let mut idle = self.http1.borrow_mut();
         while let Some(mut connection) = idle.pop() {
+            if freshness == Freshness::Recent
+                && !connection.is_sidecar
+                && now >= connection.used + bounds.unrepeatable_idle
+            {
+                // It goes, or those that were idle for too long would add up.
+                return None;
+            }
             if connection.sender.is_ready()
                 && now < connection.retire_at
                 && connection.uses < uses_max

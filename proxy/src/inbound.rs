@@ -410,7 +410,8 @@ impl Conn {
         let channels = &self.worker.inbound;
         let sending = async {
             let request = || head.request(body.attempt(), None);
-            let unsent = match channels.send(&target, request(), Freshness::Any).await {
+            let freshness = Freshness::of(head.parts.method.is_idempotent() && body.fits());
+            let unsent = match channels.send(&target, request(), freshness).await {
                 Ok(sent) => return Ok(sent),
                 Err(unsent) => unsent,
             };

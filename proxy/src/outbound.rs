@@ -399,11 +399,8 @@ async fn send(
     let target = target(attempt, destination, head.carries(attempt.cluster()));
     let sending = async {
         let request = || head.request(body.attempt(), timeout.filter(|_| is_grpc));
-        let unsent = match worker
-            .outbound
-            .send(&target, request(), Freshness::Any)
-            .await
-        {
+        let freshness = Freshness::of(head.parts.method.is_idempotent() && body.fits());
+        let unsent = match worker.outbound.send(&target, request(), freshness).await {
             Ok(sent) => return Ok(sent),
             Err(unsent) => unsent,
         };

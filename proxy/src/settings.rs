@@ -78,9 +78,13 @@ pub struct Bounds {
     pub header_wait: Duration,
     /// An accepted HTTP/1.1 connection without a request is closed after this.
     pub idle: Duration,
-    /// A connection to an endpoint without a request is closed after this. Shorter than what
-    /// servers commonly keep, so that we close first.
+    /// A connection to an endpoint without a request is closed after this. A server may have
+    /// closed it earlier: then the request is repeated on another.
     pub endpoint_idle: Duration,
+    /// An HTTP/1.1 connection without a request for this long is not used for a request that may
+    /// not be repeated, because the endpoint may be closing it by now; servers do after as little
+    /// as 2 s (gunicorn), 5 s (Node, uvicorn). Sidecars do after `idle`, and are not meant.
+    pub unrepeatable_idle: Duration,
     /// A connection to an endpoint is retired at this age, give or take 20 %.
     pub connection_age: Duration,
     /// Request bytes kept for a retry, each exchange.
@@ -101,6 +105,7 @@ impl Default for Bounds {
             header_wait: Duration::from_secs(10),
             idle: Duration::from_hours(1),
             endpoint_idle: Duration::from_mins(5),
+            unrepeatable_idle: Duration::from_secs(1),
             connection_age: Duration::from_hours(1),
             replay_bytes_max: 64 * 1024,
             sampled_share: 0.01,

@@ -232,8 +232,7 @@ impl Worker {
                 Rc::clone(&configs),
                 SmallRng::seed_from_u64(rng.random()),
                 leg,
-                bounds.endpoint_idle,
-                bounds.connection_age,
+                *bounds,
             ))
         };
         let (outbound, inbound) = (channels(Leg::Outbound), channels(Leg::Inbound));

@@ -120,6 +120,26 @@ async fn closing() -> (SocketAddr, Tasks) {
     (address, tasks)
 }
 
+#[tokio::test]
+async fn a_request_that_may_not_be_repeated_does_not_meet_a_closing_connection() {
+    let (application, _tasks) = closing().await;
+    let plan = Plan {
+        protocol: Protocol::Http1,
+        bounds: Bounds {
+            unrepeatable_idle: Duration::ZERO,
+            ..Bounds::default()
+        },
+        ..Plan::default()
+    };
+    let pair = Pair::start(application, &plan);
+    let mut caller = Caller::http1(pair.entry).await;
+    for method in ["POST", "POST", "GET", "GET", "POST", "PATCH"] {
+        let request = http1_request(method, "/", Feed::empty());
+        let answer = caller.call(request).await;
+        assert_eq!(answer.status, 200, "{method}: {:?}", answer.reason());
+    }
+}
+
 /// A port that takes both: in front of `application`.
 fn permissive(application: SocketAddr, protocol: Protocol, rules: Rules) -> (Sidecar, Authority) {
     let plan = Plan {
