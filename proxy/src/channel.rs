@@ -37,7 +37,10 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::{RngExt, rngs::SmallRng};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{timeout, timeout_at},
+};
 
 use self::cut::{Cut, Cuttable};
 pub use self::lease::{Http1Lease, Http2Lease, Lease};
@@ -75,6 +78,8 @@ pub struct Target {
     pub limits: Limits,
     /// See `limits`.
     pub admission: Arc<Admission>,
+    /// Whether the request waits for a connection to be free right now.
+    pub is_queued: Rc<Cell<bool>>,
 }
 
 /// Whether a connection that has been used before will do.
@@ -272,26 +277,22 @@ impl Channels {
         if let Some(lease) = channel.lease(target, freshness, &self.bounds) {
             return Ok(lease);
         }
-        let within = target.connect_timeout;
-        let leased = async {
-            match target.carries {
-                Carries::Http2 => self.lease_shared(&channel, target).await,
-                Carries::Http1 | Carries::Http1OrForeignHttp2 | Carries::Tcp => {
-                    self.lease_own(&channel, target, freshness).await
-                }
+        match target.carries {
+            Carries::Http2 => Box::pin(self.lease_shared(&channel, target)).await,
+            Carries::Http1 | Carries::Http1OrForeignHttp2 | Carries::Tcp => {
+                Box::pin(self.lease_own(&channel, target, freshness)).await
             }
-        };
-        timeout(within, Box::pin(leased))
-            .await
-            .unwrap_or(Err(ConnectError::Timeout(within)))
+        }
     }
 
-    /// HTTP/2: whoever comes first starts the dial, and all wait for its end.
+    /// HTTP/2: whoever comes first starts the dial, and all wait for its end. Only its own time
+    /// says something about the endpoint, so waiting for a limit is counted apart.
     async fn lease_shared(
         self: &Rc<Self>,
         channel: &Rc<Channel>,
         target: &Target,
     ) -> Result<Lease, ConnectError> {
+        let until = clock::now() + target.connect_timeout;
         loop {
             let changed = channel.changed.notified();
             if let Some(lease) = channel.lease(target, Freshness::Any, &self.bounds) {
@@ -306,12 +307,16 @@ impl Channels {
                 match slot {
                     Ok(slot) => self.start_dial(channel, target, slot),
                     Err(_full) => {
-                        self.wait_for_release(changed, target).await?;
+                        wait_for_release(changed, target, until).await?;
                         continue;
                     }
                 }
             }
-            changed.await;
+            if channel.is_dialling.get() {
+                changed.await;
+            } else {
+                target.queue(changed, until).await?;
+            }
             let failure = channel.failure.borrow().clone();
             if channel.dials.get() != dials
                 && let Some(failure) = failure
@@ -354,6 +359,7 @@ impl Channels {
         target: &Target,
         freshness: Freshness,
     ) -> Result<Lease, ConnectError> {
+        let until = clock::now() + target.connect_timeout;
         let slot = loop {
             let changed = channel.changed.notified();
             let admission = &target.admission;
@@ -362,12 +368,12 @@ impl Channels {
             {
                 break slot;
             }
-            self.wait_for_release(changed, target).await?;
+            wait_for_release(changed, target, until).await?;
             if let Some(lease) = channel.lease(target, freshness, &self.bounds) {
                 return Ok(lease);
             }
         };
-        let (stream, peer, agreed) = self.dial_without_limit(target).await?;
+        let (stream, peer, agreed) = self.dial(target).await?;
         if agreed.speaks == Speaks::Http2 {
             let connection = self.open_http2(stream, peer, agreed, slot, channel).await?;
             channel.http2.borrow_mut().push(Rc::clone(&connection));
@@ -379,21 +385,6 @@ impl Channels {
             channel: Rc::downgrade(channel),
             is_reused: false,
         }))
-    }
-
-    /// Every allowed connection is in use. Connections of other workers count too and cannot
-    /// wake us, so this looks again after a while.
-    async fn wait_for_release(
-        &self,
-        changed: impl Future<Output = ()>,
-        target: &Target,
-    ) -> Result<(), ConnectError> {
-        let pending = target
-            .admission
-            .acquire(Resource::Pending, target.limits.pending_max);
-        let _pending = pending.map_err(|_full| ConnectError::Full)?;
-        _ = timeout(RELEASE_POLL, changed).await;
-        Ok(())
     }
 
     async fn dial_without_limit(
@@ -530,6 +521,37 @@ impl Channels {
         let mut by_key = self.by_key.borrow_mut();
         Rc::clone(by_key.entry(key).or_default())
     }
+}
+
+impl Target {
+    /// Waits for `changed` because a limit makes it, at most until then.
+    async fn queue<T>(
+        &self,
+        changed: impl Future<Output = T>,
+        until: Instant,
+    ) -> Result<(), ConnectError> {
+        self.is_queued.set(true);
+        let waited = timeout_at(until.into(), changed).await;
+        self.is_queued.set(false);
+        match waited {
+            Ok(_changed) => Ok(()),
+            Err(_elapsed) => Err(ConnectError::Full),
+        }
+    }
+}
+
+/// Every allowed connection is in use. Connections of other workers count too and cannot wake us,
+/// so this looks again after a while.
+async fn wait_for_release(
+    changed: impl Future<Output = ()>,
+    target: &Target,
+    until: Instant,
+) -> Result<(), ConnectError> {
+    let pending = target
+        .admission
+        .acquire(Resource::Pending, target.limits.pending_max);
+    let _pending = pending.map_err(|_full| ConnectError::Full)?;
+    target.queue(timeout(RELEASE_POLL, changed), until).await
 }
 
 impl Channel {

@@ -52,6 +52,10 @@ pub enum ProxyError {
     /// The route's or the caller's time ran out.
     #[error("the deadline passed before the response was complete")]
     Deadline,
+    /// As [`ProxyError::Deadline`], or the time for one attempt, but spent waiting for a
+    /// connection to be free.
+    #[error("the deadline passed while every allowed connection was in use")]
+    Queued,
     /// One attempt's time ran out, and no other was allowed.
     #[error("the endpoint did not answer in the time for one attempt")]
     AttemptTimeout,
@@ -99,6 +103,12 @@ pub enum ConnectError {
     /// Neither within the connect timeout.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
+    /// The rules of this workload refuse the caller.
+    #[error("the rules of this workload do not allow this")]
+    Denied,
+    /// This process or machine has no room for another connection.
+    #[error("this sidecar has no room for another connection: {0}")]
+    Local(String),
     /// As many connections as are allowed, all full.
     #[error("every allowed connection is in use")]
     Full,
@@ -128,6 +138,7 @@ impl ProxyError {
             Self::Refused(_) => (503, UNAVAILABLE, "refused"),
             Self::Reset(_) => (503, UNAVAILABLE, "reset"),
             Self::Deadline => (504, DEADLINE_EXCEEDED, "deadline"),
+            Self::Queued => (504, DEADLINE_EXCEEDED, "deadline"),
             Self::AttemptTimeout => (504, DEADLINE_EXCEEDED, "attempt_timeout"),
             Self::Overloaded(_) => (503, UNAVAILABLE, "overloaded"),
             Self::Denied => (403, PERMISSION_DENIED, "denied"),
@@ -147,12 +158,13 @@ impl ProxyError {
     /// What it says about the endpoint of the attempt that ended with it.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Connect { .. } => Outcome::ConnectFailed,
+            Self::Connect { source, .. } => source.outcome(),
             Self::Refused(_) => Outcome::Refused,
             Self::Reset(_) | Self::BadResponse(_) => Outcome::Reset,
             Self::Deadline | Self::AttemptTimeout => Outcome::TimedOut,
             // Made before any endpoint was asked.
-            Self::UnknownDestination
+            Self::Queued
+            | Self::UnknownDestination
             | Self::Undescribed(_)
             | Self::OnceMeshed(_)
             | Self::NoRoute
@@ -232,6 +244,20 @@ impl ProxyError {
 }
 
 impl ConnectError {
+    /// What it says about the endpoint: nothing, where it was not asked.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Tcp(_) | Self::Tls(_) | Self::PeerExpired | Self::Timeout(_) => {
+                Outcome::ConnectFailed
+            }
+            Self::CertificateExpired
+            | Self::NoCertificate
+            | Self::Denied
+            | Self::Local(_)
+            | Self::Full => Outcome::Cancelled,
+        }
+    }
+
     fn reason(&self) -> &'static str {
         match self {
             Self::Tcp(_) => "connect",
@@ -239,14 +265,26 @@ impl ConnectError {
             Self::CertificateExpired | Self::PeerExpired => "certificate_expired",
             Self::NoCertificate => "no_certificate",
             Self::Timeout(_) => "connect_timeout",
-            Self::Full => "overloaded",
+            Self::Denied => "denied",
+            Self::Full | Self::Local(_) => "overloaded",
         }
     }
 }
 
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
-        Self::Tcp(error.to_string())
+        match error.raw_os_error() {
+            // No descriptor, no memory, no free port.
+            Some(
+                libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOBUFS
+                | libc::ENOMEM
+                | libc::EADDRNOTAVAIL
+                | libc::EADDRINUSE,
+            ) => Self::Local(error.to_string()),
+            _ => Self::Tcp(error.to_string()),
+        }
     }
 }
 
@@ -323,6 +361,29 @@ mod tests {
         let response = ProxyError::Denied.into_response(Spoken::Http1);
         assert_eq!(response.status(), 403);
         assert_eq!(response.headers()[&REASON], "denied");
+    }
+
+    #[test]
+    fn what_this_side_lacks_is_no_endpoints_failure() {
+        let os = |code| ConnectError::from(io::Error::from_raw_os_error(code));
+        let wait = Duration::from_secs(2);
+        for (source, expected) in [
+            (ConnectError::Full, Outcome::Cancelled),
+            (ConnectError::NoCertificate, Outcome::Cancelled),
+            (ConnectError::CertificateExpired, Outcome::Cancelled),
+            (os(libc::EMFILE), Outcome::Cancelled),
+            (os(libc::ENFILE), Outcome::Cancelled),
+            (os(libc::EADDRNOTAVAIL), Outcome::Cancelled),
+            (os(libc::ECONNREFUSED), Outcome::ConnectFailed),
+            (os(libc::EHOSTUNREACH), Outcome::ConnectFailed),
+            (ConnectError::PeerExpired, Outcome::ConnectFailed),
+            (ConnectError::Timeout(wait), Outcome::ConnectFailed),
+        ] {
+            let endpoint = "192.0.2.1:80".parse().unwrap();
+            let error = ProxyError::Connect { endpoint, source };
+            assert_eq!(error.outcome(), expected, "{error:?}");
+        }
+        assert_eq!(ProxyError::Queued.outcome(), Outcome::Cancelled);
     }
 
     #[test]

@@ -450,6 +450,7 @@ impl Conn {
             connect_timeout: CONNECT_TIMEOUT,
             limits: Limits::UNLIMITED,
             admission: Arc::clone(&self.worker.admission),
+            is_queued: Rc::default(),
         }
     }
 

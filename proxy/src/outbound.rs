@@ -421,6 +421,8 @@ async fn send(
         return sending.await;
     };
     let late = || match deadline {
+        // Which says nothing about the endpoint.
+        _ if target.is_queued.get() => ProxyError::Queued,
         Some(deadline) if deadline <= until => ProxyError::Deadline,
         Some(_) | None => ProxyError::AttemptTimeout,
     };
@@ -438,6 +440,7 @@ fn target(attempt: &Attempt, destination: &LiveDestination, carries: Carries) ->
         connect_timeout: cluster.config.connect_timeout,
         limits: cluster.config.limits,
         admission: Arc::clone(&cluster.state.admission),
+        is_queued: Rc::default(),
     }
 }
 

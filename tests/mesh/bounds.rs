@@ -93,6 +93,79 @@ fn strict_outlier() -> OutlierPolicy {
     }
 }
 
+/// One connection is allowed and in use: whoever waits too long for it is told so, and no
+/// endpoint is set aside or tried instead.
+#[tokio::test]
+async fn a_full_pool_is_no_endpoints_failure() {
+    let script = Script::new([Fault::Hang]);
+    let app = App::start(Speaks::Http1, Arc::clone(&script)).await;
+    let mut plan = Plan {
+        protocol: Protocol::Http1,
+        outlier: Some(strict_outlier()),
+        ..Plan::default()
+    };
+    plan.limits.connections_max = NonZeroU32::new(1);
+    plan.limits.pending_max = NonZeroU32::new(1);
+    let authority = Authority::new();
+    let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+    let endpoint = server.plane.bound.inbound_ports[0];
+    let second = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+    let endpoints = [endpoint, second.plane.bound.inbound_ports[0]];
+    let mut client = mesh::start_client(authority.credentials(WEB), &endpoints, &plan);
+    let entry = client.plane.bound.outbound_fixed[0];
+    let mut holder = Caller::http1(entry).await;
+    let held = http1_request("GET", "/held", Feed::empty());
+    let holding = async { _ = holder.send(held).await };
+    let others = async {
+        heddle_tests::eventually(|| script.calls() == 1).await;
+        // One waits until its time is over, the next finds the queue full.
+        let mut waiting = Caller::http1(entry).await;
+        let answer = waiting.call(http1_request("GET", "/", Feed::empty())).await;
+        assert_eq!((answer.status, answer.reason()), (503, Some("overloaded")));
+        let record = client.record().await;
+        assert_eq!(record.attempts, 1, "{record:?}");
+        let view = client.views.load();
+        let clusters = view.destinations.values().flat_map(|d| d.clusters.values());
+        for endpoint in clusters.flat_map(|cluster| &cluster.endpoints) {
+            let now = heddle_shell::clock::now();
+            assert!(!endpoint.state.is_ejected(now), "{endpoint:?}");
+        }
+    };
+    tokio::select! {
+        () = holding => panic!("it is held"),
+        () = others => {}
+    }
+}
+
+/// Without a certificate nobody can be asked, so nobody is to blame.
+#[tokio::test]
+async fn a_missing_certificate_is_no_endpoints_failure() {
+    let app = App::good(Speaks::Http2).await;
+    let authority = Authority::new();
+    let plan = Plan {
+        outlier: Some(strict_outlier()),
+        ..Plan::default()
+    };
+    let mut pair = Pair::with(
+        authority.credentials(WEB),
+        authority.credentials(ECHO),
+        app.address,
+        &plan,
+    );
+    pair.client.credentials.publish(Arc::new(None));
+    let mut caller = Caller::http2(pair.entry).await;
+    for _ in 0..3 {
+        let answer = caller.unary("ping").await;
+        assert_eq!(answer.reason(), Some("no_certificate"));
+        assert_eq!(pair.client.record().await.attempts, 1);
+    }
+    // As soon as there is one, the endpoint is used: it was not set aside.
+    let web = authority.credentials(WEB);
+    pair.client.credentials.publish(Arc::new(Some(web)));
+    heddle_tests::eventually(|| pair.client.credentials.load().is_some()).await;
+    assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+}
+
 /// A server that closes an idle connection at the very moment at which a request is on its way:
 /// it reads the second request of a connection and closes without an answer.
 async fn closing() -> (SocketAddr, Tasks) {

@@ -136,9 +136,10 @@ async fn connect(
             }
             Err(source) => source,
         };
-        attempt.report(Outcome::ConnectFailed);
+        let outcome = source.outcome();
+        attempt.report(outcome);
         let attempted = Attempted {
-            outcome: Outcome::ConnectFailed,
+            outcome,
             is_replayable: true,
             endpoints: cluster.serving(),
             pushback: None,
