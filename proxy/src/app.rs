@@ -37,6 +37,7 @@ use crate::{
     admin::{self, Admin, Interface},
     config::{AccessLog, Authority, Config, Mode},
     demand::{Asks, Demand},
+    descriptors,
     dns::{Dns, Search, Sockets},
     drain::{self, Awaited, Drain},
     health::Health,
@@ -358,6 +359,8 @@ fn data_plane_settings(config: &Config) -> Settings {
         inbound: InboundListeners::default(),
         bounds: config.bounds(),
     };
+    let wanted = settings.bounds.connections_max;
+    settings.bounds.connections_max = descriptors::connections_max(wanted);
     match &config.mode {
         Mode::Intercept { outbound, inbound } => {
             settings.outbound.intercepted = Some(*outbound);

@@ -17,6 +17,7 @@ pub mod channel;
 pub mod cluster;
 pub mod config;
 pub mod demand;
+pub mod descriptors;
 pub mod detect;
 pub mod dns;
 pub mod drain;
