@@ -417,6 +417,9 @@ impl Channels {
         slot: Slot,
         channel: &Rc<Channel>,
     ) -> Result<Rc<Http2>, ConnectError> {
+        if self.leg == Leg::Outbound {
+            intercept::notice_vanished(stream.socket())?;
+        }
         let cut = Rc::<Cut>::default();
         let stream = Cuttable::new(stream, Rc::clone(&cut));
         let mut builder = http2_builder();

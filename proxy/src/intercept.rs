@@ -195,7 +195,8 @@ fn bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
 }
 
 /// What every connection of the path wants, accepted or dialled: small writes leave at once, and
-/// a peer that vanished without a word is noticed within [`KEEPALIVE_IDLE`] plus a minute.
+/// on an idle connection a peer that vanished without a word is noticed within [`KEEPALIVE_IDLE`]
+/// plus a minute.
 pub fn tune(stream: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
@@ -205,6 +206,14 @@ pub fn tune(stream: &impl AsFd) -> io::Result<()> {
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES),
     )
+}
+
+/// For connections whose peer always reads: one that has vanished is noticed also while bytes are
+/// on their way to it, when the kernel sends no keepalive but goes on repeating them, for 15
+/// minutes. Not for others: the kernel takes a reader that pauses for longer, and whose window is
+/// therefore shut, for vanished as well.
+pub fn notice_vanished(stream: &impl AsFd) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))
 }
 
 /// Ends a connection by RST, dropping what was not sent: the truthful end for a client whose
@@ -224,6 +233,9 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE_IDLE: Duration = Duration::from_mins(1);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
+
+/// How long sent bytes may go unacknowledged, see [`notice_vanished`].
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 const OPTION_BYTES: libc::socklen_t = 4;
 
@@ -325,6 +337,20 @@ mod tests {
         assert!(socket.keepalive().expect("asked"));
         // Loopback is outside the mesh, so no mark.
         assert_eq!(stream.local_addr().expect("an address").ip(), address.ip());
+    }
+
+    /// The peer's kernel answers nothing about what it has not read: not what a vanished peer looks
+    /// like on every connection, but what its timer is to be set on.
+    #[tokio::test]
+    async fn a_vanished_peer_is_noticed_only_where_one_always_reads() {
+        let listener = listen(any("127.0.0.1")).expect("listening");
+        let address = listener.local_addr().expect("an address");
+        let stream = connect(address, Leg::Outbound).await.expect("connected");
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().expect("asked"), None);
+        notice_vanished(&stream).expect("set");
+        let timeout = socket.tcp_user_timeout().expect("asked");
+        assert_eq!(timeout, Some(UNACKNOWLEDGED));
     }
 
     #[test]
