@@ -90,11 +90,15 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
             protocol: forward.protocol,
         },
         Origin::Intercepted => match intercept::original_dst(&stream) {
-            Ok(Some(to)) if !worker.guard.refuses(to) => Port {
-                number: to.0.port(),
-                application: to.0,
-                protocol: Protocol::Detect,
-            },
+            // Only to the workload: a connection that was to be routed on, through this pod, is
+            // not ours to judge nor to open in our name.
+            Ok(Some(to)) if !worker.guard.refuses(to) && intercept::is_own_address(to.0.ip()) => {
+                Port {
+                    number: to.0.port(),
+                    application: to.0,
+                    protocol: Protocol::Detect,
+                }
+            }
             Ok(_) | Err(_) => {
                 intercept::reset(&stream);
                 return;

@@ -88,6 +88,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 let name = format!("interception::{backend_name}::{family_name}::{}", row.name);
                 cases.push(Case::new(name, move || check(row, backend, family)));
             }
+            let name = format!("interception::{backend_name}::{family_name}::what_a_pod_routes_on");
+            cases.push(Case::new(name, move || routed_on(backend, family)));
         }
         let mut add = |name: &str, case: Case| {
             cases.push(Case {
@@ -140,6 +142,58 @@ async fn check(row: &Row, backend: Backend, family: Family) -> Result<()> {
     }
     let way = call(&lab, row, family)?;
     let expected = with_addresses(row.way, &lab, family);
+    ensure!(way == expected, "took the way\n  {way}\nnot\n  {expected}");
+    Ok(())
+}
+
+/// What the node sends by way of `b` to an address of `c` is neither `b`'s to judge nor to open.
+async fn routed_on(backend: Backend, family: Family) -> Result<()> {
+    let lab = Lab::new(&["b", "c"])?;
+    let (b, c) = (lab.pod("b"), lab.pod("c"));
+    let _app = start_app(c).await?;
+    let _proxy = start_proxy(&lab, b).await?;
+    let beyond = place("vip", &lab, family).to_string();
+    let router = b.address(family).to_string();
+    let node = place("node", &lab, family).to_string();
+    let ip = |namespace: &Namespace, words: &[&str]| {
+        namespace.output(User::Root, &[&["ip"], words].concat())
+    };
+    ip(&c.namespace, &["addr", "add", &beyond, "dev", "lo"])?;
+    ip(&lab.node, &["route", "add", &beyond, "via", &router])?;
+    let owner = c.address(family).to_string();
+    ip(&b.namespace, &["route", "add", &beyond, "via", &owner])?;
+    ip(&c.namespace, &["route", "add", &node, "via", &router])?;
+    // A router of this kind forwards, and nobody tells the others of a shorter way.
+    for (namespace, settings) in [
+        (
+            &b.namespace,
+            &[
+                "ipv4/ip_forward=1",
+                "ipv6/conf/all/forwarding=1",
+                "ipv4/conf/all/send_redirects=0",
+                "ipv4/conf/eth0/send_redirects=0",
+            ][..],
+        ),
+        (&c.namespace, &["ipv6/conf/eth0/accept_redirects=0"]),
+        (&lab.node, &["ipv6/conf/br0/accept_redirects=0"]),
+    ] {
+        for setting in settings {
+            let (path, value) = setting.split_once('=').context("a setting")?;
+            let write = format!("echo {value} > /proc/sys/net/{path}");
+            namespace.output(User::Root, &["sh", "-c", &write])?;
+        }
+    }
+    backend.init(&lab, b, "install", &[])?;
+    let row = Row {
+        name: "",
+        settings: &[],
+        from: "node",
+        user: User::Root,
+        to: "vip:8080",
+        way: "",
+    };
+    let way = call(&lab, &row, family)?;
+    let expected = with_addresses("app <vip:8080> by <node>", &lab, family);
     ensure!(way == expected, "took the way\n  {way}\nnot\n  {expected}");
     Ok(())
 }

@@ -265,6 +265,7 @@ fn render(rule: &Rule) -> String {
             Match::NotDestination(net) => write!(line, " ! -d {net}"),
             Match::FromLoopback => write!(line, " -i lo"),
             Match::ToLoopback => write!(line, " -o lo"),
+            Match::ToOthers => write!(line, " -m addrtype ! --dst-type LOCAL"),
             Match::Tcp => write!(line, " -p tcp"),
             Match::TcpPort(port) => write!(line, " -p tcp -m tcp --dport {port}"),
             Match::UdpPort(port) => write!(line, " -p udp -m udp --dport {port}"),

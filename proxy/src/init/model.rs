@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! invalid   (mangle, prerouting)   drop segments conntrack cannot place
-//! inbound   (nat, prerouting)      lo, excluded ports: return; TCP: to the inbound listener
+//! inbound   (nat, prerouting)      not for this host, lo, excluded ports: return;
+//!                                  TCP: to the inbound listener
 //! outbound  (nat, output)          self-calls: to the inbound listener; the proxy: return;
 //!                                  DNS; lo, excluded ports and networks: return;
 //!                                  TCP: to the outbound listener
@@ -120,6 +121,8 @@ pub enum Match {
     NotDestination(IpNet),
     FromLoopback,
     ToLoopback,
+    /// To an address that is none of this host's: to be routed on.
+    ToOthers,
     Tcp,
     TcpPort(u16),
     UdpPort(u16),
@@ -162,6 +165,11 @@ impl Rules {
                 reason,
             });
         };
+        add(
+            vec![Match::ToOthers],
+            Verdict::Return,
+            "what is routed on to others is not for the workload".into(),
+        );
         add(
             vec![Match::FromLoopback],
             Verdict::Return,
@@ -314,6 +322,7 @@ impl Rule {
             }
             Match::FromLoopback
             | Match::ToLoopback
+            | Match::ToOthers
             | Match::Tcp
             | Match::TcpPort(_)
             | Match::UdpPort(_)
@@ -340,6 +349,7 @@ impl fmt::Display for Match {
             Self::NotDestination(net) => write!(f, "not to {net}"),
             Self::FromLoopback => f.write_str("arriving on lo"),
             Self::ToLoopback => f.write_str("leaving on lo"),
+            Self::ToOthers => f.write_str("not to this host"),
             Self::Tcp => f.write_str("tcp"),
             Self::TcpPort(port) => write!(f, "tcp port {port}"),
             Self::UdpPort(port) => write!(f, "udp port {port}"),

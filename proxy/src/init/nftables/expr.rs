@@ -7,8 +7,9 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 use netlink_bindings::{
     nftables::{
-        CmpOps, CtKeys, ExprOps, IterableDataAttrs, IterableExprAttrs, IterableRuleAttrs, MetaKeys,
-        PayloadBase, PushExprAttrs, PushExprListAttrs, PushRuleAttrs, Registers, VerdictCode,
+        CmpOps, CtKeys, ExprOps, FibFlags, IterableDataAttrs, IterableExprAttrs, IterableRuleAttrs,
+        MetaKeys, PayloadBase, PushExprAttrs, PushExprListAttrs, PushRuleAttrs, Registers,
+        VerdictCode,
     },
     traits::Pusher,
     utils,
@@ -26,6 +27,8 @@ pub(super) enum Expr {
     Meta(u32),
     /// Load the state of the connection.
     CtState,
+    /// Load the kind of route to the destination: local, unicast, ..
+    DestinationType,
     /// Load bytes of a header.
     Payload { base: u32, offset: u32, len: u32 },
     /// Keep these bits.
@@ -68,6 +71,10 @@ fn encode_match(one: &Match) -> Vec<Expr> {
         Match::NotDestination(net) => address(net, Side::Destination, Expr::Differs),
         Match::FromLoopback => meta(MetaKeys::Iifname, loopback()),
         Match::ToLoopback => meta(MetaKeys::Oifname, loopback()),
+        Match::ToOthers => vec![
+            Expr::DestinationType,
+            Expr::Differs(u32::from(libc::RTN_LOCAL).to_ne_bytes().to_vec()),
+        ],
         Match::Tcp => protocol(libc::IPPROTO_TCP),
         Match::TcpPort(port) => with_port(libc::IPPROTO_TCP, *port),
         Match::UdpPort(port) => with_port(libc::IPPROTO_UDP, *port),
@@ -173,6 +180,13 @@ impl Expr {
                 .nested_data_ct()
                 .push_dreg(REGISTER)
                 .push_key(CtKeys::State as u32)
+                .end_nested()
+                .end_nested(),
+            Self::DestinationType => elem
+                .nested_data_fib()
+                .push_dreg(REGISTER)
+                .push_result(FIB_RESULT_ADDRTYPE)
+                .push_flags(FibFlags::Daddr as u32)
                 .end_nested()
                 .end_nested(),
             Self::Payload { base, offset, len } => elem
@@ -283,6 +297,13 @@ fn decode_data(data: ExprOps<'_>) -> Option<Expr> {
             ours(ct.get_dreg().ok()?)?;
             Expr::CtState
         }
+        ExprOps::Fib(fib)
+            if fib.get_result().ok()? == FIB_RESULT_ADDRTYPE
+                && fib.get_flags().ok()? == FibFlags::Daddr as u32 =>
+        {
+            ours(fib.get_dreg().ok()?)?;
+            Expr::DestinationType
+        }
         ExprOps::Payload(payload) => {
             ours(payload.get_dreg().ok()?)?;
             Expr::Payload {
@@ -339,6 +360,7 @@ impl fmt::Display for Expr {
                 None => write!(f, "meta {key}"),
             },
             Self::CtState => f.write_str("ct-state"),
+            Self::DestinationType => f.write_str("destination-type"),
             Self::Payload { base, offset, len } => write!(f, "header {base}+{offset}/{len}"),
             Self::And(mask) => write!(f, "& {}", Hex(mask)),
             Self::Equal(value) => write!(f, "== {}", Hex(value)),
@@ -383,6 +405,9 @@ const REGISTER: u32 = Registers::Reg1 as u32;
 
 /// `NF_CT_STATE_INVALID_BIT`.
 const CT_STATE_INVALID: u32 = 1;
+
+/// `NFT_FIB_RESULT_ADDRTYPE`; the bindings count from 0 what the kernel counts from 1.
+const FIB_RESULT_ADDRTYPE: u32 = 3;
 
 const INTERFACE_NAME_BYTES: usize = 16;
 const NFTA_EXPR_DATA: u16 = 2;
