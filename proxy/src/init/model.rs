@@ -6,7 +6,7 @@
 //! inbound   (nat, prerouting)      not for this host, lo, excluded ports: return;
 //!                                  TCP: to the inbound listener
 //! outbound  (nat, output)          self-calls: to the inbound listener; the proxy: return;
-//!                                  DNS; lo, excluded ports and networks: return;
+//!                                  DNS; lo, link-local, excluded ports and networks: return;
 //!                                  TCP: to the outbound listener
 //! ```
 //!
@@ -232,6 +232,12 @@ impl Rules {
             Verdict::Return,
             "loopback and the pod's own addresses are reached directly".into(),
         );
+        add(
+            // Its interface is part of such an address, and the redirection forgets it.
+            vec![Match::Destination(link_local().into())],
+            Verdict::Return,
+            "link-local addresses of IPv6 are reached directly".into(),
+        );
         for port in &self.excluded_outbound_ports {
             add(
                 vec![Match::TcpPort(*port)],
@@ -299,6 +305,11 @@ fn self_calls() -> [(IpNet, IpNet); 2] {
         (Ipv4Net::from(SELF_CALL_V4).into(), loopback_v4.into()),
         (Ipv6Net::from(SELF_CALL_V6).into(), loopback_v6.into()),
     ]
+}
+
+/// RFC 4291 section 2.4.
+fn link_local() -> Ipv6Net {
+    Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)
 }
 
 /// An IP family.
@@ -477,9 +488,9 @@ mod tests {
         };
         let rules = rules.compile().expect("sound");
         let count = |family| rules.iter().filter(|rule| rule.applies_to(family)).count();
-        assert_eq!(count(Family::V4), count(Family::V6));
+        assert_eq!(count(Family::V4) + 1, count(Family::V6), "link-local");
         assert_eq!(
-            count(Family::V4) + 2,
+            count(Family::V6) + 2,
             rules.len(),
             "self-call and network, once per family"
         );
