@@ -103,9 +103,6 @@ pub enum ConnectError {
     /// Neither within the connect timeout.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
-    /// The rules of this workload refuse the caller.
-    #[error("the rules of this workload do not allow this")]
-    Denied,
     /// This process or machine has no room for another connection.
     #[error("this sidecar has no room for another connection: {0}")]
     Local(String),
@@ -252,7 +249,6 @@ impl ConnectError {
             }
             Self::CertificateExpired
             | Self::NoCertificate
-            | Self::Denied
             | Self::Local(_)
             | Self::Full => Outcome::Cancelled,
         }
@@ -265,7 +261,6 @@ impl ConnectError {
             Self::CertificateExpired | Self::PeerExpired => "certificate_expired",
             Self::NoCertificate => "no_certificate",
             Self::Timeout(_) => "connect_timeout",
-            Self::Denied => "denied",
             Self::Full | Self::Local(_) => "overloaded",
         }
     }

@@ -60,12 +60,14 @@ pub enum Origin {
 }
 
 /// An accepted connection whose peer is known.
-#[derive(Debug)]
 struct Conn {
     worker: Rc<Worker>,
     client: SocketAddr,
     peer: Peer,
     port: Port,
+    /// A connection to the application, for bytes, that was made before it was known that it is
+    /// for bytes.
+    early: Cell<Option<Stream>>,
     /// What it becomes by an upgrade.
     tunnel: Tunnel,
 }
@@ -110,6 +112,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
         client,
         peer: Peer::Anonymous,
         port,
+        early: Cell::default(),
         tunnel: Tunnel::default(),
     };
     let Some(rules) = conn.rules() else {
@@ -124,8 +127,20 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
     };
     conn.peer = admitted.peer;
     let stream = Rewound::new(admitted.stream);
+    if let Some(application) = admitted.spoke_first {
+        // Which HTTP does not.
+        return Box::pin(conn.relay(stream, ready(Ok(application)))).await;
+    }
     // Large, and one per connection.
     Box::pin(conn.serve(stream, admitted.agreed, &rules)).await;
+}
+
+/// The first word on a connection.
+enum Spoke {
+    /// The client's, as far as it tells what it speaks.
+    Client(Seen),
+    /// The application's; it is still to be read.
+    Application(Stream),
 }
 
 /// A connection that the port's mode lets in.
@@ -133,6 +148,8 @@ struct Admitted {
     stream: Stream,
     peer: Peer,
     agreed: Agreed,
+    /// The application, if it was the first to say something.
+    spoke_first: Option<Stream>,
 }
 
 impl Conn {
@@ -155,18 +172,18 @@ impl Conn {
         &self,
         mut stream: Rewound<TcpStream>,
         rules: &InboundPort,
-        wait: std::time::Duration,
+        wait: Duration,
     ) -> Option<Admitted> {
-        let bounds = &self.worker.settings.bounds;
-        let plain = |stream| {
+        let plain = |stream, spoke_first| {
             Some(Admitted {
                 stream: Stream::Plain(stream),
                 peer: Peer::Anonymous,
                 agreed: Agreed::NOTHING,
+                spoke_first,
             })
         };
         match rules.mtls {
-            MtlsMode::Disable => return plain(stream),
+            MtlsMode::Disable => return plain(stream, None),
             MtlsMode::Strict => match stream.sniff(wait).await {
                 Ok(Seen::Tls) => {}
                 Ok(Seen::Closed) | Err(_) => return None,
@@ -175,14 +192,73 @@ impl Conn {
                     return None;
                 }
             },
-            MtlsMode::Permissive => {
-                let seen = stream.sniff(bounds.detect_wait).await.ok()?;
-                if seen != Seen::Tls || !self.is_mesh_hello(&mut stream, rules, wait).await {
-                    return plain(stream);
-                }
-            }
+            MtlsMode::Permissive => match self.first_word(&mut stream, rules, wait).await? {
+                Spoke::Client(Seen::Tls) if self.is_mesh_hello(&mut stream, rules, wait).await => {}
+                Spoke::Client(_) => return plain(stream, None),
+                Spoke::Application(application) => return plain(stream, Some(application)),
+            },
         }
         self.shake_hands(stream, wait).await
+    }
+
+    /// Who speaks first on a port that takes both, TLS and plaintext, and what the client says.
+    /// Silence is no answer: a caller of the mesh may be slow. `None`: refused, or gone.
+    async fn first_word(
+        &self,
+        stream: &mut Rewound<TcpStream>,
+        rules: &InboundPort,
+        wait: Duration,
+    ) -> Option<Spoke> {
+        if self.is_http(rules) {
+            // Where the client speaks first, whatever it speaks.
+            let seen = stream.sniff(wait).await.ok()?;
+            if seen == Seen::Silence {
+                self.refused(&ProxyError::BadRequest("the caller said nothing"));
+                intercept::reset(stream.inner());
+                return None;
+            }
+            return Some(Spoke::Client(seen));
+        }
+        let bounds = &self.worker.settings.bounds;
+        let seen = stream.sniff(bounds.detect_wait).await.ok()?;
+        if seen != Seen::Silence {
+            return Some(Spoke::Client(seen));
+        }
+        // The application is dialled as it would be without us, for a client in plaintext.
+        let (application, patience) = match self.connect(rules).await {
+            Ok(application) => (Some(application), bounds.idle),
+            // Nobody in plaintext may, so only the mesh can be meant.
+            Err(ProxyError::Denied) => (None, wait),
+            // Its client learns of that where bytes are relayed.
+            Err(_unreachable) => return Some(Spoke::Client(seen)),
+        };
+        let read = tokio::select! {
+            biased; // What the client says decides more.
+            read = timeout(patience, stream.read_ahead()) => read,
+            () = spoke_or_ended(application.as_ref()) => {
+                return application.map(Spoke::Application);
+            }
+        };
+        match (read, application) {
+            (Ok(Ok(1..)), application) => {
+                self.early.set(application);
+                stream.sniff(wait).await.ok().map(Spoke::Client)
+            }
+            // Only the client's side of the conversation is over.
+            (Ok(Ok(0)), Some(application)) => Some(Spoke::Application(application)),
+            (Ok(_) | Err(_), _) => {
+                intercept::reset(stream.inner());
+                None
+            }
+        }
+    }
+
+    /// Whether the port is declared HTTP, or its rules judge nothing else.
+    fn is_http(&self, rules: &InboundPort) -> bool {
+        match self.protocol(rules) {
+            Protocol::Http1 | Protocol::Http2 => true,
+            Protocol::Tcp | Protocol::Detect => rules.authz.needs_http(),
+        }
     }
 
     /// A port whose application speaks plain HTTP has no TLS of its own; elsewhere our tokens
@@ -191,7 +267,7 @@ impl Conn {
         &self,
         stream: &mut Rewound<TcpStream>,
         rules: &InboundPort,
-        wait: std::time::Duration,
+        wait: Duration,
     ) -> bool {
         match self.protocol(rules) {
             Protocol::Http1 | Protocol::Http2 => true,
@@ -202,11 +278,7 @@ impl Conn {
         }
     }
 
-    async fn shake_hands(
-        &self,
-        stream: Rewound<TcpStream>,
-        wait: std::time::Duration,
-    ) -> Option<Admitted> {
+    async fn shake_hands(&self, stream: Rewound<TcpStream>, wait: Duration) -> Option<Admitted> {
         let config = self.worker.configs.borrow_mut().server();
         let accepted = match config {
             Ok(config) => {
@@ -222,6 +294,7 @@ impl Conn {
                 stream,
                 peer,
                 agreed,
+                spoke_first: None,
             }),
             Err(error) => {
                 self.refused(&ProxyError::Connect {
@@ -292,6 +365,9 @@ impl Conn {
         if !decision.is_allowed() {
             return Err(ProxyError::Denied);
         }
+        if let Some(application) = self.early.take() {
+            return Ok(application);
+        }
         let target = self.target(Carries::Tcp);
         let dialled = self.worker.inbound.dial(&target).await;
         let dialled = dialled.map(|(stream, ..)| stream);
@@ -325,6 +401,7 @@ impl Conn {
             client: self.client,
             peer: self.peer.clone(),
             port: self.port,
+            early: Cell::default(),
             tunnel: Tunnel::default(),
         });
         let serving = Rc::clone(&conn);
@@ -489,5 +566,12 @@ impl Conn {
         let mut record = Record::new(Direction::Inbound, spoken, name, self.client);
         record.peer = self.peer.clone();
         Exchange::start(record, Arc::clone(&self.worker.telemetry))
+    }
+}
+
+async fn spoke_or_ended(application: Option<&Stream>) {
+    match application {
+        Some(application) => _ = application.socket().readable().await,
+        None => std::future::pending().await,
     }
 }

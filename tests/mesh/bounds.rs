@@ -231,6 +231,73 @@ fn permissive(application: SocketAddr, protocol: Protocol, rules: Rules) -> (Sid
     (server, authority)
 }
 
+/// Silence is no answer: a caller of the mesh whose node is busy is no plaintext caller.
+#[tokio::test]
+async fn a_late_caller_of_the_mesh_is_one_of_the_mesh() {
+    let only_web = || {
+        let web = Condition::Principal(heddle_policy::route::ValueMatch::Exact(WEB.into()));
+        Rules::new(vec![], Some(vec![Rule::new("web", web)]))
+    };
+    let app = App::good(Speaks::Http1).await;
+    for protocol in [Protocol::Http1, Protocol::Detect] {
+        for rules in [Rules::default(), only_web()] {
+            let (server, authority) = permissive(app.address, protocol, rules);
+            let inbound = server.plane.bound.inbound_ports[0];
+            let web = authority.credentials(WEB);
+            let stream = mesh::dial_as(&web, inbound, b"heddle-h1").await;
+            let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+            let answer = raw(stream, request).await;
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "{protocol:?}");
+        }
+    }
+    // The application's own first word and a late word in plaintext still pass.
+    let app = App::good(Speaks::BytesServerFirst).await;
+    let (server, _) = permissive(app.address, Protocol::Detect, Rules::default());
+    let mut stream = TcpStream::connect(server.plane.bound.inbound_ports[0])
+        .await
+        .unwrap();
+    let mut hello = [0; 6];
+    stream.read_exact(&mut hello).await.unwrap();
+    assert_eq!(&hello, b"hello\n");
+    assert_eq!(app.script.calls(), 1);
+    let app = App::good(Speaks::Bytes).await;
+    let (server, _) = permissive(app.address, Protocol::Tcp, Rules::default());
+    let mut stream = TcpStream::connect(server.plane.bound.inbound_ports[0])
+        .await
+        .unwrap();
+    heddle_tests::eventually(|| app.script.calls() == 1).await;
+    stream.write_all(b"\x00 late").await.unwrap();
+    stream.read_exact(&mut hello).await.unwrap();
+    assert_eq!(app.script.calls(), 1, "dialled once");
+    // A client that only listens: its end passes, and the application's with it.
+    let mut stream = TcpStream::connect(server.plane.bound.inbound_ports[0])
+        .await
+        .unwrap();
+    heddle_tests::eventually(|| app.script.calls() == 2).await;
+    stream.shutdown().await.unwrap();
+    assert_eq!(stream.read(&mut hello).await.unwrap(), 0);
+}
+
+/// The application learns nothing of a caller whom the rules refuse whatever it says.
+#[tokio::test]
+async fn a_refused_caller_is_not_announced_to_the_application() {
+    let app = App::good(Speaks::BytesServerFirst).await;
+    let plan = Plan {
+        protocol: Protocol::Detect,
+        mtls: MtlsMode::Disable,
+        rules: Rules::new(vec![Rule::new("nobody", Condition::Always)], None),
+        ..Plan::default()
+    };
+    let authority = Authority::new();
+    let mut server = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+    let stream = TcpStream::connect(server.plane.bound.inbound_ports[0])
+        .await
+        .unwrap();
+    assert_eq!(raw(stream, b"").await, b"");
+    assert_eq!(server.record().await.reason, Some("denied"));
+    assert_eq!(app.script.calls(), 0);
+}
+
 /// HTTP/2 to anybody but a sidecar, also to an endpoint without TLS.
 #[tokio::test]
 async fn a_plain_endpoint_that_is_declared_http2_gets_http2() {
