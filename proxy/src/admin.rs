@@ -8,9 +8,14 @@
 //!
 //! The admin interface has no credentials. It listens on loopback and refuses a `Host` that is
 //! neither `localhost` nor a loopback address, so that a page in a browser cannot reach it under
-//! a name of its own (DNS rebinding).
+//! a name of its own (DNS rebinding). What changes something is refused to every page: browsers
+//! say so by `Origin` or `Sec-Fetch-Site`.
+//!
+//! A caller cannot keep others out: a body is read only where one is needed, a connection has its
+//! time and one request, and of too many the oldest gives way.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -25,7 +30,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    time::timeout,
+};
 use tracing::{debug, warn};
 
 use crate::{
@@ -37,7 +46,9 @@ use crate::{
     xds::ClientState,
 };
 
-/// Connections of one server at once; further ones are closed.
+const SEC_FETCH_SITE: header::HeaderName = header::HeaderName::from_static("sec-fetch-site");
+
+/// Connections of one server at once; a further one closes the oldest.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Longest request body: a log filter.
@@ -45,6 +56,9 @@ const BODY_BYTES_MAX: usize = 4096;
 
 /// For a request head to arrive.
 const HEAD_WAIT: Duration = Duration::from_secs(5);
+
+/// For the one request of a connection: whoever asks more often dials again.
+const CONNECTION_WAIT: Duration = Duration::from_secs(30);
 
 /// What may be asked where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,12 +90,17 @@ struct Asked<'a> {
     host: &'a str,
     method: &'a Method,
     path: &'a str,
+    /// Whether a browser says that a page asks.
+    is_page: bool,
+    /// Empty unless one is needed.
     body: &'a str,
 }
 
 /// Serves one interface until the task is dropped.
 pub async fn serve(admin: Arc<Admin>, listener: TcpListener, interface: Interface) {
     let mut tasks = Tasks::new();
+    // Dropping one closes its connection.
+    let mut open: VecDeque<oneshot::Sender<()>> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             biased; // Room is made before it is used.
@@ -89,7 +108,14 @@ pub async fn serve(admin: Arc<Admin>, listener: TcpListener, interface: Interfac
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client)) if tasks.len() < CONNECTIONS_MAX => {
+            Ok((stream, client)) => {
+                open.retain(|connection| !connection.is_closed());
+                if open.len() >= CONNECTIONS_MAX {
+                    // Whoever holds connections must not keep the platform's probes out.
+                    open.pop_front();
+                }
+                let (keep, closed) = oneshot::channel();
+                open.push_back(keep);
                 let admin = Arc::clone(&admin);
                 let service = service_fn(move |request| {
                     let admin = Arc::clone(&admin);
@@ -98,15 +124,21 @@ pub async fn serve(admin: Arc<Admin>, listener: TcpListener, interface: Interfac
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD_WAIT)
+                    .keep_alive(false)
                     .max_buf_size(16 * 1024)
                     .serve_connection(TokioIo::new(stream), service);
                 tasks.spawn("admin-connection", async move {
-                    if let Err(error) = connection.await {
-                        debug!(%error, "admin connection ended early");
+                    tokio::select! {
+                        biased;
+                        ended = timeout(CONNECTION_WAIT, connection) => {
+                            if let Ok(Err(error)) = ended {
+                                debug!(%error, "admin connection ended early");
+                            }
+                        }
+                        _ = closed => debug!("admin connection gave way to another"),
                     }
                 });
             }
-            Ok(_) => warn!("too many connections to the admin interface"),
             Err(error) => {
                 warn!(%error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -123,9 +155,17 @@ impl Admin {
         interface: Interface,
     ) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
-        let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(_too_long) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long"),
+        // Nobody needs another's, and reading it would wait for it.
+        let is_read = interface == Interface::Admin && head.method == Method::PUT;
+        let body = if is_read {
+            match Limited::new(body, BODY_BYTES_MAX).collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(_too_long) => {
+                    return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long");
+                }
+            }
+        } else {
+            Bytes::new()
         };
         let Ok(body) = std::str::from_utf8(&body) else {
             return text(StatusCode::BAD_REQUEST, "the body is not text");
@@ -141,6 +181,9 @@ impl Admin {
             host: host.unwrap_or_default(),
             method: &head.method,
             path: head.uri.path(),
+            is_page: [header::ORIGIN, SEC_FETCH_SITE]
+                .iter()
+                .any(|name| head.headers.contains_key(name)),
             body,
         })
     }
@@ -148,6 +191,12 @@ impl Admin {
     fn decide(&self, asked: &Asked<'_>) -> Response<Full<Bytes>> {
         if asked.interface == Interface::Admin && !is_local_host(asked.host) {
             return text(StatusCode::FORBIDDEN, "the host is not this machine");
+        }
+        if asked.is_page && *asked.method != Method::GET {
+            return text(
+                StatusCode::FORBIDDEN,
+                "a page in a browser may not ask this",
+            );
         }
         let is_admin = asked.interface == Interface::Admin;
         let is_local = asked.client.is_loopback() && is_local_host(asked.host);
@@ -356,7 +405,92 @@ fn respond(status: StatusCode, content_type: &'static str, body: String) -> Resp
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
     use super::*;
+    use crate::drain::Drain;
+
+    /// A process has one.
+    static LEVEL: LazyLock<Level> = LazyLock::new(|| heddle_shell::log::install("off").unwrap());
+
+    /// A server, and what it was asked to do.
+    async fn start(interface: Interface) -> (SocketAddr, watch::Receiver<bool>, Tasks) {
+        let (drain, asked) = watch::channel(false);
+        let admin = Arc::new(Admin {
+            health: Health {
+                held: Published::new(Held::default()),
+                views: Published::new(View::empty(clock::now())),
+                client: Published::new(ClientState::default()),
+                draining: Drain::default().watch(),
+            },
+            telemetry: Arc::default(),
+            level: LEVEL.clone(),
+            filter: Published::new(String::new()),
+            drain,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = Tasks::new();
+        tasks.spawn("admin", serve(admin, listener, interface));
+        (address, asked, tasks)
+    }
+
+    /// The status line that comes back for these lines of a head.
+    async fn ask(stream: &mut TcpStream, lines: &str) -> String {
+        let head = format!("{lines}host: localhost\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            line.push(stream.read_u8().await.unwrap());
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    #[tokio::test]
+    async fn callers_that_hold_connections_do_not_keep_a_probe_out() {
+        let (address, _, _tasks) = start(Interface::Platform).await;
+        let probe = "GET /health/live HTTP/1.1\r\n";
+        let mut held = Vec::new();
+        for n in 0..2 * CONNECTIONS_MAX {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            if n % 2 == 0 {
+                // Nobody waits for this body.
+                let lines = format!("{probe}content-length: 9\r\n");
+                let status = ask(&mut stream, &lines).await;
+                assert_eq!(status, "HTTP/1.1 200 OK\r\n");
+            }
+            held.push(stream);
+        }
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        assert_eq!(ask(&mut stream, probe).await, "HTTP/1.1 200 OK\r\n");
+        // The first of those that said nothing gave way.
+        assert!(matches!(held[1].read(&mut [0]).await, Ok(0) | Err(_)));
+    }
+
+    #[tokio::test]
+    async fn a_page_in_a_browser_changes_nothing() {
+        let (address, asked, _tasks) = start(Interface::Admin).await;
+        for from in [
+            "origin: null\r\n",
+            "origin: http://evil.example\r\n",
+            "sec-fetch-site: same-site\r\n",
+        ] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let lines = format!("POST /drain HTTP/1.1\r\ncontent-length: 0\r\n{from}");
+            let status = ask(&mut stream, &lines).await;
+            assert_eq!(status, "HTTP/1.1 403 Forbidden\r\n", "{from}");
+            assert!(!*asked.borrow());
+        }
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let lines = "POST /drain HTTP/1.1\r\ncontent-length: 0\r\n";
+        assert_eq!(ask(&mut stream, lines).await, "HTTP/1.1 202 Accepted\r\n");
+        assert!(*asked.borrow());
+    }
 
     #[test]
     fn only_names_of_this_machine_reach_the_admin_interface() {
