@@ -257,8 +257,7 @@ impl Client {
             if evict_at <= now {
                 evict_at = now + EVICTION_TICK;
                 if matches!(phase, Phase::Open(_)) {
-                    self.outputs.views.load().age_meshed(EVICTION_TICK);
-                    self.evict_idle(now);
+                    self.forget(now);
                 }
             }
             if self.units.deadline().is_some_and(|at| at <= now) {
@@ -344,8 +343,11 @@ impl Client {
         true
     }
 
-    fn evict_idle(&mut self, now: Instant) {
-        let idle = self.outputs.views.load().idle_destinations(now, IDLE);
+    /// Under a control plane that could be asked again.
+    fn forget(&mut self, now: Instant) {
+        let view = self.outputs.views.load();
+        view.age_meshed(EVICTION_TICK);
+        let idle = view.idle_destinations(now, IDLE);
         if idle.is_empty() {
             return;
         }
