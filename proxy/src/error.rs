@@ -247,10 +247,9 @@ impl ConnectError {
             Self::Tcp(_) | Self::Tls(_) | Self::PeerExpired | Self::Timeout(_) => {
                 Outcome::ConnectFailed
             }
-            Self::CertificateExpired
-            | Self::NoCertificate
-            | Self::Local(_)
-            | Self::Full => Outcome::Cancelled,
+            Self::CertificateExpired | Self::NoCertificate | Self::Local(_) | Self::Full => {
+                Outcome::Cancelled
+            }
         }
     }
 
