@@ -240,6 +240,7 @@ impl Channels {
 
     /// A connection for bytes; it is never shared.
     pub async fn dial(&self, target: &Target) -> Result<(Stream, Peer, Agreed), ConnectError> {
+        self.renewed(target).await;
         let within = target.connect_timeout;
         let dialled = timeout(within, Box::pin(self.dial_without_limit(target)));
         dialled.await.unwrap_or(Err(ConnectError::Timeout(within)))
@@ -277,11 +278,21 @@ impl Channels {
         if let Some(lease) = channel.lease(target, freshness, &self.bounds) {
             return Ok(lease);
         }
+        self.renewed(target).await;
+        // Another one than before, if the certificate is.
+        let channel = self.channel(target);
         match target.carries {
             Carries::Http2 => Box::pin(self.lease_shared(&channel, target)).await,
             Carries::Http1 | Carries::Http1OrForeignHttp2 | Carries::Tcp => {
                 Box::pin(self.lease_own(&channel, target, freshness)).await
             }
+        }
+    }
+
+    /// Waits for a certificate that lets us dial. Not on the account of the endpoint's time.
+    async fn renewed(&self, target: &Target) {
+        if target.endpoint.transport != Transport::Plain {
+            tls::renewed(&self.configs).await;
         }
     }
 

@@ -228,10 +228,16 @@ pub async fn renew(issuer: Arc<Issuer>, mut rng: StdRng) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_expiry_told = false;
     loop {
-        ticks.tick().await;
+        let retry_at = renewal.retry_at();
+        tokio::select! {
+            biased; // Both lead to the same look.
+            _ = ticks.tick() => {}
+            () = clock::sleep_until(retry_at.unwrap_or_else(clock::now)), if retry_at.is_some() => {}
+        }
         if !renewal.is_due(clock::wall(), clock::now()) {
             continue;
         }
+        info!("asking for a certificate");
         match Box::pin(issuer.issue()).await {
             Ok((identity, bundle)) => {
                 // The bundle first, so that nobody verifies against an older one.

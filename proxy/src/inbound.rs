@@ -279,6 +279,9 @@ impl Conn {
     }
 
     async fn shake_hands(&self, stream: Rewound<TcpStream>, wait: Duration) -> Option<Admitted> {
+        // The other side waits, but only so long. Whatever came of it: an expired certificate is
+        // refused there, with the reason.
+        _ = timeout(RENEWAL_WAIT, tls::renewed(&self.worker.configs)).await;
         let config = self.worker.configs.borrow_mut().server();
         let accepted = match config {
             Ok(config) => {
@@ -575,3 +578,7 @@ async fn spoke_or_ended(application: Option<&Stream>) {
         None => std::future::pending().await,
     }
 }
+
+/// For our own certificate while a peer shakes hands. Shorter than [`CONNECT_TIMEOUT`], so that
+/// the peer gets to know why.
+const RENEWAL_WAIT: Duration = Duration::from_millis(1500);

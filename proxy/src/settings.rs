@@ -76,6 +76,9 @@ pub struct Bounds {
     pub detect_wait: Duration,
     /// For a TLS handshake or a request head to arrive whole.
     pub header_wait: Duration,
+    /// For a new certificate when ours has ended before its renewal was due, as by a jump of the
+    /// clock; from then on meshed connections fail at once.
+    pub renewal_wait: Duration,
     /// An accepted HTTP/1.1 connection without a request is closed after this.
     pub idle: Duration,
     /// A connection to an endpoint without a request is closed after this. A server may have
@@ -103,6 +106,7 @@ impl Default for Bounds {
             lookup_wait: Duration::from_secs(2),
             detect_wait: Duration::from_millis(100),
             header_wait: Duration::from_secs(10),
+            renewal_wait: Duration::from_secs(5),
             idle: Duration::from_hours(1),
             endpoint_idle: Duration::from_mins(5),
             unrepeatable_idle: Duration::from_secs(1),

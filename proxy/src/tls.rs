@@ -4,11 +4,13 @@
 //! ALPN tokens are those of `proto/README.md`; which rules apply is never told by them.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use heddle_policy::spiffe::{Peer, SpiffeId};
@@ -25,6 +27,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::timeout_at,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -112,6 +115,10 @@ pub struct Configs {
     generation: u64,
     server: Option<Arc<ServerConfig>>,
     clients: HashMap<(Arc<[SpiffeId]>, Carries), Arc<ClientConfig>>,
+    /// See [`renewed`].
+    renewal_wait: Duration,
+    /// When the current certificate was first seen to have ended.
+    ended_at: Option<Instant>,
 }
 
 impl Credentials {
@@ -123,8 +130,8 @@ impl Credentials {
 }
 
 impl Configs {
-    /// Nothing built yet.
-    pub fn new(published: Arc<Published<Option<Credentials>>>) -> Self {
+    /// Nothing built yet. `renewal_wait` is for [`renewed`].
+    pub fn new(published: Arc<Published<Option<Credentials>>>, renewal_wait: Duration) -> Self {
         let mut credentials = published.reader();
         let current = Arc::clone(credentials.get());
         Self {
@@ -134,6 +141,8 @@ impl Configs {
             generation: 0,
             server: None,
             clients: HashMap::new(),
+            renewal_wait,
+            ended_at: None,
         }
     }
 
@@ -148,6 +157,7 @@ impl Configs {
         self.refresh();
         let credentials = (*self.current).as_ref().ok_or(TlsError::NoCertificate)?;
         let identity = &credentials.identity;
+        // Not only by `ended_at`, which may be a while late.
         if clock::wall() >= identity.not_after() {
             return Err(TlsError::CertificateExpired);
         }
@@ -222,6 +232,21 @@ impl Configs {
         }
     }
 
+    /// Looks whether our certificate has ended. Asked now and then also without traffic, so that
+    /// the first caller after hours does not wait for what has failed for hours.
+    pub fn notice_end(&mut self) {
+        if let Err(TlsError::CertificateExpired) = self.identity() {
+            self.ended_at.get_or_insert_with(clock::now);
+        }
+    }
+
+    /// Until when a new connection waits for another certificate; `None`: it has no reason to.
+    fn waits_until(&mut self) -> Option<Instant> {
+        self.notice_end();
+        let until = self.ended_at? + self.renewal_wait;
+        (clock::now() < until).then_some(until)
+    }
+
     fn refresh(&mut self) {
         let latest = self.credentials.get();
         if !Arc::ptr_eq(latest, &self.current) {
@@ -229,6 +254,7 @@ impl Configs {
             self.generation += 1;
             self.server = None;
             self.clients.clear();
+            self.ended_at = None;
         }
     }
 }
@@ -241,6 +267,21 @@ impl Carries {
             Self::Http1OrForeignHttp2 => &[H1, b"h2"],
             Self::Tcp => &[TCP],
         }
+    }
+}
+
+/// Returns when our certificate is valid, or when waiting for that is of no use. Renewal is due
+/// long before the end, but a clock that jumps, or a machine that slept, is past the end at once:
+/// connections then wait for the renewal instead of failing.
+pub async fn renewed(configs: &RefCell<Configs>) {
+    loop {
+        // Before the look, so that a certificate that comes in between is not missed.
+        let mut changed = configs.borrow().published.subscribe();
+        let Some(until) = configs.borrow_mut().waits_until() else {
+            return;
+        };
+        // Whichever it was, the next look tells.
+        _ = timeout_at(until.into(), changed.changed()).await;
     }
 }
 

@@ -225,8 +225,9 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
 impl Worker {
     fn new(inputs: Inputs, guard: LoopGuard, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let configs = Rc::new(RefCell::new(Configs::new(inputs.credentials)));
         let bounds = &inputs.settings.bounds;
+        let configs = Configs::new(inputs.credentials, bounds.renewal_wait);
+        let configs = Rc::new(RefCell::new(configs));
         let mut channels = |leg| {
             Rc::new(Channels::new(
                 Rc::clone(&configs),
@@ -276,6 +277,7 @@ impl Worker {
     }
 
     fn maintain(&self) {
+        self.configs.borrow_mut().notice_end();
         self.outbound.maintain();
         self.inbound.maintain();
     }

@@ -1,15 +1,19 @@
 //! Who may talk to whom.
 
-use std::{io::ErrorKind, time::Duration};
+use std::{cell::RefCell, io::ErrorKind, sync::Arc, time::Duration};
 
 use heddle_policy::{
     authz::{Condition, Rule, Rules},
     route::ValueMatch,
     snapshot::{MtlsMode, Protocol},
 };
-use heddle_proxy::settings::Bounds;
+use heddle_proxy::{
+    settings::Bounds,
+    tls::{Configs, Credentials, renewed},
+};
+use heddle_shell::{clock, publish::Published};
 use heddle_tests::{
-    call::{Caller, Feed, http1_request},
+    call::{Caller, Feed, http1_request, raw},
     echo::{App, Speaks},
     mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
@@ -132,18 +136,97 @@ async fn a_caller_of_another_root_is_refused() {
     assert_eq!(app.script.calls(), 0);
 }
 
-#[tokio::test]
-async fn an_expired_certificate_is_named() {
-    let app = App::good(Speaks::Http2).await;
+/// By a status where the protocol has one, in the records of the caller's sidecar always.
+async fn check_expired(client_left: Left, server_left: Left, speaks: Speaks) {
+    let app = App::good(speaks).await;
     let authority = Authority::new();
-    let hour = Duration::from_secs(3600);
-    let mut expired = authority.credentials(WEB);
-    let ended = heddle_shell::clock::wall() - hour;
-    expired.identity = std::sync::Arc::new(authority.issue(WEB, ended));
-    let server = authority.credentials(ECHO);
-    let pair = Pair::with(expired, server, app.address, &Plan::default());
-    let answer = Caller::http2(pair.entry).await.unary("ping").await;
-    assert_eq!(answer.reason(), Some("certificate_expired"));
+    let mut plan = Plan {
+        protocol: match speaks {
+            Speaks::Http2 => Protocol::Http2,
+            Speaks::Http1 => Protocol::Http1,
+            Speaks::Bytes | Speaks::BytesServerFirst => Protocol::Tcp,
+        },
+        ..Plan::default()
+    };
+    plan.bounds.renewal_wait = Duration::ZERO;
+    let mut pair = Pair::with(
+        client_left.credentials(&authority, WEB),
+        server_left.credentials(&authority, ECHO),
+        app.address,
+        &plan,
+    );
+    match speaks {
+        Speaks::Http2 => {
+            let answer = Caller::http2(pair.entry).await.unary("ping").await;
+            let expected = (Some("14"), Some("certificate_expired"));
+            assert_eq!((answer.grpc_status(), answer.reason()), expected);
+        }
+        Speaks::Http1 => {
+            let mut caller = Caller::http1(pair.entry).await;
+            let answer = caller.call(http1_request("GET", "/", Feed::empty())).await;
+            let expected = (503, Some("certificate_expired"));
+            assert_eq!((answer.status, answer.reason()), expected);
+        }
+        Speaks::Bytes | Speaks::BytesServerFirst => {
+            let stream = TcpStream::connect(pair.entry).await.unwrap();
+            assert_eq!(raw(stream, b"ping\n").await, b"");
+        }
+    }
+    let record = pair.client.record().await;
+    assert_eq!(record.reason, Some("certificate_expired"));
+    assert_eq!(app.script.calls(), 0);
+}
+
+#[derive(Clone, Copy)]
+enum Left {
+    Hour,
+    Nothing,
+}
+
+impl Left {
+    fn credentials(self, authority: &Authority, id: &str) -> Credentials {
+        let mut credentials = authority.credentials(id);
+        if let Self::Nothing = self {
+            let ended = clock::wall() - Duration::from_hours(1);
+            credentials.identity = Arc::new(authority.issue(id, ended));
+        }
+        credentials
+    }
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_named_whoever_holds_it() {
+    for (client, server) in [(Left::Nothing, Left::Hour), (Left::Hour, Left::Nothing)] {
+        for speaks in [Speaks::Http2, Speaks::Http1, Speaks::Bytes] {
+            check_expired(client, server, speaks).await;
+        }
+    }
+}
+
+/// A certificate that has ended is waited for, once: when nobody renews it, others do not wait.
+#[tokio::test(start_paused = true)]
+async fn connections_wait_for_a_renewal_and_only_as_long_as_it_is_likely() {
+    let authority = Authority::new();
+    let ended = || Arc::new(Some(Left::Nothing.credentials(&authority, WEB)));
+    let published = Published::new(None);
+    published.publish(ended());
+    let wait = Duration::from_secs(5);
+    let configs = RefCell::new(Configs::new(Arc::clone(&published), wait));
+    let waited = async || {
+        let begun = clock::now();
+        renewed(&configs).await;
+        (clock::now() - begun).as_secs()
+    };
+    assert_eq!(waited().await, 5);
+    assert_eq!(waited().await, 0);
+    // Another that has ended, then one that has not.
+    published.publish(ended());
+    let renewal = async {
+        clock::sleep_until(clock::now() + Duration::from_secs(2)).await;
+        published.publish(Arc::new(Some(Left::Hour.credentials(&authority, WEB))));
+    };
+    assert_eq!(tokio::join!(waited(), renewal).0, 2);
+    assert_eq!(waited().await, 0);
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ impl Renewal {
         wait
     }
 
-    /// Whether to try now. Asked once a second.
+    /// Whether to try now. Asked once a second, and at [`Renewal::retry_at`].
     pub(super) fn is_due(&mut self, wall: SystemTime, now: Instant) -> bool {
         if self.has_jumped(wall, now) {
             // What made us wait may have been the clock itself.
@@ -86,11 +86,19 @@ impl Renewal {
             self.backoff.succeeded();
         }
         self.seen = Some((wall, now));
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.retry_at = None;
+        }
         let is_wanted = self.current.as_ref().is_none_or(|current| {
             // Set back behind its beginning, a certificate is as useless as an expired one.
             wall >= current.due || wall < current.not_before
         });
-        is_wanted && self.retry_at.is_none_or(|at| now >= at)
+        is_wanted && self.retry_at.is_none()
+    }
+
+    /// When to ask next, if that is not the usual second.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
     }
 
     pub(super) fn has_expired(&self, wall: SystemTime) -> bool {
