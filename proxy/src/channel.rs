@@ -388,6 +388,7 @@ impl Channels {
         if agreed.speaks == Speaks::Http2 {
             let connection = self.open_http2(stream, peer, agreed, slot, channel).await?;
             channel.http2.borrow_mut().push(Rc::clone(&connection));
+            connection.uses.set(1);
             return Ok(Lease::Http2(Http2Lease::new(connection, channel)));
         }
         let connection = self.open_http1(stream, peer, agreed, slot, channel).await?;
@@ -510,7 +511,8 @@ impl Channels {
             sender,
             peer,
             is_sidecar: agreed.is_sidecar,
-            uses: 0,
+            // By the request it was opened for.
+            uses: 1,
             used: clock::now(),
             retire_at: self.retire_at(),
         })
