@@ -7,6 +7,8 @@
 //! app 10.77.0.3:8080 by 10.77.0.3      the application, its own address and the peer's
 //! ```
 
+mod stray;
+
 use std::{
     collections::HashMap,
     io::Write,
@@ -31,6 +33,8 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     time::timeout,
 };
+
+use stray::Tap;
 
 #[derive(Debug, Parser)]
 struct Cli {
@@ -67,6 +71,9 @@ enum Role {
         to: SocketAddr,
         #[arg(long)]
         udp: bool,
+        /// Sends segments from outside of the connection's window in between.
+        #[arg(long)]
+        stray: bool,
     },
 }
 
@@ -103,12 +110,12 @@ async fn serve(role: Role) -> Result<()> {
             let addresses = resolved.context("no answer")??;
             return say(&addresses.join(" "));
         }
-        Role::Call { to, udp } => {
+        Role::Call { to, udp, stray } => {
             let way = timeout(PATIENCE, async {
                 if udp {
                     call_udp(to).await
                 } else {
-                    call_tcp(to).await
+                    call_tcp(to, stray).await
                 }
             });
             return say(&way.await.unwrap_or_else(|_| "timeout".into()));
@@ -229,13 +236,13 @@ async fn forward(mut client: TcpStream, way: &Forward) -> Result<()> {
 }
 
 /// The way as one line, hop by hop, or how it ended.
-async fn call_tcp(to: SocketAddr) -> String {
+async fn call_tcp(to: SocketAddr, stray: bool) -> String {
     let stream = match TcpStream::connect(to).await {
         Ok(stream) => stream,
         Err(error) => return error.kind().to_string(),
     };
     let mut hops = Vec::new();
-    match read_hops(stream, &mut hops).await {
+    match read_hops(stream, &mut hops, stray).await {
         Ok(()) => hops.join(", "),
         Err(error) => match error.downcast_ref::<std::io::Error>() {
             Some(error) => error.kind().to_string(),
@@ -244,18 +251,35 @@ async fn call_tcp(to: SocketAddr) -> String {
     }
 }
 
-async fn read_hops(mut stream: TcpStream, hops: &mut Vec<String>) -> Result<()> {
+async fn read_hops(mut stream: TcpStream, hops: &mut Vec<String>, stray: bool) -> Result<()> {
+    let mut tap = match stray {
+        true => Some(Tap::open(stream.local_addr()?, stream.peer_addr()?)?),
+        false => None,
+    };
     let (read, mut write) = stream.split();
     let mut lines = BufReader::new(read).lines();
-    write.write_all(PING).await?;
-    while let Some(line) = lines.next_line().await? {
-        if line.as_bytes() == PING.trim_ascii_end() {
-            return Ok(());
+    let mut echo = async || {
+        write.write_all(PING).await?;
+        let mut said = Vec::new();
+        while let Some(line) = lines.next_line().await? {
+            if line.as_bytes() == PING.trim_ascii_end() {
+                return Ok(said);
+            }
+            ensure!(said.len() < HOPS_MAX, "a loop");
+            said.push(line);
         }
-        ensure!(hops.len() < HOPS_MAX, "a loop");
-        hops.push(line);
+        anyhow::bail!("ended after {said:?}")
+    };
+    *hops = echo().await?;
+    if let Some(tap) = &mut tap {
+        // Spread over all numbers: one of them may be in the window by chance.
+        for eighth in 0..8 {
+            tap.send(eighth << 29)?;
+            let more = echo().await?;
+            ensure!(more.is_empty(), "after a stray segment: {more:?}");
+        }
     }
-    anyhow::bail!("ended after {hops:?}")
+    Ok(())
 }
 
 async fn call_udp(to: SocketAddr) -> String {

@@ -24,7 +24,8 @@ struct Row {
     settings: &'static [&'static str],
     from: &'static str,
     user: User,
-    /// `PLACE:PORT`, with `udp ` in front for a datagram.
+    /// `PLACE:PORT`, with `udp ` in front for a datagram, `stray ` for a connection in whose name
+    /// segments from outside of its window are sent.
     to: &'static str,
     /// Hops as the probe prints them; `<PLACE>` and `<PLACE:PORT>` stand for addresses.
     way: &'static str,
@@ -56,6 +57,8 @@ const ROWS: &[Row] = &[
     Row { name: "dns_of_the_proxy_is_direct", settings: &["--capture-dns"], from: "a", user: PROXY, to: "udp c:53", way: "app" },
     Row { name: "dns_over_udp_is_direct_unless_captured", settings: &[], from: "a", user: APP, to: "udp c:53", way: "app" },
     Row { name: "health_from_the_node_is_direct", settings: &[], from: "node", user: User::Root, to: "a:15020", way: "health <a:15020> by <node>" },
+    Row { name: "out_of_window_segments_are_dropped", settings: &[], from: "c", user: User::Root, to: "stray b:8080", way: "inbound <b:8080>, app <b:8080> by <b>" },
+    Row { name: "out_of_window_segments_reset_where_they_pass", settings: &["--pass-invalid"], from: "c", user: User::Root, to: "stray b:8080", way: "connection reset" },
     Row { name: "inbound_listener_refuses_outsiders", settings: &[], from: "c", user: APP, to: "a:15006", way: "connection reset" },
     Row { name: "outbound_listener_refuses_outsiders", settings: &[], from: "c", user: APP, to: "a:15001", way: "connection reset" },
     Row { name: "inbound_listener_refuses_its_own_pod", settings: &[], from: "a", user: APP, to: "a:15006", way: "connection reset" },
@@ -227,15 +230,13 @@ async fn start_proxy(lab: &Lab, pod: &Pod) -> Result<Process> {
 }
 
 fn call(lab: &Lab, row: &Row, family: Family) -> Result<String> {
-    let (udp, to) = match row.to.strip_prefix("udp ") {
-        Some(to) => (true, to),
-        None => (false, row.to),
+    let (flag, to) = match row.to.split_once(' ') {
+        Some((how, to)) => (Some(format!("--{how}")), to),
+        None => (None, row.to),
     };
     let to = with_addresses(&format!("<{to}>"), lab, family);
     let mut words = vec![PROBE, "call", &to];
-    if udp {
-        words.push("--udp");
-    }
+    words.extend(flag.as_deref());
     let namespace = match row.from {
         "node" => &lab.node,
         pod => &lab.pod(pod).namespace,
