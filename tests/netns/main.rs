@@ -4,10 +4,14 @@
 //! Answers `--list` like a libtest binary, so that nextest runs each case in a process of its own.
 //! [`cases`] is the table of everything there is.
 
+mod adoption;
 mod application;
+mod clocks;
 mod connectivity;
+mod crashes;
 mod dns;
 mod interception;
+mod memory;
 mod mesh;
 mod secrecy;
 
@@ -47,6 +51,10 @@ fn cases() -> Vec<Case> {
         connectivity::cases(),
         dns::cases(),
         secrecy::cases(),
+        crashes::cases(),
+        clocks::cases(),
+        adoption::cases(),
+        memory::cases(),
     ]
     .into_iter()
     .flatten()

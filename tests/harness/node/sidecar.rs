@@ -125,6 +125,11 @@ impl<'lab> Sidecar<'lab> {
         })
     }
 
+    /// Waits until it takes connections, whether or not it can serve them.
+    pub async fn started(&mut self) -> Result<()> {
+        self.process.says("\"data plane started\"").await
+    }
+
     /// Waits until it says that it is ready.
     pub async fn ready(&mut self) -> Result<()> {
         let ready = eventually(PATIENCE, "a sidecar is ready", || {

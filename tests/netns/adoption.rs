@@ -1,0 +1,213 @@
+//! Ten pods of a running service get sidecars one by one, while a meshed client keeps calling:
+//! no request fails, and once a pod is meshed nothing is said to it in plaintext.
+//!
+//! Each is taken out of the service first: packet rules that come into force in a running pod cut
+//! the connections that it has.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use heddle_tests::{
+    netns::{Capture, Family, Lab},
+    node::{App, ControlPlane, Load, MeshedPod, Sidecar, Wire, Workload, init},
+    process::eventually,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    Case,
+    mesh::{PLANE, Service, call, control_plane, peer_authentication, workload},
+};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("adoption::ten_pods_become_meshed_one_by_one".into(), || {
+            Box::pin(one_by_one())
+        }),
+        Case::new("adoption::rules_applied_again_cost_nothing".into(), || {
+            Box::pin(reapplied())
+        }),
+    ]
+}
+
+async fn one_by_one() -> Result<()> {
+    let mut names = vec![PLANE, "client"];
+    names.extend(TEN);
+    let lab = Lab::new(&names)?;
+    let plane = control_plane(&lab).await?;
+    let service = Service::of_workloads("shop", 1);
+    let entries: String = TEN.map(|name| workload_entry(&lab, name)).concat();
+    let mode = peer_authentication("PERMISSIVE");
+    plane.apply(&format!("{}{entries}{mode}", service.entry(Family::V4)))?;
+    let mut apps = Vec::new();
+    for name in TEN {
+        apps.push(App::start(lab.pod(name), name, &[]).await?);
+    }
+    let client = workload("client", &[], Family::V4);
+    let client = MeshedPod::start(&plane, lab.pod("client"), &client, &[]).await?;
+    let mut loads = Vec::new();
+    for wire in Wire::ALL {
+        let to = service.address(Family::V4);
+        loads.push(Load::start(
+            client.pod.into(),
+            RATE,
+            &call(wire, to, SECRET),
+        )?);
+    }
+    for load in &loads {
+        for name in TEN {
+            load.answered_by(name, 1)
+                .await
+                .with_context(|| client.sidecar.process().log())?;
+        }
+    }
+    let mut meshed = Vec::new();
+    for name in TEN {
+        take_out(&lab, &plane, name, &client.sidecar).await?;
+        for load in &loads {
+            load.answers(IN_FLIGHT_MAX).await.with_context(|| name)?;
+        }
+        meshed.push(adopt(&lab, &plane, name, &client.sidecar).await?);
+        for load in &loads {
+            load.answered_by(name, 2).await.with_context(|| name)?;
+        }
+    }
+    for load in loads {
+        let report = load.finish().await?;
+        report
+            .without_failures()
+            .with_context(|| client.sidecar.process().log())?;
+    }
+    for (name, (_sidecar, capture)) in TEN.iter().zip(meshed) {
+        let bytes = capture.finish().await?;
+        ensure!(bytes.len() > 1000, "{name}: nothing was captured");
+        let secret = SECRET.as_bytes();
+        let is_said = bytes.windows(secret.len()).any(|seen| seen == secret);
+        ensure!(!is_said, "plaintext to {name}, which is meshed");
+    }
+    Ok(())
+}
+
+/// The client sends nothing new to it.
+async fn take_out(
+    lab: &Lab,
+    plane: &ControlPlane<'_>,
+    name: &str,
+    client: &Sidecar<'_>,
+) -> Result<()> {
+    plane.heddle(&["delete", "WorkloadEntry", name])?;
+    let address = format!("{}:", lab.pod(name).v4);
+    eventually(KNOWN, "the client knows that the pod is out", || {
+        let clusters = client.admin("/clusters").unwrap_or_default();
+        let is_out = !clusters.is_empty() && !clusters.contains(&address);
+        async move { is_out }
+    })
+    .await
+}
+
+/// In the order of a pod: the rules, the sidecar, which registers when it is ready. The capture
+/// begins when the client has heard of it.
+async fn adopt<'lab>(
+    lab: &'lab Lab,
+    plane: &ControlPlane<'lab>,
+    name: &str,
+    client: &Sidecar<'_>,
+) -> Result<(Sidecar<'lab>, Capture)> {
+    let pod = lab.pod(name);
+    init(pod, "install", &[])?;
+    let workload = Workload::new(name, "shop", &["app=shop"]);
+    let mut sidecar = Sidecar::start(plane, pod.into(), &workload, &json!({}))?;
+    sidecar.ready().await?;
+    sidecar.registered().await?;
+    let meshed = format!("{}:", pod.v4);
+    eventually(KNOWN, "the client knows that the pod is meshed", || {
+        let clusters = client.admin("/clusters").unwrap_or_default();
+        let known = is_meshed(&clusters, &meshed);
+        async move { known }
+    })
+    .await?;
+    let capture = pod.capture("tcp").await?;
+    Ok((sidecar, capture))
+}
+
+/// Whether the client dials every port of the pod with mutual TLS.
+fn is_meshed(clusters: &str, pod: &str) -> bool {
+    let Ok(Value::Object(clusters)) = serde_json::from_str(clusters) else {
+        return false;
+    };
+    let endpoints = clusters.values().flat_map(|cluster| {
+        let endpoints = cluster["endpoints"].as_array();
+        endpoints.into_iter().flatten()
+    });
+    let mut transports = endpoints
+        .filter(|endpoint| {
+            let address = endpoint["address"].as_str();
+            address.is_some_and(|address| address.starts_with(pod))
+        })
+        .map(|endpoint| endpoint["transport"].as_str().unwrap_or("Plain"))
+        .peekable();
+    transports.peek().is_some() && transports.all(|transport| transport != "Plain")
+}
+
+/// As its operator wrote it down, before it had a sidecar.
+fn workload_entry(lab: &Lab, name: &str) -> String {
+    let address = lab.pod(name).v4;
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: {name}, namespace: default}}
+spec: {{address: {address}, labels: {{app: shop}}}}
+---
+"
+    )
+}
+
+/// What an init container does that runs again, under new connections.
+async fn reapplied() -> Result<()> {
+    let lab = Lab::new(&[PLANE, "client", "shop"])?;
+    let plane = control_plane(&lab).await?;
+    let service = Service::of_workloads("shop", 1);
+    plane.apply(&service.entry(Family::V4))?;
+    let labels = ["app=shop"];
+    let mut pods = Vec::new();
+    for (name, labels) in [("shop", &labels[..]), ("client", &[])] {
+        let workload = workload(name, labels, Family::V4);
+        pods.push(MeshedPod::start(&plane, lab.pod(name), &workload, &[]).await?);
+    }
+    let to = service.address(Family::V4);
+    let mut loads = Vec::new();
+    for wire in [Wire::Tcp, Wire::Http] {
+        loads.push(Load::start(
+            lab.pod("client").into(),
+            50,
+            &call(wire, to, "again"),
+        )?);
+    }
+    for _ in 0..10 {
+        for pod in &pods {
+            init(pod.pod, "install", &["--capture-dns"])?;
+            init(pod.pod, "verify", &["--capture-dns"])?;
+        }
+        for load in &loads {
+            load.answers(10)
+                .await
+                .with_context(|| pods[1].sidecar.process().log())?;
+        }
+    }
+    for load in loads {
+        load.finish().await?.without_failures()?;
+    }
+    Ok(())
+}
+
+const TEN: [&str; 10] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9"];
+
+const SECRET: &str = "said-to-a-pod-that-becomes-meshed";
+
+/// Requests per second and protocol.
+const RATE: u32 = 40;
+
+/// Of a load, at any moment: answers take milliseconds.
+const IN_FLIGHT_MAX: u64 = 20;
+
+const KNOWN: Duration = Duration::from_secs(10);
