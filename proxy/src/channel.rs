@@ -240,10 +240,12 @@ impl Channels {
 
     /// A connection for bytes; it is never shared.
     pub async fn dial(&self, target: &Target) -> Result<(Stream, Peer, Agreed), ConnectError> {
-        self.renewed(target).await;
         let within = target.connect_timeout;
-        let dialled = timeout(within, Box::pin(self.dial_without_limit(target)));
-        dialled.await.unwrap_or(Err(ConnectError::Timeout(within)))
+        self.certified(target, async || {
+            let dialled = timeout(within, Box::pin(self.dial_without_limit(target)));
+            dialled.await.unwrap_or(Err(ConnectError::Timeout(within)))
+        })
+        .await
     }
 
     /// Closes what was not used for long, is old, or was made with old credentials.
@@ -278,22 +280,43 @@ impl Channels {
         if let Some(lease) = channel.lease(target, freshness, &self.bounds) {
             return Ok(lease);
         }
-        self.renewed(target).await;
-        // Another one than before, if the certificate is.
-        let channel = self.channel(target);
-        match target.carries {
-            Carries::Http2 => Box::pin(self.lease_shared(&channel, target)).await,
-            Carries::Http1 | Carries::Http1OrForeignHttp2 | Carries::Tcp => {
-                Box::pin(self.lease_own(&channel, target, freshness)).await
+        self.certified(target, async || {
+            // Another one than before, if the certificate is.
+            let channel = self.channel(target);
+            match target.carries {
+                Carries::Http2 => Box::pin(self.lease_shared(&channel, target)).await,
+                Carries::Http1 | Carries::Http1OrForeignHttp2 | Carries::Tcp => {
+                    Box::pin(self.lease_own(&channel, target, freshness)).await
+                }
             }
-        }
+        })
+        .await
     }
 
-    /// Waits for a certificate that lets us dial. Not on the account of the endpoint's time.
-    async fn renewed(&self, target: &Target) {
-        if target.endpoint.transport != Transport::Plain {
-            tls::renewed(&self.configs).await;
+    /// Connects with a certificate that lets us, and again when that has ended meanwhile: the
+    /// other side may have looked after the end. Waiting for a renewal is not on the account of
+    /// the endpoint's time.
+    async fn certified<T>(
+        &self,
+        target: &Target,
+        connect: impl AsyncFn() -> Result<T, ConnectError>,
+    ) -> Result<T, ConnectError> {
+        if target.endpoint.transport == Transport::Plain {
+            return connect().await;
         }
+        tls::renewed(&self.configs).await;
+        let ends = match self.configs.borrow_mut().identity() {
+            Ok(identity) => identity.not_after(),
+            Err(error) => return Err(error.into()),
+        };
+        let connected = connect().await;
+        if clock::wall() < ends {
+            return connected;
+        }
+        // What it holds may be all there is.
+        drop(connected);
+        tls::renewed(&self.configs).await;
+        connect().await
     }
 
     /// HTTP/2: whoever comes first starts the dial, and all wait for its end. Only its own time

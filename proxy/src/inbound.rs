@@ -581,4 +581,4 @@ async fn spoke_or_ended(application: Option<&Stream>) {
 
 /// For our own certificate while a peer shakes hands. Shorter than [`CONNECT_TIMEOUT`], so that
 /// the peer gets to know why.
-const RENEWAL_WAIT: Duration = Duration::from_millis(1500);
+const RENEWAL_WAIT: Duration = Duration::from_millis(1800);

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use heddle_policy::spiffe::{Peer, SpiffeId};
@@ -21,8 +21,9 @@ use heddle_shell::{
 };
 use rustls::{
     ClientConfig, ServerConfig,
-    pki_types::{IpAddr, ServerName},
+    pki_types::{IpAddr, ServerName, UnixTime},
     server::Acceptor,
+    time_provider::TimeProvider,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -285,18 +286,33 @@ pub async fn renewed(configs: &RefCell<Configs>) {
     }
 }
 
-/// Shakes hands with a peer that called.
+/// Shakes hands with a peer that called. Its certificate is judged by the time of the beginning: a
+/// caller does not learn after its own end of the handshake that it is refused (TLS 1.3), so what
+/// it found valid must not have ended in between.
 pub async fn accept(
     stream: Rewound<TcpStream>,
     config: Arc<ServerConfig>,
 ) -> Result<(Stream, Peer, Agreed), TlsError> {
-    let accepting = Box::pin(TlsAcceptor::from(config).accept(stream));
+    let mut config = ServerConfig::clone(&config);
+    config.time_provider = Arc::new(Begun(clock::wall()));
+    let accepting = Box::pin(TlsAcceptor::from(Arc::new(config)).accept(stream));
     let stream = accepting.await.map_err(TlsError::Handshake)?;
     let session = stream.get_ref().1;
     let peer = tls::peer(session.peer_certificates())
         .map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
     let agreed = Agreed::from_token(session.alpn_protocol());
     Ok((Stream::Tls(Box::new(stream.into())), peer, agreed))
+}
+
+/// The time of one handshake.
+#[derive(Debug)]
+struct Begun(SystemTime);
+
+impl TimeProvider for Begun {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since = self.0.duration_since(UNIX_EPOCH).ok()?;
+        Some(UnixTime::since_unix_epoch(since))
+    }
 }
 
 /// Shakes hands with an endpoint. `name` is told to it (SNI, without a port) and proves nothing.

@@ -6,6 +6,9 @@ use rand::{RngExt, rngs::StdRng};
 
 use crate::backoff::Backoff;
 
+/// Longer than a control plane needs to notice the jump.
+const HASTY_MAX: u32 = 8;
+
 /// A difference between the clocks beyond this is a jump of the wall clock.
 const JUMP: Duration = Duration::from_secs(5);
 
@@ -19,6 +22,9 @@ pub(super) struct Renewal {
     /// `None` before the first certificate.
     current: Option<Validity>,
     backoff: Backoff,
+    /// Instead of `backoff`, while there are hasty attempts left after a jump of the clock.
+    haste: Backoff,
+    hasty_left: u32,
     /// No attempt before this, after a failure and after a success.
     retry_at: Option<Instant>,
     /// Both clocks at the last look, to notice a jump.
@@ -33,10 +39,12 @@ struct Validity {
 }
 
 impl Renewal {
-    pub(super) fn new(backoff: Backoff) -> Self {
+    pub(super) fn new(backoff: Backoff, haste: Backoff) -> Self {
         Self {
             current: None,
             backoff,
+            haste,
+            hasty_left: 0,
             retry_at: None,
             seen: None,
         }
@@ -59,6 +67,7 @@ impl Renewal {
             due,
         });
         self.backoff.succeeded();
+        self.hasty_left = 0;
         // Short lives are taken at their word.
         let pause = if wait.is_zero() {
             PAUSE
@@ -70,8 +79,13 @@ impl Renewal {
 
     /// An attempt failed; says how long the next one waits.
     pub(super) fn failed(&mut self, now: Instant, asked: Option<Duration>) -> Duration {
-        let wait = self
-            .backoff
+        let hasty_left = self.hasty_left.checked_sub(1);
+        self.hasty_left = hasty_left.unwrap_or(0);
+        let backoff = match hasty_left {
+            Some(_) => &mut self.haste,
+            None => &mut self.backoff,
+        };
+        let wait = backoff
             .failed()
             .max(asked.unwrap_or_default().min(ASKED_MAX));
         self.retry_at = Some(now + wait);
@@ -84,6 +98,8 @@ impl Renewal {
             // What made us wait may have been the clock itself.
             self.retry_at = None;
             self.backoff.succeeded();
+            // The control plane's clock has jumped too, and it has a certificate of its own.
+            self.hasty_left = HASTY_MAX;
         }
         self.seen = Some((wall, now));
         if self.retry_at.is_some_and(|at| now >= at) {
@@ -147,8 +163,10 @@ mod tests {
                 Duration::from_secs(150),
                 StdRng::seed_from_u64(seed),
             );
+            let quarter = Duration::from_millis(250);
+            let haste = Backoff::new(quarter, quarter, StdRng::seed_from_u64(seed));
             Self {
-                renewal: Renewal::new(backoff),
+                renewal: Renewal::new(backoff, haste),
                 rng,
                 wall: UNIX_EPOCH + Duration::from_hours(1_000_000),
                 now: heddle_shell::clock::now(),
@@ -276,6 +294,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn after_a_jump_failures_are_repeated_in_haste_for_a_while() {
+        let mut clocks = Clocks::new(1);
+        clocks.receive(24 * HOUR);
+        clocks.tick();
+        clocks.wall += Duration::from_hours(25);
+        assert!(clocks.tick());
+        for _ in 0..HASTY_MAX {
+            let wait = clocks.renewal.failed(clocks.now, None);
+            assert!(wait <= Duration::from_millis(250), "{wait:?}");
+        }
+        let wait = clocks.renewal.failed(clocks.now, None);
+        assert!(wait >= Duration::from_millis(500), "{wait:?}");
     }
 
     #[test]
