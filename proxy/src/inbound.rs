@@ -14,7 +14,6 @@ use std::{
     future::ready,
     io,
     net::SocketAddr,
-    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
