@@ -1,7 +1,7 @@
 //! Applications behind a sidecar: one that answers over HTTP/1.1 and HTTP/2, and two of bytes.
 //!
 //! `/echo.Echo/Sum` answers how many bytes came, once all have; `/echo.Echo/Repeat` answers the
-//! first message as often as `x-repeat` says; everything else echoes as it comes.
+//! request's body as often as `x-repeat` says; everything else echoes as it comes.
 
 use std::{
     convert::Infallible,
@@ -294,11 +294,11 @@ impl Work {
                 },
                 Self::Repeat(body, message, times) => {
                     match ready!(Pin::new(body).poll_frame(cx)).transpose()? {
-                        Some(frame) if message.is_empty() => {
-                            *message = frame.into_data().unwrap_or_default();
-                        }
                         // All of it is read: HTTP/1.1 breaks off what is answered before.
-                        Some(_) => {}
+                        Some(frame) => {
+                            let data = frame.into_data().unwrap_or_default();
+                            *message = [&message[..], &data].concat().into();
+                        }
                         None => *self = Self::Repeating(std::mem::take(message), *times),
                     }
                 }

@@ -1,8 +1,14 @@
 //! gRPC of every kind through two sidecars.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use bytes::Bytes;
 use heddle_policy::spiffe::SpiffeId;
 use heddle_proxy::{exchange::Spoken, settings::Bounds};
+use heddle_shell::task::Tasks;
 use heddle_tests::{
     call::{Answer, Caller, Feed, grpc},
     echo::{App, Speaks},
@@ -167,20 +173,51 @@ async fn a_cancelled_wait_for_the_head_reaches_the_application_too() {
     assert_eq!(pair.client.record().await.reason, Some("cancelled"));
 }
 
+/// Some callers stop reading; all requests to the endpoint share one connection.
 #[tokio::test]
-async fn one_stalled_reader_does_not_stop_the_others() {
+async fn stalled_readers_do_not_stop_the_others() {
+    const STALLED: usize = 2;
+    /// Far more than all windows and buffers on the way hold.
+    const BLOCKS: usize = 1024;
     let app = App::good(Speaks::Http2).await;
-    let pair = Pair::start(app.address, &Plan::default());
+    let mut pair = Pair::start(app.address, &Plan::default());
     let mut caller = Caller::http2(pair.entry).await;
-    let (feed, body) = Feed::channel();
-    let stalled = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
     let block = Bytes::from(vec![7; 64 * 1024]);
-    // Until every window and buffer on the way is full.
-    let full = async { while feed.send(block.clone()).await.is_ok() {} };
-    _ = tokio::time::timeout(std::time::Duration::from_millis(500), full).await;
+    let (mut stalled, mut feeding) = (Vec::new(), Tasks::new());
+    let fed = Arc::<AtomicUsize>::default();
+    for _ in 0..STALLED {
+        let (feed, body) = Feed::channel();
+        stalled.push(caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap());
+        let (fed, block) = (Arc::clone(&fed), block.clone());
+        feeding.spawn("feed", async move {
+            for _ in 0..BLOCKS {
+                feed.send(block.clone()).await.unwrap();
+                fed.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    // Until every window and buffer on the way is full: nothing more goes in during many calls.
     let mut other = Caller::http2(pair.entry).await;
+    let mut before = usize::MAX;
+    while before != fed.load(Ordering::SeqCst) {
+        before = fed.load(Ordering::SeqCst);
+        for _ in 0..100 {
+            assert_eq!(other.unary("ping").await.grpc_status(), Some("0"));
+        }
+    }
+    assert!((1..STALLED * BLOCKS).contains(&before), "{before}");
     for _ in 0..20 {
+        // Over the very connection of those who stall, and over another.
+        assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
         assert_eq!(other.unary("ping").await.grpc_status(), Some("0"));
     }
-    drop(stalled);
+    while let Ok(record) = pair.client.records.try_recv() {
+        assert_eq!(record.attempts, 1);
+    }
+    // What they did not read was held, not lost.
+    for response in stalled {
+        let answer = Answer::read(response).await.unwrap();
+        assert_eq!(answer.grpc_status(), Some("0"));
+        assert_eq!(answer.body.len(), BLOCKS * block.len());
+    }
 }
