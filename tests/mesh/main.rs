@@ -22,6 +22,7 @@ mod opaque;
 mod policies;
 mod ports;
 mod revocation;
+mod state;
 mod undeclared;
 mod unknown;
 mod uplink;
