@@ -133,10 +133,10 @@ fn seconds(seconds: i64) -> Option<WireDuration> {
 fn spec(change: impl FnOnce(&mut WireCluster)) -> Arc<ClusterSpec> {
     let mut cluster = good();
     change(&mut cluster);
-    match accepted(&cluster).piece {
-        Piece::Cluster(spec) => spec,
-        other => panic!("{other:?}"),
-    }
+    let Piece::Cluster(spec) = accepted(&cluster).piece else {
+        panic!("it is a cluster");
+    };
+    spec
 }
 
 const HTTP: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -161,7 +161,7 @@ fn a_cluster_that_would_be_dialled_otherwise_is_refused() {
                 c.cluster_discovery_type = Some(custom);
             }),
             ("transport_socket", |c| {
-                c.transport_socket = Some(Default::default())
+                c.transport_socket = Some(Default::default());
             }),
             ("transport_socket_matcher", |c| {
                 c.transport_socket_matcher = Some(Default::default());
@@ -180,11 +180,11 @@ fn a_cluster_that_would_be_dialled_otherwise_is_refused() {
                 c.transport_socket_matches[1] = c.transport_socket_matches[0].clone();
             }),
             ("transport_socket_matches[0].match", |c| {
-                c.transport_socket_matches.swap(0, 1)
+                c.transport_socket_matches.swap(0, 1);
             }),
             ("connect_timeout", |c| c.connect_timeout = seconds(-1)),
             ("connect_timeout", |c| {
-                c.connect_timeout = seconds(SECONDS_MAX + 1)
+                c.connect_timeout = seconds(SECONDS_MAX + 1);
             }),
             ("connect_timeout", |c| {
                 let nanos = 1_000_000_000;
@@ -201,6 +201,7 @@ fn a_cluster_that_would_be_dialled_otherwise_is_refused() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one row per field")]
 fn a_policy_outside_its_bounds_is_refused() {
     check_refused(
         &good(),
@@ -210,14 +211,14 @@ fn a_policy_outside_its_bounds_is_refused() {
             ("lb_policy", |c| c.lb_policy = LbPolicy::RingHash.into()),
             ("lb_policy", |c| c.lb_policy = LbPolicy::Maglev.into()),
             ("lb_policy", |c| {
-                c.lb_policy = LbPolicy::ClusterProvided.into()
+                c.lb_policy = LbPolicy::ClusterProvided.into();
             }),
             ("lb_policy", |c| {
-                c.lb_policy = LbPolicy::LoadBalancingPolicyConfig.into()
+                c.lb_policy = LbPolicy::LoadBalancingPolicyConfig.into();
             }),
             ("lb_policy", |c| c.lb_policy = 99),
             ("load_balancing_policy", |c| {
-                c.load_balancing_policy = balancers(&[])
+                c.load_balancing_policy = balancers(&[]);
             }),
             ("load_balancing_policy", |c| {
                 c.load_balancing_policy = balancers(&["ring_hash.v3.RingHash"]);
@@ -255,7 +256,7 @@ fn a_policy_outside_its_bounds_is_refused() {
                 outlier(c).enforcing_consecutive_gateway_failure = u32_value(100);
             }),
             ("outlier_detection.interval", |c| {
-                outlier(c).interval = seconds(-1)
+                outlier(c).interval = seconds(-1);
             }),
             ("outlier_detection.base_ejection_time", |c| {
                 outlier(c).base_ejection_time = seconds(-1);
@@ -298,6 +299,7 @@ fn a_policy_outside_its_bounds_is_refused() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one row per field")]
 fn what_a_cluster_has_beyond_the_subset_is_counted() {
     check_ignored(
         &good(),
@@ -305,10 +307,10 @@ fn what_a_cluster_has_beyond_the_subset_is_counted() {
         &[
             ("alt_stat_name", |c| c.alt_stat_name = "x".to_owned()),
             ("load_assignment", |c| {
-                c.load_assignment = Some(Default::default())
+                c.load_assignment = Some(Default::default());
             }),
             ("health_checks", |c| {
-                c.health_checks = vec![Default::default()]
+                c.health_checks = vec![Default::default()];
             }),
             ("max_requests_per_connection", |c| {
                 c.max_requests_per_connection = u32_value(1);
@@ -317,7 +319,7 @@ fn what_a_cluster_has_beyond_the_subset_is_counted() {
                 c.http2_protocol_options = Some(Default::default());
             }),
             ("common_lb_config", |c| {
-                c.common_lb_config = Some(Default::default())
+                c.common_lb_config = Some(Default::default());
             }),
             ("filters", |c| c.filters = vec![Default::default()]),
             ("per_host_thresholds", |c| {
@@ -334,10 +336,10 @@ fn what_a_cluster_has_beyond_the_subset_is_counted() {
                 });
             }),
             ("retry_budget", |c| {
-                thresholds(c).retry_budget = Some(Default::default())
+                thresholds(c).retry_budget = Some(Default::default());
             }),
             ("max_connection_pools", |c| {
-                thresholds(c).max_connection_pools = u32_value(1)
+                thresholds(c).max_connection_pools = u32_value(1);
             }),
             ("track_remaining", |c| thresholds(c).track_remaining = true),
             ("success_rate_minimum_hosts", |c| {

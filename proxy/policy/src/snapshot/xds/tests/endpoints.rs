@@ -65,15 +65,16 @@ fn metadata(message: &mut LbEndpoint) -> &mut Metadata {
 }
 
 fn listed(message: &ClusterLoadAssignment) -> Vec<EndpointSpec> {
-    match accepted(message).piece {
-        Piece::Endpoints(endpoints) => endpoints.list.clone(),
-        other => panic!("{other:?}"),
-    }
+    let Piece::Endpoints(endpoints) = accepted(message).piece else {
+        panic!("they are endpoints");
+    };
+    endpoints.list.clone()
 }
 
 const MATCH: &str = "envoy.transport_socket_match";
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one row per field")]
 fn an_endpoint_that_cannot_be_dialled_as_told_is_refused() {
     check_refused(
         &good(),
@@ -104,7 +105,7 @@ fn an_endpoint_that_cannot_be_dialled_as_told_is_refused() {
                 endpoint(e).address = socket_address("10.0.0.1", 65_536);
             }),
             ("load_balancing_weight", |e| {
-                e.load_balancing_weight = u32_value(0)
+                e.load_balancing_weight = u32_value(0);
             }),
             (
                 "metadata.filter_metadata.envoy.transport_socket_match",
@@ -189,10 +190,10 @@ fn what_endpoints_have_beyond_the_subset_is_counted() {
                 endpoint(e).health_check_config = Some(Default::default());
             }),
             ("hostname", |e| {
-                endpoint(e).hostname = "echo.shop".to_owned()
+                endpoint(e).hostname = "echo.shop".to_owned();
             }),
             ("observability_name", |e| {
-                endpoint(e).observability_name = "x".to_owned()
+                endpoint(e).observability_name = "x".to_owned();
             }),
             ("additional_addresses", |e| {
                 endpoint(e).additional_addresses = vec![Default::default()];

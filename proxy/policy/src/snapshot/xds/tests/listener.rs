@@ -185,7 +185,7 @@ fn a_chain_is_matched_by_port_and_transport_only() {
         "filter_chains[1].filter_chain_match",
         &[
             ("prefix_ranges", |m| {
-                m.prefix_ranges = vec![Default::default()]
+                m.prefix_ranges = vec![Default::default()];
             }),
             ("address_suffix", |m| m.address_suffix = "x".to_owned()),
             ("suffix_len", |m| m.suffix_len = u32_value(1)),
@@ -194,23 +194,23 @@ fn a_chain_is_matched_by_port_and_transport_only() {
             }),
             ("source_type", |m| m.source_type = 1),
             ("source_prefix_ranges", |m| {
-                m.source_prefix_ranges = vec![Default::default()]
+                m.source_prefix_ranges = vec![Default::default()];
             }),
             ("source_ports", |m| m.source_ports = vec![1]),
             ("server_names", |m| m.server_names = vec!["x".to_owned()]),
             ("application_protocols", |m| {
-                m.application_protocols = vec!["h2".to_owned()]
+                m.application_protocols = vec!["h2".to_owned()];
             }),
             ("destination_port", |m| m.destination_port = u32_value(0)),
             ("destination_port", |m| {
-                m.destination_port = u32_value(65_536)
+                m.destination_port = u32_value(65_536);
             }),
             ("transport_protocol", |m| m.transport_protocol.clear()),
             ("transport_protocol", |m| {
-                m.transport_protocol = "TLS".to_owned()
+                m.transport_protocol = "TLS".to_owned();
             }),
             ("transport_protocol", |m| {
-                m.transport_protocol = "quic".to_owned()
+                m.transport_protocol = "quic".to_owned();
             }),
         ],
     );
@@ -227,7 +227,7 @@ fn an_inbound_listener_that_could_be_weaker_than_told_is_refused() {
                 l.default_filter_chain = Some(Default::default());
             }),
             ("filter_chain_matcher", |l| {
-                l.filter_chain_matcher = Some(Default::default())
+                l.filter_chain_matcher = Some(Default::default());
             }),
             ("fcds_config", |l| l.fcds_config = Some(Default::default())),
             ("filter_chains", |l| l.filter_chains.truncate(2)),
@@ -245,7 +245,7 @@ fn an_inbound_listener_that_could_be_weaker_than_told_is_refused() {
                 l.filter_chains[1].filters = vec![network(pack(&manager))];
             }),
             ("filter_chains[2].filters", |l| {
-                l.filter_chains[2].filters.clear()
+                l.filter_chains[2].filters.clear();
             }),
             ("filter_chains[2].filters[0]", |l| {
                 l.filter_chains[2].filters[0].config_type = None;
@@ -301,10 +301,10 @@ fn http_filters_are_rules_and_then_the_router() {
                 m.http_filters[0].config_type = Some(discovered);
             }),
             ("http_filters[0]", |m| {
-                m.http_filters[0] = http_filter(pack(&Split::default()))
+                m.http_filters[0] = http_filter(pack(&Split::default()));
             }),
             ("http_filters[0].disabled", |m| {
-                m.http_filters[0].disabled = true
+                m.http_filters[0].disabled = true;
             }),
             ("http_filters[0]", |m| {
                 m.http_filters
@@ -337,10 +337,10 @@ fn a_destination_that_leads_nowhere_is_refused() {
             ("name", |l| l.name = "echo:80".to_owned()),
             ("name", |l| l.name = "out/echo:80".to_owned()),
             ("filter_chains", |l| {
-                l.filter_chains = vec![Default::default()]
+                l.filter_chains = vec![Default::default()];
             }),
             ("filter_chain_matcher", |l| {
-                l.filter_chain_matcher = Some(Default::default())
+                l.filter_chain_matcher = Some(Default::default());
             }),
             ("default_filter_chain", |l| l.default_filter_chain = None),
             ("default_filter_chain.filter_chain_match", |l| {
@@ -350,7 +350,7 @@ fn a_destination_that_leads_nowhere_is_refused() {
                 default_chain(l).transport_socket = socket(pack(&tls::upstream()));
             }),
             ("default_filter_chain.filters", |l| {
-                default_chain(l).filters.clear()
+                default_chain(l).filters.clear();
             }),
             ("default_filter_chain.filters[0].typed_config.rds", |l| {
                 let mut manager = manager(vec![http_filter(pack(&Router::default()))]);
@@ -397,7 +397,7 @@ fn a_policy_for_outbound_is_whole_or_refused() {
         &[
             ("mesh_cidrs[1]", |p| p.mesh_cidrs[1] = "fd00::".to_owned()),
             ("mesh_cidrs[1]", |p| {
-                p.mesh_cidrs[1] = "10.0.0.0/33".to_owned()
+                p.mesh_cidrs[1] = "10.0.0.0/33".to_owned();
             }),
             ("mesh_cidrs[0]", |p| p.mesh_cidrs[0].clear()),
             ("unknown", |p| p.unknown = Unknown::Unspecified.into()),
@@ -425,16 +425,17 @@ fn a_policy_for_outbound_is_whole_or_refused() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one row per field")]
 fn what_listeners_have_beyond_the_subset_is_counted() {
     const ROWS: &[Row<WireListener>] = &[
         ("address", |l| l.address = Some(Default::default())),
         ("listener_filters", |l| {
-            l.listener_filters = vec![Default::default()]
+            l.listener_filters = vec![Default::default()];
         }),
         ("bind_to_port", |l| l.bind_to_port = bool_value(false)),
         ("traffic_direction", |l| l.traffic_direction = 1),
         ("api_listener", |l| {
-            l.api_listener = Some(Default::default())
+            l.api_listener = Some(Default::default());
         }),
         ("access_log", |l| l.access_log = vec![Default::default()]),
     ];
@@ -446,10 +447,10 @@ fn what_listeners_have_beyond_the_subset_is_counted() {
         |listener| listener,
         &[
             ("filter_chains", |l| {
-                l.filter_chains = vec![Default::default()]
+                l.filter_chains = vec![Default::default()];
             }),
             ("default_filter_chain", |l| {
-                l.default_filter_chain = Some(Default::default())
+                l.default_filter_chain = Some(Default::default());
             }),
             ("a field of our metadata that no version has", |l| {
                 let any = pack_own("OutboundPolicy", &policy());
@@ -481,10 +482,10 @@ fn what_listeners_have_beyond_the_subset_is_counted() {
         &[
             ("normalize_path", |m| m.normalize_path = bool_value(true)),
             ("max_request_headers_kb", |m| {
-                m.max_request_headers_kb = u32_value(1)
+                m.max_request_headers_kb = u32_value(1);
             }),
             ("request_timeout", |m| {
-                m.request_timeout = Some(Default::default())
+                m.request_timeout = Some(Default::default());
             }),
         ],
     );
@@ -493,13 +494,13 @@ fn what_listeners_have_beyond_the_subset_is_counted() {
         |proxy| with(pack(&proxy)),
         &[
             ("idle_timeout", |p| {
-                p.idle_timeout = Some(Default::default())
+                p.idle_timeout = Some(Default::default());
             }),
             ("max_connect_attempts", |p| {
-                p.max_connect_attempts = u32_value(1)
+                p.max_connect_attempts = u32_value(1);
             }),
             ("tunneling_config", |p| {
-                p.tunneling_config = Some(Default::default())
+                p.tunneling_config = Some(Default::default());
             }),
         ],
     );
@@ -530,9 +531,11 @@ fn a_ports_mode_is_which_chains_it_has() {
 
 #[test]
 fn a_destination_is_named_by_its_prefix_and_leads_where_its_filter_says() {
-    let read = |listener: &WireListener| match accepted(listener).piece {
-        Piece::Listener(Listener::Destination(read)) => read,
-        other => panic!("{other:?}"),
+    let read = |listener: &WireListener| {
+        let Piece::Listener(Listener::Destination(read)) = accepted(listener).piece else {
+            panic!("it is a destination");
+        };
+        read
     };
     for (codec, protocol) in [
         (CodecType::Auto, Protocol::Detect),

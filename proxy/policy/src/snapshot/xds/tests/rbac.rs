@@ -131,10 +131,10 @@ fn what_a_filter_of_rules_does_not_support_is_refused() {
             ("rules", |f| f.rules = None),
             ("matcher", |f| f.matcher = Some(Default::default())),
             ("shadow_rules", |f| {
-                f.shadow_rules = Some(Default::default())
+                f.shadow_rules = Some(Default::default());
             }),
             ("shadow_matcher", |f| {
-                f.shadow_matcher = Some(Default::default())
+                f.shadow_matcher = Some(Default::default());
             }),
         ],
     );
@@ -146,10 +146,10 @@ fn what_a_filter_of_rules_does_not_support_is_refused() {
             ("rules", |f| f.rules = None),
             ("matcher", |f| f.matcher = Some(Default::default())),
             ("shadow_rules", |f| {
-                f.shadow_rules = Some(Default::default())
+                f.shadow_rules = Some(Default::default());
             }),
             ("shadow_matcher", |f| {
-                f.shadow_matcher = Some(Default::default())
+                f.shadow_matcher = Some(Default::default());
             }),
             ("enforcement_type", |f| f.enforcement_type = 1),
             ("delay_deny", |f| f.delay_deny = Some(Default::default())),
@@ -182,7 +182,7 @@ fn what_rules_do_not_support_is_refused() {
         &[
             ("condition", |p| p.condition = Some(Default::default())),
             ("checked_condition", |p| {
-                p.checked_condition = Some(Default::default())
+                p.checked_condition = Some(Default::default());
             }),
             ("cel_config", |p| p.cel_config = Some(Default::default())),
             ("permissions", |p| p.permissions.clear()),
@@ -384,10 +384,10 @@ fn a_condition_on_a_header_that_is_not_understood_is_refused() {
 }
 
 fn conditions(listener: &listener::Wire) -> Arc<Rules> {
-    match accepted(listener).piece {
-        Piece::Listener(Listener::Inbound(inbound)) => Arc::clone(&inbound.default.authz),
-        other => panic!("{other:?}"),
-    }
+    let Piece::Listener(Listener::Inbound(inbound)) = accepted(listener).piece else {
+        panic!("it is the inbound listener");
+    };
+    Arc::clone(&inbound.default.authz)
 }
 
 /// The condition of the one rule of a policy with this permission, in words.

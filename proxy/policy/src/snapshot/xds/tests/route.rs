@@ -127,10 +127,10 @@ fn back_off(base: Option<WireDuration>, max: Option<WireDuration>) -> Option<Ret
 fn read(change: impl FnOnce(&mut WireRoute)) -> Arc<Route> {
     let mut route = route();
     change(&mut route);
-    match accepted(&with_route(route)).piece {
-        Piece::Routes(table) => Arc::clone(&table.hosts[0].routes[0]),
-        other => panic!("{other:?}"),
-    }
+    let Piece::Routes(table) = accepted(&with_route(route)).piece else {
+        panic!("they are routes");
+    };
+    Arc::clone(&table.hosts[0].routes[0])
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_match_that_is_not_understood_is_refused() {
         &[
             ("match", |r| r.r#match = None),
             ("match.case_sensitive", |r| {
-                matches(r).case_sensitive = bool_value(false)
+                matches(r).case_sensitive = bool_value(false);
             }),
             ("match.runtime_fraction", |r| {
                 matches(r).runtime_fraction = Some(Default::default());
@@ -198,17 +198,17 @@ fn a_match_that_is_not_understood_is_refused() {
                 matches(r).query_parameters = vec![Default::default()];
             }),
             ("match.cookies", |r| {
-                matches(r).cookies = vec![Default::default()]
+                matches(r).cookies = vec![Default::default()];
             }),
             ("match.grpc", |r| matches(r).grpc = Some(Default::default())),
             ("match.tls_context", |r| {
-                matches(r).tls_context = Some(Default::default())
+                matches(r).tls_context = Some(Default::default());
             }),
             ("match.dynamic_metadata", |r| {
                 matches(r).dynamic_metadata = vec![Default::default()];
             }),
             ("match.filter_state", |r| {
-                matches(r).filter_state = vec![Default::default()]
+                matches(r).filter_state = vec![Default::default()];
             }),
             ("match.path_specifier", |r| matches(r).path_specifier = None),
             ("match.path_specifier", |r| {
@@ -224,19 +224,19 @@ fn a_match_that_is_not_understood_is_refused() {
                 matches(r).path_specifier = Some(policy);
             }),
             ("match.safe_regex.regex", |r| {
-                matches(r).path_specifier = regex("(")
+                matches(r).path_specifier = regex("(");
             }),
             ("match.safe_regex.regex", |r| {
-                matches(r).path_specifier = regex("/a)|(/b")
+                matches(r).path_specifier = regex("/a)|(/b");
             }),
             ("match.safe_regex.regex", |r| {
                 matches(r).path_specifier = regex("(a{1000}){1000}");
             }),
             ("match.headers[0].name", |r| {
-                matches(r).headers[0].name.clear()
+                matches(r).headers[0].name.clear();
             }),
             ("match.headers[0].name", |r| {
-                matches(r).headers[0].name = "X".to_owned()
+                matches(r).headers[0].name = "X".to_owned();
             }),
             ("match.headers[0].treat_missing_header_as_empty", |r| {
                 matches(r).headers[0].treat_missing_header_as_empty = true;
@@ -262,13 +262,13 @@ fn an_action_that_is_not_understood_is_refused() {
         &[
             ("action", |r| r.action = None),
             ("action", |r| {
-                r.action = Some(Action::Redirect(Default::default()))
+                r.action = Some(Action::Redirect(Default::default()));
             }),
             ("action", |r| {
-                r.action = Some(Action::DirectResponse(Default::default()))
+                r.action = Some(Action::DirectResponse(Default::default()));
             }),
             ("action", |r| {
-                r.action = Some(Action::NonForwardingAction(Default::default()))
+                r.action = Some(Action::NonForwardingAction(Default::default()));
             }),
             ("route.cluster", |r| action(r).cluster_specifier = None),
             ("route.cluster", |r| {
@@ -327,6 +327,7 @@ fn an_action_that_is_not_understood_is_refused() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one row per field")]
 fn what_routes_have_beyond_the_subset_is_counted() {
     check_ignored(
         &good(),
@@ -336,10 +337,10 @@ fn what_routes_have_beyond_the_subset_is_counted() {
                 t.request_headers_to_add = vec![Default::default()];
             }),
             ("ignore_port_in_host_matching", |t| {
-                t.ignore_port_in_host_matching = true
+                t.ignore_port_in_host_matching = true;
             }),
             ("validate_clusters", |t| {
-                t.validate_clusters = bool_value(true)
+                t.validate_clusters = bool_value(true);
             }),
             ("settings of a filter we do not have", |t| {
                 t.typed_per_filter_config
@@ -349,7 +350,7 @@ fn what_routes_have_beyond_the_subset_is_counted() {
                 t.virtual_hosts[0].rate_limits = vec![Default::default()];
             }),
             ("cors", |t| {
-                t.virtual_hosts[0].cors = Some(Default::default())
+                t.virtual_hosts[0].cors = Some(Default::default());
             }),
             ("retry_policy of a host", |t| {
                 t.virtual_hosts[0].retry_policy = Some(Default::default());
@@ -366,31 +367,31 @@ fn what_routes_have_beyond_the_subset_is_counted() {
                 r.request_headers_to_add = vec![Default::default()];
             }),
             ("prefix_rewrite", |r| {
-                action(r).prefix_rewrite = "/x".to_owned()
+                action(r).prefix_rewrite = "/x".to_owned();
             }),
             ("idle_timeout", |r| action(r).idle_timeout = seconds(1)),
             ("request_mirror_policies", |r| {
                 action(r).request_mirror_policies = vec![Default::default()];
             }),
             ("hash_policy", |r| {
-                action(r).hash_policy = vec![Default::default()]
+                action(r).hash_policy = vec![Default::default()];
             }),
             ("total_weight", |r| split(r).total_weight = u32_value(4)),
             ("runtime_key_prefix", |r| {
-                split(r).runtime_key_prefix = "x".to_owned()
+                split(r).runtime_key_prefix = "x".to_owned();
             }),
             ("random_value_specifier", |r| {
                 let header = RandomValueSpecifier::HeaderName("x".to_owned());
                 split(r).random_value_specifier = Some(header);
             }),
             ("cluster_header", |r| {
-                split(r).clusters[0].cluster_header = "x".to_owned()
+                split(r).clusters[0].cluster_header = "x".to_owned();
             }),
             ("metadata_match", |r| {
                 split(r).clusters[0].metadata_match = Some(Default::default());
             }),
             ("retry_priority", |r| {
-                retry(r).retry_priority = Some(Default::default())
+                retry(r).retry_priority = Some(Default::default());
             }),
             ("retriable_headers", |r| {
                 retry(r).retriable_headers = vec![Default::default()];

@@ -131,7 +131,7 @@ fn what_downstream_tls_does_not_support_is_refused() {
             ("require_sni", |c| c.require_sni = bool_value(true)),
             ("ocsp_staple_policy", |c| c.ocsp_staple_policy = 1),
             ("session_timeout", |c| {
-                c.session_timeout = Some(Default::default())
+                c.session_timeout = Some(Default::default());
             }),
             ("session_ticket_keys_type", |c| {
                 c.session_ticket_keys_type = Some(
@@ -210,11 +210,11 @@ fn own_secrets_and_nothing_else_are_taken() {
                 c.tls_certificate_certificate_provider_instance = Some(Default::default());
             }),
             ("custom_handshaker", |c| {
-                c.custom_handshaker = Some(Default::default())
+                c.custom_handshaker = Some(Default::default());
             }),
             ("key_log", |c| c.key_log = Some(Default::default())),
             ("validation_context_type", |c| {
-                c.validation_context_type = None
+                c.validation_context_type = None;
             }),
             ("validation_context_type", |c| {
                 let inline = ValidationContextType::ValidationContext(Default::default());
@@ -279,22 +279,22 @@ fn validation_says_nothing_but_identities() {
         "combined_validation_context.default_validation_context",
         &[
             (WHOLE, |c| {
-                of_default(c).trusted_ca = Some(Default::default())
+                of_default(c).trusted_ca = Some(Default::default());
             }),
             (WHOLE, |c| {
                 of_default(c).ca_certificate_provider_instance = Some(Default::default());
             }),
             (WHOLE, |c| {
-                of_default(c).system_root_certs = Some(Default::default())
+                of_default(c).system_root_certs = Some(Default::default());
             }),
             (WHOLE, |c| {
-                of_default(c).watched_directory = Some(Default::default())
+                of_default(c).watched_directory = Some(Default::default());
             }),
             (WHOLE, |c| {
-                of_default(c).verify_certificate_spki = vec![String::new()]
+                of_default(c).verify_certificate_spki = vec![String::new()];
             }),
             (WHOLE, |c| {
-                of_default(c).verify_certificate_hash = vec![String::new()]
+                of_default(c).verify_certificate_hash = vec![String::new()];
             }),
             (WHOLE, |c| {
                 of_default(c).match_subject_alt_names = vec![Default::default()];
