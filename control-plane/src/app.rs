@@ -59,6 +59,8 @@ const ESTABLISHED_QUEUE: usize = 64;
 
 /// HTTP/2 limits. A sidecar has half a dozen streams.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// Connections are retired this often in the life of a certificate; their streams go on.
+const CONNECTIONS_PER_LEAF: u32 = 4;
 const HEADER_BYTES_MAX: u32 = 32 * 1024;
 /// A peer that answers no ping within the timeout is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -250,6 +252,9 @@ impl ControlPlane {
             .http2_max_header_list_size(HEADER_BYTES_MAX)
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            // A stream that ends with its proof is opened again on the same connection, by gRPC
+            // and Envoy both: one made in time has the certificate of that time.
+            .max_connection_age(config.authority.leaf_lifetime / CONNECTIONS_PER_LEAF)
             .layer(GateLayer(Arc::new(gate)))
             .add_service(health_service)
             .add_service(reflection)

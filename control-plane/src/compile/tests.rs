@@ -379,6 +379,38 @@ fn grpc_gets_one_kind_of_endpoint() {
     assert!(list.list.len() == 3 && list.list.iter().all(|endpoint| endpoint.is_meshed));
 }
 
+/// gRPC reads the one list, Envoy and sidecars the other.
+#[test]
+#[expect(deprecated, reason = "gRPC reads no other SAN matchers")]
+fn grpc_is_told_identities_in_the_list_that_it_reads() {
+    use heddle_proto::xds::envoy::{
+        config::{cluster::v3::Cluster, core::v3::transport_socket::ConfigType},
+        extensions::transport_sockets::tls::v3::{
+            UpstreamTlsContext, common_tls_context::ValidationContextType,
+        },
+        r#type::matcher::v3::string_matcher::MatchPattern,
+    };
+    let world = Fixture::shop().world();
+    let name = named(ResourceType::Cluster, &format!("{USER}:8080"));
+    let (compiled, _) = compile(&world, &node(Flavour::Grpc), &name);
+    let cluster = Cluster::decode(&*compiled.unwrap().value).unwrap();
+    let Some(ConfigType::TypedConfig(any)) = cluster.transport_socket.unwrap().config_type else {
+        panic!("it has a configuration");
+    };
+    let context = UpstreamTlsContext::decode(&*any.value).unwrap();
+    let common = context.common_tls_context.unwrap();
+    let Some(ValidationContextType::ValidationContext(validation)) = common.validation_context_type
+    else {
+        panic!("gRPC takes this form only");
+    };
+    let typed = validation.match_typed_subject_alt_names.iter();
+    let typed: Vec<_> = typed.filter_map(|typed| typed.matcher.clone()).collect();
+    assert!(!typed.is_empty());
+    assert_eq!(validation.match_subject_alt_names, typed);
+    let is_exact = |pattern: &Option<MatchPattern>| matches!(pattern, Some(MatchPattern::Exact(_)));
+    assert!(typed.iter().all(|matcher| is_exact(&matcher.match_pattern)));
+}
+
 #[test]
 fn a_change_that_a_sidecar_would_refuse_is_refused_before() {
     let before = Fixture::shop();

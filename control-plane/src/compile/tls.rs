@@ -1,6 +1,8 @@
 //! Transport sockets by flavour. The sidecar's secrets are its own, Envoy's come from SDS files,
 //! gRPC's from its certificate provider.
 
+#![expect(deprecated, reason = "gRPC reads no other SAN matchers")]
+
 use heddle_policy::spiffe::SpiffeId;
 use heddle_proto::xds::envoy::{
     config::core::v3::{
@@ -98,12 +100,20 @@ fn common(
             validation_context_type: Some(ValidationContextType::ValidationContext(
                 CertificateValidationContext {
                     ca_certificate_provider_instance: Some(provider()),
+                    // All that gRPC reads (gRFC A29): the typed ones alone would let every
+                    // workload of the mesh answer.
+                    match_subject_alt_names: strings(&validation),
                     ..validation
                 },
             )),
             ..CommonTlsContext::default()
         },
     }
+}
+
+fn strings(validation: &CertificateValidationContext) -> Vec<StringMatcher> {
+    let typed = validation.match_typed_subject_alt_names.iter();
+    typed.filter_map(|typed| typed.matcher.clone()).collect()
 }
 
 fn by_sds(files: Option<&str>, validation: CertificateValidationContext) -> CommonTlsContext {
