@@ -76,13 +76,13 @@ async fn envoy_and_a_sidecar_call_each_other_over_mutual_tls() -> Result<()> {
 }
 
 /// What Envoy is asked for its counters. Not by users in the mesh: nobody but its own user may.
-fn stats(pod: &Pod) -> Result<String> {
+pub(crate) fn stats(pod: &Pod) -> Result<String> {
     let url = format!("http://127.0.0.1:{ADMIN}/stats?usedonly");
     peers::output(pod, ENVOY, &["curl", "-s", "--fail", &url])
 }
 
 /// The sum of the counters that `is_wanted`; absent ones are zero.
-fn stat(stats: &str, is_wanted: impl Fn(&str) -> bool) -> u64 {
+pub(crate) fn stat(stats: &str, is_wanted: impl Fn(&str) -> bool) -> u64 {
     let pairs = stats.lines().filter_map(|line| line.split_once(": "));
     pairs
         .filter(|(name, _)| is_wanted(name))
@@ -91,9 +91,9 @@ fn stat(stats: &str, is_wanted: impl Fn(&str) -> bool) -> u64 {
 }
 
 /// The rules of our `init`, a certificate and Envoy in place of a sidecar.
-async fn start(plane: &ControlPlane<'_>, pod: &Pod, files: &Path) -> Result<Process> {
+pub(crate) async fn start(plane: &ControlPlane<'_>, pod: &Pod, files: &Path) -> Result<Process> {
     init(pod, "install", &[])?;
-    let workload = Workload::new("envoy", "envoy", &["app=envoy"]);
+    let workload = workload();
     let certificates = peers::certificate(plane, files, &workload, ENVOY_UID)?;
     let file = files.join("envoy.json");
     fs::write(&file, bootstrap(plane, &certificates).to_string())?;
@@ -115,6 +115,11 @@ async fn start(plane: &ControlPlane<'_>, pod: &Pod, files: &Path) -> Result<Proc
     .await
     .with_context(|| envoy.log())?;
     Ok(envoy)
+}
+
+/// Whom Envoy serves.
+pub(crate) fn workload() -> Workload<'static> {
+    Workload::new("envoy", "envoy", &["app=envoy"])
 }
 
 fn bootstrap(plane: &ControlPlane<'_>, certificates: &Path) -> Value {
@@ -187,7 +192,7 @@ fn bootstrap(plane: &ControlPlane<'_>, certificates: &Path) -> Value {
 
 /// The user that our redirect rules except.
 const ENVOY_UID: u32 = 1337;
-const ENVOY: User = User::Unprivileged(ENVOY_UID);
+pub(crate) const ENVOY: User = User::Unprivileged(ENVOY_UID);
 const ADMIN: u16 = 15000;
 
 const OURS: &str = "10.96.0.10";

@@ -16,9 +16,9 @@ use super::peers::{self, Conversation};
 
 /// What became of an order of `grpc_client.py`.
 #[derive(Debug, Deserialize)]
-struct Ended {
-    answers: BTreeMap<String, u64>,
-    failures: BTreeMap<String, u64>,
+pub(crate) struct Ended {
+    pub(crate) answers: BTreeMap<String, u64>,
+    pub(crate) failures: BTreeMap<String, u64>,
 }
 
 impl Ended {
@@ -111,7 +111,7 @@ async fn server<'lab>(
 }
 
 /// A gRPC client with a certificate of `account`, for the control plane and for endpoints.
-fn client(
+pub(crate) fn client(
     plane: &ControlPlane<'_>,
     pod: &Pod,
     files: &Path,

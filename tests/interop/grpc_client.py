@@ -1,9 +1,9 @@
 """A gRPC client as an application writes it: `grpc_client.py TARGET`; its bootstrap file is in
 GRPC_XDS_BOOTSTRAP.
 
-Reads orders from standard input, one JSON object a line: `method`, `metadata`, `calls`. Makes the
-calls over one channel and prints how they ended as one JSON object: `answers` by their text and
-`failures` by status and message.
+Reads orders from standard input, one JSON object a line: `method`, `metadata`, `calls`, and `fresh`
+for connections of their own. Makes the calls over one channel and prints how they ended as one JSON
+object: `answers` by their text and `failures` by status and message.
 """
 
 import collections
@@ -17,11 +17,22 @@ SECONDS_MAX = 15
 
 
 def main():
+    with connect() as channel:
+        for line in sys.stdin:
+            order = json.loads(line)
+            if order.get("fresh"):
+                # Channels share connections unless told.
+                with connect(("grpc.use_local_subchannel_pool", 1)) as fresh:
+                    ended = obey(fresh, order)
+            else:
+                ended = obey(channel, order)
+            print(json.dumps(ended), flush=True)
+
+
+def connect(*options):
     # Plaintext only where the control plane says nothing of TLS.
     credentials = grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials())
-    with grpc.secure_channel(sys.argv[1], credentials) as channel:
-        for line in sys.stdin:
-            print(json.dumps(obey(channel, json.loads(line))), flush=True)
+    return grpc.secure_channel(sys.argv[1], credentials, options=options)
 
 
 def obey(channel, order):

@@ -12,6 +12,8 @@ mod grpc;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod identity;
+#[cfg(test)]
 mod peers;
 #[cfg(test)]
 mod telemetry;

@@ -13,8 +13,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use heddle_tests::{
     netns::{Family, Lab, Pod, Requires},
-    node::{ControlPlane, Workload},
-    process::{PATIENCE, User, checked, eventually},
+    node::{ControlPlane, Workload, program},
+    process::{PATIENCE, Process, User, checked, eventually},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -58,8 +58,17 @@ pub(crate) fn script(name: &str, arguments: &[&str]) -> Result<Vec<String>> {
 
 /// A control plane in the pod `plane`, named as peers dial it, with these resources.
 pub(crate) async fn control_plane<'lab>(lab: &'lab Lab, yaml: &str) -> Result<ControlPlane<'lab>> {
+    control_plane_with(lab, yaml, json!({})).await
+}
+
+/// As [`control_plane`], with certificates as `authority` says.
+pub(crate) async fn control_plane_with<'lab>(
+    lab: &'lab Lab,
+    yaml: &str,
+    authority: Value,
+) -> Result<ControlPlane<'lab>> {
     let pod = lab.pod("plane");
-    let settings = json!({ "listen": { "names": [pod.v4] } });
+    let settings = json!({ "listen": { "names": [pod.v4] }, "authority": authority });
     let plane = ControlPlane::start(pod.into(), settings).await?;
     plane.apply(yaml)?;
     Ok(plane)
@@ -101,6 +110,41 @@ pub(crate) fn certificate(
     let owner = format!("{owner}:{owner}");
     checked(Command::new("chown").args(["-R", &owner]).arg(&out))?;
     Ok(out)
+}
+
+/// Keeps a certificate that [`certificate`] wrote renewed, as the user who reads it.
+pub(crate) fn renewal(
+    plane: &ControlPlane<'_>,
+    pod: &Pod,
+    directory: &Path,
+    workload: &Workload<'_>,
+    user: User,
+) -> Result<Process> {
+    let (out, token) = (directory.join(workload.name), directory.join("renewal"));
+    let token = token.with_extension(workload.name);
+    fs::write(&token, plane.token(workload)?)?;
+    // Everybody in the test may be the caller of this workload.
+    let root = directory.join("root.pem");
+    fs::copy(plane.root(), &root)?;
+    for file in [&token, &root] {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o644))?;
+    }
+    let word = |path: &Path| path.display().to_string();
+    let words = [
+        word(&program("heddle")?),
+        "--server".to_owned(),
+        ads(plane).to_string(),
+        "certs".to_owned(),
+        "issue".to_owned(),
+        "--renew".to_owned(),
+        "--out".to_owned(),
+        word(&out),
+        "--token".to_owned(),
+        word(&token),
+        "--trust-anchor".to_owned(),
+        word(&root),
+    ];
+    pod.spawn("renewal", user, &words)
 }
 
 /// Waits for a connected peer of this flavour, and checks that no proxy refused anything.
