@@ -1,5 +1,5 @@
 //! The threads that carry traffic, and the handle on them. Each worker is one thread with one
-//! runtime; nothing but traffic runs there.
+//! runtime; nothing but traffic runs there. A test may run it on its own thread instead.
 
 use std::{
     cell::RefCell,
@@ -23,7 +23,7 @@ use tokio::{
     net::TcpStream,
     runtime,
     sync::{mpsc, watch},
-    task::LocalSet,
+    task::{LocalSet, spawn_local},
     time::{MissedTickBehavior, interval},
 };
 use tracing::error;
@@ -81,7 +81,7 @@ pub struct Bound {
 pub struct DataPlane {
     /// Where it listens.
     pub bound: Bound,
-    /// Closed when every worker has ended.
+    /// Closed when every worker and the acceptor have ended.
     running: watch::Receiver<()>,
 }
 
@@ -112,8 +112,47 @@ impl DataPlane {
     /// # Errors
     /// When an address cannot be bound or a thread cannot be started.
     pub fn start(inputs: &Inputs, seed: u64) -> io::Result<Self> {
-        let settings = &inputs.settings;
-        let listeners = Listeners::bind(settings)?;
+        let (plane, works, accepting) = Self::bind(inputs, inputs.settings.workers.get(), seed)?;
+        for (index, work) in works.into_iter().enumerate() {
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    let _running = work.running.clone();
+                    LocalSet::new().block_on(&runtime, work.run());
+                })?;
+        }
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || runtime.block_on(accepting.run()))?;
+        Ok(plane)
+    }
+
+    /// As [`DataPlane::start`], with one worker in tasks of the current `LocalSet` instead of
+    /// threads: whoever holds the clock of that runtime holds the worker's.
+    ///
+    /// # Errors
+    /// When an address cannot be bound.
+    pub fn start_here(inputs: &Inputs, seed: u64) -> io::Result<Self> {
+        let (plane, works, accepting) = Self::bind(inputs, 1, seed)?;
+        for work in works {
+            spawn_local(work.run());
+        }
+        spawn_local(accepting.run());
+        Ok(plane)
+    }
+
+    fn bind(
+        inputs: &Inputs,
+        workers: usize,
+        seed: u64,
+    ) -> io::Result<(Self, Vec<Work>, Accepting)> {
+        let listeners = Listeners::bind(&inputs.settings)?;
         let bound = listeners.bound.clone();
         let guard = LoopGuard::new(
             [bound.outbound_intercepted, bound.inbound_intercepted]
@@ -121,73 +160,95 @@ impl DataPlane {
                 .flatten(),
         );
         let (ended, running) = watch::channel(());
-        let mut doors = Vec::new();
-        for index in 0..settings.workers.get() {
-            let (queue, accepted) = mpsc::channel(QUEUE_MAX);
-            doors.push(Door {
-                queue,
-                connections: Arc::new(AtomicUsize::new(0)),
-            });
-            let (inputs, guard, ended) = (inputs.clone(), guard.clone(), ended.clone());
-            let seed = seed.wrapping_add(index as u64);
-            let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || {
-                    let _ended = ended;
-                    let local = LocalSet::new();
-                    let worker = run(inputs, guard, accepted, seed);
-                    local.block_on(&runtime, worker);
-                })?;
-        }
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (connections_max, draining) =
-            (settings.bounds.connections_max, inputs.draining.clone());
-        thread::Builder::new()
-            .name("accept".to_owned())
-            .spawn(move || {
-                let _ended = ended;
-                runtime.block_on(listeners.accept(doors, connections_max, draining));
-            })?;
-        Ok(Self { bound, running })
+        let (doors, works) = (0..workers)
+            .map(|index| {
+                let (queue, accepted) = mpsc::channel(QUEUE_MAX);
+                let door = Door {
+                    queue,
+                    connections: Arc::new(AtomicUsize::new(0)),
+                };
+                let work = Work {
+                    inputs: inputs.clone(),
+                    guard: guard.clone(),
+                    accepted,
+                    seed: seed.wrapping_add(index as u64),
+                    running: ended.clone(),
+                };
+                (door, work)
+            })
+            .unzip();
+        let accepting = Accepting {
+            listeners,
+            doors,
+            connections_max: inputs.settings.bounds.connections_max,
+            draining: inputs.draining.clone(),
+            _running: ended,
+        };
+        Ok((Self { bound, running }, works, accepting))
     }
 
-    /// Returns when every thread has ended.
+    /// Returns when everything of it has ended.
     pub async fn ended(&mut self) {
         while self.running.changed().await.is_ok() {}
     }
 }
 
-/// One worker's life: serves what comes until nothing comes any more, then waits for the rest.
-async fn run(inputs: Inputs, guard: LoopGuard, mut accepted: mpsc::Receiver<Accepted>, seed: u64) {
-    let worker = Rc::new(Worker::new(inputs, guard, seed));
-    let mut tasks = Tasks::new();
-    let mut maintenance = interval(MAINTENANCE);
-    maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        // What was accepted first: it waits for us.
+/// What a worker begins with.
+struct Work {
+    inputs: Inputs,
+    guard: LoopGuard,
+    accepted: mpsc::Receiver<Accepted>,
+    seed: u64,
+    running: watch::Sender<()>,
+}
+
+impl Work {
+    /// One worker's life: serves what comes until nothing comes any more, then waits for the
+    /// rest.
+    async fn run(mut self) {
+        let worker = Rc::new(Worker::new(self.inputs, self.guard, self.seed));
+        let mut tasks = Tasks::new();
+        let mut maintenance = interval(MAINTENANCE);
+        maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // What was accepted first: it waits for us.
+            tokio::select! {
+                biased;
+                next = self.accepted.recv() => match next {
+                    Some(next) => {
+                        let worker = Rc::clone(&worker);
+                        tasks.spawn_local("connection", Box::pin(connection(worker, next)));
+                    }
+                    None => break,
+                },
+                () = tasks.reap(), if !tasks.is_empty() => {}
+                _ = maintenance.tick() => worker.maintain(),
+            }
+        }
+        let mut draining = worker.draining.clone();
         tokio::select! {
             biased;
-            next = accepted.recv() => match next {
-                Some(next) => {
-                    let worker = Rc::clone(&worker);
-                    tasks.spawn_local("connection", Box::pin(connection(worker, next)));
-                }
-                None => break,
-            },
-            () = tasks.reap(), if !tasks.is_empty() => {}
-            _ = maintenance.tick() => worker.maintain(),
+            () = all_ended(&mut tasks) => {}
+            () = draining.reached(Phase::Cut) => tasks.finish(CUT).await,
         }
     }
-    let mut draining = worker.draining.clone();
-    tokio::select! {
-        biased;
-        () = all_ended(&mut tasks) => {}
-        () = draining.reached(Phase::Cut) => tasks.finish(CUT).await,
+}
+
+/// What accepts for the workers.
+struct Accepting {
+    listeners: Listeners,
+    doors: Vec<Door>,
+    connections_max: usize,
+    draining: Draining,
+    _running: watch::Sender<()>,
+}
+
+impl Accepting {
+    async fn run(self) {
+        let accepted = self
+            .listeners
+            .accept(self.doors, self.connections_max, self.draining);
+        accepted.await;
     }
 }
 

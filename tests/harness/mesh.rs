@@ -101,6 +101,17 @@ pub struct Plan {
     pub rules: Rules,
     /// Bounds of both sidecars.
     pub bounds: Bounds,
+    /// Where the sidecars run.
+    pub threads: Threads,
+}
+
+/// Whose threads a sidecar runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// Its own, as in production.
+    Own,
+    /// The test's, in its `LocalSet`: there the test holds the clock.
+    Tests,
 }
 
 /// Two sidecars and the way through both to the application.
@@ -130,6 +141,7 @@ impl Default for Plan {
             mtls: MtlsMode::Strict,
             rules: Rules::default(),
             bounds: Bounds::default(),
+            threads: Threads::Own,
         }
     }
 }
@@ -185,6 +197,16 @@ impl Default for Authority {
 impl Sidecar {
     /// Starts one.
     pub fn start(credentials: Credentials, snapshot: Snapshot, settings: Settings) -> Self {
+        Self::start_on(Threads::Own, credentials, snapshot, settings)
+    }
+
+    /// Starts one on these threads.
+    pub fn start_on(
+        threads: Threads,
+        credentials: Credentials,
+        snapshot: Snapshot,
+        settings: Settings,
+    ) -> Self {
         let drain = Drain::default();
         let now = clock::now();
         let views = Published::new(view::reconcile(&View::empty(now), snapshot, now));
@@ -200,7 +222,11 @@ impl Sidecar {
             telemetry: Arc::clone(&telemetry),
             draining: drain.watch(),
         };
-        let plane = DataPlane::start(&inputs, 7).expect("loopback has free ports");
+        let started = match threads {
+            Threads::Own => DataPlane::start(&inputs, 7),
+            Threads::Tests => DataPlane::start_here(&inputs, 7),
+        };
+        let plane = started.expect("loopback has free ports");
         Self {
             plane,
             drain,
@@ -293,6 +319,19 @@ pub async fn dial_as(
     to: SocketAddr,
     token: &'static [u8],
 ) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(to).await.expect("the sidecar listens");
+    speak_as(credentials, stream, token).await
+}
+
+/// As [`dial_as`], over a connection that is there.
+///
+/// # Panics
+/// When the handshake fails.
+pub async fn speak_as(
+    credentials: &Credentials,
+    stream: TcpStream,
+    token: &'static [u8],
+) -> TlsStream<TcpStream> {
     let accepted = [ECHO.parse().expect("a SPIFFE id")];
     let config = tls::client(
         Some(&credentials.identity),
@@ -300,7 +339,6 @@ pub async fn dial_as(
         Accept::OneOf(Arc::new(accepted)),
         &[token],
     );
-    let stream = TcpStream::connect(to).await.expect("the sidecar listens");
     let name = "echo.shop".try_into().expect("a name");
     TlsConnector::from(config.expect("a valid identity"))
         .connect(name, stream)
@@ -338,7 +376,7 @@ pub fn start_server(credentials: Credentials, application: SocketAddr, plan: &Pl
         inbound,
         bounds: plan.bounds,
     };
-    Sidecar::start(credentials, snapshot, settings)
+    Sidecar::start_on(plan.threads, credentials, snapshot, settings)
 }
 
 /// The callers' sidecar, with mutual TLS to each of `endpoints`.
@@ -357,11 +395,25 @@ pub fn start_client(credentials: Credentials, endpoints: &[SocketAddr], plan: &P
         inbound: InboundListeners::default(),
         bounds: plan.bounds,
     };
-    Sidecar::start(credentials, snapshot(endpoints, plan), settings)
+    Sidecar::start_on(
+        plan.threads,
+        credentials,
+        snapshot(endpoints, plan),
+        settings,
+    )
 }
 
 /// What the callers' sidecar knows.
 pub fn snapshot(endpoints: &[SocketAddr], plan: &Plan) -> Snapshot {
+    let destination = destination("echo.shop:80", endpoints, plan);
+    Snapshot {
+        destinations: HashMap::from([(key(), Arc::new(destination))]),
+        ..Snapshot::default()
+    }
+}
+
+/// A destination of one cluster, both of this name.
+pub fn destination(name: &str, endpoints: &[SocketAddr], plan: &Plan) -> Destination {
     let accepted: Vec<SpiffeId> = plan
         .accepted
         .iter()
@@ -376,7 +428,7 @@ pub fn snapshot(endpoints: &[SocketAddr], plan: &Plan) -> Snapshot {
             health: Health::Healthy,
         })
     });
-    let name = ClusterName("echo.shop:80".into());
+    let name = ClusterName(name.into());
     let cluster = Cluster {
         name: name.clone(),
         endpoints: endpoints.collect(),
@@ -393,15 +445,11 @@ pub fn snapshot(endpoints: &[SocketAddr], plan: &Plan) -> Snapshot {
             Target::Http(Arc::new(routes(clusters, plan)))
         }
     };
-    let destination = Destination {
-        name: "echo.shop:80".into(),
+    Destination {
+        name: Arc::clone(&name.0),
         protocol: plan.protocol,
         target,
         clusters: HashMap::from([(name, Arc::new(cluster))]),
-    };
-    Snapshot {
-        destinations: HashMap::from([(key(), Arc::new(destination))]),
-        ..Snapshot::default()
     }
 }
 
