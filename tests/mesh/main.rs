@@ -15,6 +15,7 @@ mod drain;
 mod failures;
 mod floods;
 mod framing;
+mod goodbye;
 mod grpc;
 mod http1;
 mod identity;
