@@ -179,7 +179,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         loop {
             let frame = self.next().await;
-            let frame = frame.unwrap_or_else(|| panic!("closed after {:?}", self.passed));
+            assert!(frame.is_some(), "closed after {:?}", self.passed);
+            let frame = frame.unwrap();
             if is_wanted(&frame) {
                 return frame;
             }
