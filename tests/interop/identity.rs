@@ -78,6 +78,10 @@ async fn an_endpoint_with_the_identity_of_another_is_refused_by_peers() -> Resul
     })
     .await?;
     ensure!(taken()? > 0.0);
+    // Over a connection that stays, so that it can be asked about.
+    let order = json!({ "method": "Name", "metadata": {}, "calls": 1 });
+    let served: Ended = client.ask(&order)?;
+    ensure!(served.failures.is_empty(), "{served:?}");
     peers::nothing_was_refused(&plane, "grpc").await?;
     peers::nothing_was_refused(&plane, "envoy").await
 }
