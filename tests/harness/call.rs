@@ -93,6 +93,7 @@ impl Caller {
     /// HTTP/2 with prior knowledge.
     pub async fn http2(to: SocketAddr) -> Self {
         let stream = TcpStream::connect(to).await.expect("the sidecar listens");
+        stream.set_nodelay(true).expect("it is open");
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .expect("a preface is sent");
@@ -110,6 +111,7 @@ impl Caller {
     /// HTTP/1.1.
     pub async fn http1(to: SocketAddr) -> Self {
         let stream = TcpStream::connect(to).await.expect("the sidecar listens");
+        stream.set_nodelay(true).expect("it is open");
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .expect("nothing is sent yet");

@@ -66,6 +66,8 @@ impl App {
         tasks.spawn("app", async move {
             let mut connections = Tasks::new();
             while let Ok((stream, _)) = listener.accept().await {
+                // The caller may be gone already, which its connection will see.
+                _ = stream.set_nodelay(true);
                 let script = Arc::clone(&shared);
                 let mut said = said.clone();
                 said.mark_unchanged();

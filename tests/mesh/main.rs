@@ -17,6 +17,7 @@ mod floods;
 mod framing;
 mod goodbye;
 mod grpc;
+mod hours;
 mod http1;
 mod identity;
 mod memory;
