@@ -64,6 +64,7 @@ async fn a_flood_from_outside_leaves_the_workloads_own_calls_alone() {
         inbound: InboundListeners {
             intercepted: None,
             ports: vec![InboundForward {
+                port: app.address.port(),
                 listen: mesh::any(),
                 forward: app.address,
                 protocol: Protocol::Detect,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use heddle_proxy::{drain::Phase, settings::Bounds};
+use heddle_proxy::drain::Phase;
 use heddle_shell::{clock, task::Tasks};
 use heddle_tests::{
     call::{Answer, Caller, Feed, grpc},
@@ -208,10 +208,6 @@ async fn two_hours() {
     let authority = Authority::new();
     let plan = Plan {
         threads: Threads::Tests,
-        bounds: Bounds {
-            drain: Duration::from_hours(24),
-            ..Bounds::default()
-        },
         ..Plan::default()
     };
     let mut goes = Endpoint::start(&authority, &plan).await;
