@@ -308,7 +308,7 @@ async fn a_plain_endpoint_that_is_declared_http2_gets_http2() {
         ..Plan::default()
     };
     let authority = Authority::new();
-    let client = mesh::start_client(authority.credentials(WEB), &[app.address], &plan);
+    let client = mesh::start_client(authority.credentials(WEB), &[], &plan);
     let mut snapshot = mesh::snapshot(&[app.address], &plan);
     for destination in snapshot.destinations.values_mut() {
         for cluster in Arc::make_mut(destination).clusters.values_mut() {
