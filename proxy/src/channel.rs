@@ -688,7 +688,7 @@ pub(crate) fn http2_builder() -> http2::Builder<LocalExec> {
 const SENDS_MAX: usize = 3;
 /// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream.
 const HTTP2_CONNECTIONS_MAX: usize = 64;
-/// See [`Channels::wait_for_release`].
+/// See [`wait_for_release`].
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 /// Received before the reader has read it, each stream.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
