@@ -20,7 +20,10 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
                 assert len(span.parent_span_id) in (0, 8), "a parent's id has 8 bytes or none"
                 assert 0 < span.start_time_unix_nano <= span.end_time_unix_nano, "time runs forward"
                 ids = {key: getattr(span, key).hex() for key in ("trace_id", "span_id", "parent_span_id")}
-                print(json.dumps(ids | {"name": span.name, "kind": span.kind, "resource": labels}), flush=True)
+                line = json.dumps(ids | {"name": span.name, "kind": span.kind, "resource": labels})
+                # In one piece: two sidecars may export at once, and print() writes its end apart.
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
