@@ -32,6 +32,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Every key that begins with `prefix`, in order, at one revision.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
+    /// The first `limit` of those keys that come after the key `after`; empty: from the first.
+    async fn page(&self, prefix: &str, after: &str, limit: usize) -> Result<Listing, StoreError>;
+
     /// Applies a transaction if its conditions hold, durably before it returns.
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError>;
 
@@ -50,6 +53,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Ends a lease, and its keys, at once. Ending one that is gone is no error.
     async fn revoke(&self, lease: Lease) -> Result<(), StoreError>;
+
+    /// Why the last write failed; none when it did not. A store that fails tries again by itself.
+    fn failing(&self) -> Option<Arc<str>>;
 }
 
 /// Counts the changes of a whole store; an empty one is at zero.

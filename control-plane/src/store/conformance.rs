@@ -14,6 +14,7 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(u64) 
     conditions_guard_the_whole_transaction(make(PLENTY).await).await;
     one_of_many_rivals_wins(make(PLENTY).await).await;
     a_list_is_of_one_revision(make(PLENTY).await).await;
+    pages_are_a_list_in_parts(make(PLENTY).await).await;
     a_watch_has_no_gap_and_no_repeat(make(PLENTY).await).await;
     a_watch_from_too_far_back_is_told(make(10).await).await;
     history_is_newest_first(make(PLENTY).await).await;
@@ -86,6 +87,26 @@ async fn one_of_many_rivals_wins(store: Shared) {
     let outcomes = futures_util::future::join_all(rivals).await;
     let wins = outcomes.iter().filter(|won| **won != Outcome::Conflict);
     assert_eq!(wins.count(), 1);
+}
+
+async fn pages_are_a_list_in_parts(store: Shared) {
+    for key in ["b/1", "a/3", "a/1", "a0", "a/10", "a/2"] {
+        put(&store, key, key).await;
+    }
+    let mut keys: Vec<String> = Vec::new();
+    loop {
+        let after = keys.last().cloned().unwrap_or_default();
+        let page = store.page("a/", &after, 3).await.expect("page");
+        let found = page.entries.iter().map(|entry| entry.key.to_string());
+        keys.extend(found);
+        if page.entries.len() < 3 {
+            break;
+        }
+    }
+    assert_eq!(keys, ["a/1", "a/10", "a/2", "a/3"]);
+    let page = store.page("a/", "a/", 10).await.expect("page");
+    assert_eq!(page.entries.len(), 4, "a key that is not there is a place");
+    assert_eq!(store.failing(), None);
 }
 
 async fn a_list_is_of_one_revision(store: Shared) {

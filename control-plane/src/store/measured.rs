@@ -38,6 +38,10 @@ impl<S: Store> Store for Measured<S> {
         self.store.list(prefix).await
     }
 
+    async fn page(&self, prefix: &str, after: &str, limit: usize) -> Result<Listing, StoreError> {
+        self.store.page(prefix, after, limit).await
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         let before = clock::now();
         let outcome = self.store.commit(transaction).await;
@@ -64,5 +68,8 @@ impl<S: Store> Store for Measured<S> {
 
     async fn revoke(&self, lease: Lease) -> Result<(), StoreError> {
         self.store.revoke(lease).await
+    }
+    fn failing(&self) -> Option<Arc<str>> {
+        self.store.failing()
     }
 }

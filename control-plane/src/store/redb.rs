@@ -9,12 +9,23 @@
 //! An answer is given after redb's durable commit, never before. Commands that wait together
 //! share one commit, each with a revision of its own. A watch follows the change log by itself,
 //! so a slow watcher holds nobody up; it is told when the log no longer reaches back to it.
+//!
+//! A commit that fails (a full disk) is told to those who wait for it and to [`Store::failing`].
+//! The file is opened again, and something is written every second until that succeeds.
 
+mod file;
 mod ledger;
 
 use std::{
-    collections::HashMap, fs, fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path,
-    sync::Arc, thread, time::Duration, time::Instant,
+    collections::HashMap,
+    fs,
+    fs::OpenOptions,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use ::redb::{Builder, Database};
@@ -23,7 +34,12 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::async_trait;
 
-use self::ledger::{Command, Done, Ledger, failed};
+use tracing::{error, info};
+
+use self::{
+    file::File,
+    ledger::{Command, Done, Ledger, failed},
+};
 use super::{
     Entry, Event, Lease, Listing, Outcome, Revision, Store, StoreError, Transaction, Watch,
 };
@@ -40,9 +56,10 @@ pub struct Retention {
 /// See the module. Cheap to share behind an `Arc`.
 #[derive(Debug)]
 pub struct RedbStore {
-    database: Arc<Database>,
+    file: Arc<File>,
     commands: mpsc::Sender<Request>,
     newest: watch::Receiver<Revision>,
+    failing: watch::Receiver<Option<Arc<str>>>,
     leases: Arc<Leases>,
     /// Watches and the lease clock; stopped with the store.
     tasks: Mutex<Tasks>,
@@ -72,51 +89,71 @@ impl RedbStore {
         if !path.exists() {
             create(path).map_err(failed("creating its file"))?;
         }
-        let database = open(path).map_err(failed("opening its file"))?;
-        let database = Arc::new(database);
-        let ledger = Ledger::open(database.clone(), retention)?;
-        let now = clock::now();
+        let path = path.to_owned();
+        Self::open_with(move || open(&path), retention)
+    }
+
+    fn open_with(
+        open: impl Fn() -> Result<Database, ::redb::Error> + Send + Sync + 'static,
+        retention: Retention,
+    ) -> Result<Self, StoreError> {
+        let file = Arc::new(File::open(open).map_err(failed("opening its file"))?);
+        let ledger = Ledger::open(Arc::clone(&file), retention)?;
         let leases = Arc::new(Leases::default());
-        let ends = ledger.leases()?;
-        let ends = ends
-            .into_iter()
-            .map(|(lease, ttl)| (lease, (now + ttl, ttl)));
-        leases.ends.lock().extend(ends);
+        leases.load(&ledger)?;
 
         let (commands, queue) = mpsc::channel(QUEUE_MAX);
         let (announce, newest) = watch::channel(ledger.revision()?);
+        let (complain, failing) = watch::channel(None);
+        let writer = Writer {
+            file: Arc::clone(&file),
+            ledger,
+            newest: announce,
+            failing: complain,
+            leases: Arc::clone(&leases),
+        };
         let writer = thread::Builder::new()
             .name("store".to_owned())
-            .spawn({
-                let leases = leases.clone();
-                move || write(ledger, queue, &announce, &leases)
-            })
+            .spawn(move || writer.run(queue))
             .map_err(failed("starting its thread"))?;
         let mut tasks = Tasks::new();
         tasks.spawn("store-leases", expire(leases.clone(), commands.clone()));
+        tasks.spawn("store-probe", probe(failing.clone(), commands.clone()));
         Ok(Self {
-            database,
+            file,
             commands,
             newest,
+            failing,
             leases,
             tasks: Mutex::new(tasks),
             writer,
         })
     }
 
+    /// Resolves when the writer has ended before [`RedbStore::close`]: it panicked, and nothing
+    /// is written any more.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// Ends watches, finishes what is queued and closes the file.
     pub async fn close(self) {
         let Self {
-            database,
+            file,
             commands,
             tasks,
             writer,
             ..
         } = self;
         tasks.into_inner().finish(Duration::ZERO).await;
-        drop((commands, database));
-        // A panic of the writer has already been answered with `Closed`.
-        let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        drop(commands);
+        let closed = tokio::task::spawn_blocking(move || {
+            // A panic of the writer has already been answered with `Closed`.
+            let _ = writer.join();
+            file.close();
+        });
+        // Nor does closing panic.
+        let _ = closed.await;
     }
 
     async fn send(&self, command: Command) -> Result<Done, StoreError> {
@@ -127,8 +164,8 @@ impl RedbStore {
         &self,
         read: impl FnOnce(&Database) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let database = self.database.clone();
-        tokio::task::spawn_blocking(move || read(&database))
+        let file = Arc::clone(&self.file);
+        tokio::task::spawn_blocking(move || read(&*file.database().map_err(failed("reading"))?))
             .await
             .map_err(|_stopped| StoreError::Closed)?
     }
@@ -151,6 +188,12 @@ impl Store for RedbStore {
             .await
     }
 
+    async fn page(&self, prefix: &str, after: &str, limit: usize) -> Result<Listing, StoreError> {
+        let (prefix, after) = (prefix.to_owned(), after.to_owned());
+        self.read(move |database| ledger::page(database, &prefix, &after, limit))
+            .await
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         if let Some(why) = transaction.refusal() {
             return Err(StoreError::Refused(why));
@@ -168,7 +211,7 @@ impl Store for RedbStore {
         }
         let (changes, receiver) = mpsc::channel(WATCH_QUEUE_MAX);
         let follower = Follower {
-            database: self.database.clone(),
+            file: Arc::clone(&self.file),
             prefix: prefix.into(),
             after,
             newest: self.newest.clone(),
@@ -203,6 +246,24 @@ impl Store for RedbStore {
     async fn revoke(&self, lease: Lease) -> Result<(), StoreError> {
         self.leases.ends.lock().remove(&lease);
         self.send(Command::Revoke(lease)).await.map(|_| ())
+    }
+
+    fn failing(&self) -> Option<Arc<str>> {
+        self.failing.borrow().clone()
+    }
+}
+
+impl Leases {
+    /// Every stored lease that has no end yet gets its whole time.
+    fn load(&self, ledger: &Ledger) -> Result<(), StoreError> {
+        let now = clock::now();
+        let stored = ledger.leases()?;
+        let mut ends = self.ends.lock();
+        for (lease, ttl) in stored {
+            ends.entry(lease).or_insert((now + ttl, ttl));
+        }
+        self.changed.notify_one();
+        Ok(())
     }
 }
 
@@ -244,36 +305,90 @@ fn create(path: &Path) -> Result<(), ::redb::Error> {
 }
 
 /// The writer thread: it ends when every sender is gone.
-fn write(
-    mut ledger: Ledger,
-    mut queue: mpsc::Receiver<Request>,
-    newest: &watch::Sender<Revision>,
-    leases: &Leases,
-) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut requests = vec![first];
-        while requests.len() < GROUP_MAX
-            && let Ok(next) = queue.try_recv()
-        {
-            requests.push(next);
+struct Writer {
+    file: Arc<File>,
+    ledger: Ledger,
+    newest: watch::Sender<Revision>,
+    failing: watch::Sender<Option<Arc<str>>>,
+    leases: Arc<Leases>,
+}
+
+impl Writer {
+    fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut requests = vec![first];
+            while requests.len() < GROUP_MAX
+                && let Ok(next) = queue.try_recv()
+            {
+                requests.push(next);
+            }
+            self.write(requests);
         }
+    }
+
+    fn write(&mut self, requests: Vec<Request>) {
         let (commands, answers): (Vec<_>, Vec<_>) = requests
             .into_iter()
             .map(|request| (request.command, request.answer))
             .unzip();
-        let (results, revision) = ledger.apply(commands);
-        if let Some(revision) = revision {
-            newest.send_replace(revision);
+        let applied = self.ledger.apply(commands);
+        if let Some(revision) = applied.revision {
+            self.newest.send_replace(revision);
         }
-        for (answer, result) in answers.into_iter().zip(results) {
+        match applied.failure {
+            Some(why) => self.recover(&why),
+            None => self.has_recovered(),
+        }
+        for (answer, result) in answers.into_iter().zip(applied.results) {
             // Here, so that a lease ends also if who asked for it has gone.
             if let Ok(Done::Lease(lease, ttl)) = &result {
                 let end = (clock::now() + *ttl, *ttl);
-                leases.ends.lock().insert(*lease, end);
-                leases.changed.notify_one();
+                self.leases.ends.lock().insert(*lease, end);
+                self.leases.changed.notify_one();
             }
             // The caller may have gone; what was done stays done.
             let _ = answer.send(result);
+        }
+    }
+
+    /// Opens the file again, and looks at what became of the last commit.
+    fn recover(&mut self, why: &str) {
+        if self.failing.borrow().is_none() {
+            error!(
+                error = why,
+                "a commit failed; nothing is stored until one succeeds"
+            );
+        }
+        self.failing.send_replace(Some(why.into()));
+        if let Err(error) = self.file.reopen() {
+            error!(%error, "opening the store's file again failed; will try again");
+            return;
+        }
+        let looked = self.ledger.revision().and_then(|newest| {
+            self.newest.send_replace(newest);
+            self.leases.load(&self.ledger)
+        });
+        if let Err(error) = looked {
+            error!(%error, "reading the store after a failure failed; will try again");
+        }
+    }
+
+    fn has_recovered(&self) {
+        let was_failing = self
+            .failing
+            .send_if_modified(|failing| failing.take().is_some());
+        if was_failing {
+            info!("the store can be written again");
+        }
+    }
+}
+
+/// Writes something once in a while for as long as the last commit has failed.
+async fn probe(mut failing: watch::Receiver<Option<Arc<str>>>, queue: mpsc::Sender<Request>) {
+    while failing.wait_for(Option::is_some).await.is_ok() {
+        clock::sleep_until(clock::now() + PROBE_INTERVAL).await;
+        if let Err(StoreError::Closed) = send(&queue, Command::Probe).await {
+            return;
         }
     }
 }
@@ -323,7 +438,7 @@ async fn expire(leases: Arc<Leases>, queue: mpsc::Sender<Request>) {
 
 /// Brings the change log to one watcher.
 struct Follower {
-    database: Arc<Database>,
+    file: Arc<File>,
     prefix: Arc<str>,
     after: Revision,
     newest: watch::Receiver<Revision>,
@@ -351,9 +466,11 @@ impl Follower {
     async fn catch_up(&mut self) -> Result<(), StoreError> {
         let newest = *self.newest.borrow_and_update();
         while self.after < newest {
-            let (database, prefix, after) =
-                (self.database.clone(), self.prefix.clone(), self.after);
-            let read = move || ledger::changes(&database, &prefix, after, CHANGES_READ_MAX);
+            let (file, prefix, after) = (Arc::clone(&self.file), self.prefix.clone(), self.after);
+            let read = move || {
+                let database = file.database().map_err(failed("reading changes"))?;
+                ledger::changes(&database, &prefix, after, CHANGES_READ_MAX)
+            };
             let (changes, reached) = tokio::task::spawn_blocking(read)
                 .await
                 .map_err(|_stopped| StoreError::Closed)??;
@@ -387,6 +504,8 @@ const GROUP_MAX: usize = 256;
 const WATCH_QUEUE_MAX: usize = 64;
 /// Revisions read from the log at once.
 const CHANGES_READ_MAX: usize = 256;
+/// Between two attempts to write after one failed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Wait before a failed revocation is tried again.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 

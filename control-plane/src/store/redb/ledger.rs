@@ -13,7 +13,7 @@
 //! each key; that of a deleted key goes when its deletion leaves the log, so that neither grows
 //! with the number of keys that ever were.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Bound, sync::Arc, time::Duration};
 
 use ::redb::{
     Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
@@ -26,6 +26,7 @@ use super::{
         Transaction, Write,
     },
     Retention,
+    file::File,
 };
 
 type Key = &'static str;
@@ -40,13 +41,14 @@ const FORMAT: &str = "format";
 const REVISION: &str = "revision";
 const OLDEST: &str = "oldest";
 const LEASE: &str = "lease";
+const PROBES: &str = "probes";
 /// Of the tables above.
 const FORMAT_VERSION: u64 = 1;
 
 /// The one writer.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    database: Arc<Database>,
+    file: Arc<File>,
     retention: Retention,
 }
 
@@ -56,6 +58,17 @@ pub(super) enum Command {
     Commit(Transaction),
     Grant(Duration),
     Revoke(Lease),
+    /// Writes something, to see whether it can.
+    Probe,
+}
+
+/// What it did with a group of them.
+pub(super) struct Applied {
+    pub(super) results: Vec<Result<Done, StoreError>>,
+    /// If it grew.
+    pub(super) revision: Option<Revision>,
+    /// Why nothing was written, or nobody knows.
+    pub(super) failure: Option<String>,
 }
 
 /// What it did.
@@ -67,30 +80,10 @@ pub(super) enum Done {
 
 impl Ledger {
     /// Makes the tables, or checks that they are ours.
-    pub(super) fn open(database: Arc<Database>, retention: Retention) -> Result<Self, StoreError> {
-        let setup = || -> Result<u64, ::redb::Error> {
-            let transaction = database.begin_write()?;
-            let format = {
-                let mut meta = transaction.open_table(META)?;
-                let found = meta.get(FORMAT)?.map(|value| value.value());
-                if found.is_none() {
-                    meta.insert(FORMAT, FORMAT_VERSION)?;
-                }
-                transaction.open_table(CURRENT)?;
-                transaction.open_table(LOG)?;
-                transaction.open_table(HISTORY)?;
-                transaction.open_table(LEASES)?;
-                transaction.open_table(LEASED)?;
-                found.unwrap_or(FORMAT_VERSION)
-            };
-            transaction.commit()?;
-            Ok(format)
-        };
-        match setup().map_err(failed("preparing its tables"))? {
-            FORMAT_VERSION => Ok(Self {
-                database,
-                retention,
-            }),
+    pub(super) fn open(file: Arc<File>, retention: Retention) -> Result<Self, StoreError> {
+        let database = file.database().map_err(failed("preparing its tables"))?;
+        match format(&database).map_err(failed("preparing its tables"))? {
+            FORMAT_VERSION => Ok(Self { file, retention }),
             _ => Err(StoreError::Refused(
                 "the file was written by another version of Heddle",
             )),
@@ -98,13 +91,14 @@ impl Ledger {
     }
 
     pub(super) fn revision(&self) -> Result<Revision, StoreError> {
-        revision(&self.database)
+        let database = self.file.database();
+        revision(&*database.map_err(failed("reading the revision"))?)
     }
 
     /// Every lease with its time.
     pub(super) fn leases(&self) -> Result<Vec<(Lease, Duration)>, StoreError> {
         let read = || -> Result<_, ::redb::Error> {
-            let table = self.database.begin_read()?.open_table(LEASES)?;
+            let table = self.file.database()?.begin_read()?.open_table(LEASES)?;
             let mut leases = Vec::new();
             for row in table.iter()? {
                 let (lease, ttl) = row?;
@@ -115,21 +109,25 @@ impl Ledger {
         read().map_err(failed("reading leases"))
     }
 
-    /// Applies commands in order in one durable commit. The revision is given if it grew.
-    pub(super) fn apply(
-        &mut self,
-        commands: Vec<Command>,
-    ) -> (Vec<Result<Done, StoreError>>, Option<Revision>) {
+    /// Applies commands in order in one durable commit.
+    pub(super) fn apply(&mut self, commands: Vec<Command>) -> Applied {
         let count = commands.len();
         match self.try_apply(commands) {
-            Ok((results, revision)) => (results, revision),
+            Ok((results, revision)) => Applied {
+                results,
+                revision,
+                failure: None,
+            },
             Err(error) => {
                 // One failing disk fails all that wait for it; each is told.
                 let text = error.to_string();
-                let results = (0..count)
-                    .map(|_| Err(failed("writing")(text.clone())))
-                    .collect();
-                (results, None)
+                Applied {
+                    results: (0..count)
+                        .map(|_| Err(failed("writing")(text.clone())))
+                        .collect(),
+                    revision: None,
+                    failure: Some(text),
+                }
             }
         }
     }
@@ -139,7 +137,8 @@ impl Ledger {
         &mut self,
         commands: Vec<Command>,
     ) -> Result<(Vec<Result<Done, StoreError>>, Option<Revision>), ::redb::Error> {
-        let transaction = self.database.begin_write()?;
+        let database = self.file.database()?;
+        let transaction = database.begin_write()?;
         let (results, before, after) = {
             let mut tables = Tables::open(&transaction)?;
             let before = tables.number(REVISION)?;
@@ -185,6 +184,12 @@ impl<'t> Tables<'t> {
     ) -> Result<Result<Done, StoreError>, ::redb::Error> {
         match command {
             Command::Commit(transaction) => self.commit(transaction, states_per_key),
+            Command::Probe => {
+                let probes = self.number(PROBES)?;
+                self.meta.insert(PROBES, probes.wrapping_add(1))?;
+                let newest = Revision(self.number(REVISION)?);
+                Ok(Ok(Done::Outcome(Outcome::Applied(newest))))
+            }
             Command::Grant(ttl) => {
                 let lease = self.number(LEASE)? + 1;
                 self.meta.insert(LEASE, lease)?;
@@ -352,6 +357,27 @@ impl<'t> Tables<'t> {
     }
 }
 
+/// The format of the tables, which are made if there are none. An open that finds them writes
+/// nothing, so that it succeeds on a full disk.
+fn format(database: &Database) -> Result<u64, ::redb::Error> {
+    match database.begin_read()?.open_table(META) {
+        Ok(meta) => {
+            if let Some(found) = meta.get(FORMAT)? {
+                return Ok(found.value());
+            }
+        }
+        Err(TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let transaction = database.begin_write()?;
+    {
+        let mut tables = Tables::open(&transaction)?;
+        tables.meta.insert(FORMAT, FORMAT_VERSION)?;
+    }
+    transaction.commit()?;
+    Ok(FORMAT_VERSION)
+}
+
 /// The newest revision.
 pub(super) fn revision(database: &Database) -> Result<Revision, StoreError> {
     let read = || -> Result<_, ::redb::Error> {
@@ -387,6 +413,37 @@ pub(super) fn list(database: &Database, prefix: &str) -> Result<Listing, StoreEr
         let revision = Revision(number(&transaction.open_table(META)?, REVISION)?);
         let mut entries = Vec::new();
         for row in transaction.open_table(CURRENT)?.range(prefix..)? {
+            let (key, bytes) = row?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            entries.extend(decode(key.value(), bytes.value()));
+        }
+        Ok(Listing { entries, revision })
+    };
+    read().map_err(failed("reading keys"))
+}
+
+/// The first keys with a prefix that come after another key.
+pub(super) fn page(
+    database: &Database,
+    prefix: &str,
+    after: &str,
+    limit: usize,
+) -> Result<Listing, StoreError> {
+    let read = || -> Result<_, ::redb::Error> {
+        let transaction = database.begin_read()?;
+        let revision = Revision(number(&transaction.open_table(META)?, REVISION)?);
+        let first = match after {
+            "" => Bound::Included(prefix),
+            after => Bound::Excluded(after),
+        };
+        let mut entries = Vec::new();
+        let current = transaction.open_table(CURRENT)?;
+        for row in current
+            .range::<&str>((first, Bound::Unbounded))?
+            .take(limit)
+        {
             let (key, bytes) = row?;
             if !key.value().starts_with(prefix) {
                 break;

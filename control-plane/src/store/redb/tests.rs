@@ -3,9 +3,11 @@
 use std::{
     io::{BufRead, BufReader, Write as _},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{self, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
+use ::redb::{StorageBackend, backends::FileBackend};
 use tempfile::TempDir;
 
 use super::{super::conformance::conformance, *};
@@ -16,7 +18,7 @@ async fn redb_is_a_store() {
     let number = std::sync::atomic::AtomicU32::new(0);
     let directory = TempDir::new().unwrap();
     conformance(|revisions| {
-        let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = number.fetch_add(1, Ordering::Relaxed);
         let retention = Retention {
             revisions,
             ..Retention::default()
@@ -118,6 +120,102 @@ async fn the_past_is_bounded() {
     );
 }
 
+/// A disk that is full for a while.
+#[derive(Debug)]
+struct Disk {
+    file: FileBackend,
+    is_full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn check(&self) -> io::Result<()> {
+        match self.is_full.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.check()?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_and_the_store_works_again_when_it_has_room() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("store.redb");
+    let is_full = Arc::new(AtomicBool::new(false));
+    let opened = {
+        let is_full = Arc::clone(&is_full);
+        move || -> Result<Database, ::redb::Error> {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)?;
+            let file = FileBackend::new(file)?;
+            let is_full = Arc::clone(&is_full);
+            Ok(Builder::new().create_with_backend(Disk { file, is_full })?)
+        }
+    };
+    let store = RedbStore::open_with(opened, Retention::default()).unwrap();
+    let put = |key: &str| Transaction::default().put(key, "1");
+    store.commit(put("before")).await.unwrap();
+    let mut watch = store.watch("", Revision(0)).await.unwrap();
+    watch.next().await.unwrap().unwrap();
+    assert_eq!(store.failing(), None);
+
+    is_full.store(true, Ordering::SeqCst);
+    let refused = store.commit(put("during")).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Failed { .. }), "{refused:?}");
+    assert!(store.failing().is_some());
+    is_full.store(false, Ordering::SeqCst);
+    let mut failing = store.failing.clone();
+    let healed = tokio::time::timeout(Duration::from_secs(30), failing.wait_for(Option::is_none));
+    healed.await.expect("it tries by itself").unwrap();
+    store.commit(put("after")).await.unwrap();
+    let keys: Vec<_> = store.list("").await.unwrap().entries;
+    let keys: Vec<_> = keys.iter().map(|entry| &*entry.key).collect();
+    assert!(
+        keys.contains(&"before") && keys.contains(&"after"),
+        "{keys:?}"
+    );
+    // Watches go on across it.
+    loop {
+        let changes = watch.next().await.unwrap().unwrap();
+        if changes.events.iter().any(|event| event.key() == "after") {
+            break;
+        }
+    }
+    store.close().await;
+}
+
 /// SIGKILL in the middle of writes, ten times: every acknowledged write is there afterwards, and
 /// no revision is given twice.
 #[tokio::test]
@@ -127,7 +225,7 @@ async fn a_kill_loses_no_acknowledged_write() {
     let mut acknowledged = 0;
     let mut revision_min = Revision(0);
     for kill in 0..10 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "store::redb::tests::crash_child", "--nocapture"])
             .env(CHILD, &path)
             .stdout(Stdio::piped())
