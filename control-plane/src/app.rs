@@ -29,8 +29,8 @@ use tracing::{error, info};
 use crate::{
     authn::{Gate, GateLayer},
     ca::{
-        Administrator, Authority, Bundle, BundleError, CertificateService, Ledger, MaterialError,
-        Own, OwnError, Pace, Parts,
+        Administrator, Authority, Bundle, BundleError, CertificateService, Ledger, LedgerError,
+        MaterialError, Own, OwnError, Pace, Parts,
     },
     config::Config,
     config_api::{ConfigService, Desired, Validate},
@@ -112,6 +112,9 @@ pub enum StartError {
     /// The trust bundle.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// What was issued.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// Its own certificates.
     #[error(transparent)]
     Own(#[from] OwnError),
@@ -359,12 +362,16 @@ impl Core {
             wall,
         )
         .await?;
+        // Only now: the copy must not be of a root that the mesh does not trust.
+        authority.write_root()?;
+        let ledger = Ledger::new(Arc::clone(&store));
+        ledger.load().await?;
         Ok(Self {
             discovery: Discovery::new(Arc::clone(&metrics)),
             metrics,
             authority: Arc::new(authority),
             bundle: Arc::new(bundle),
-            ledger: Ledger::new(Arc::clone(&store)),
+            ledger,
             tokens: Arc::new(Tokens::open(
                 &config.tokens,
                 &config.trust_domain,

@@ -35,7 +35,7 @@ use thiserror::Error;
 
 pub use bundle::{Bundle, BundleError, Change, root_sha256, to_proto};
 pub use csr::{CsrError, public_key};
-pub use ledger::{Ledger, LedgerError, Record};
+pub use ledger::{LIVE_PER_IDENTITY_MAX, Ledger, LedgerError, Record};
 pub use material::MaterialError;
 pub use own::{Administrator, Own, OwnError};
 pub use pace::Pace;
@@ -97,6 +97,14 @@ impl Authority {
             issuing: Published::new(issuing),
             rng: Mutex::new(rng),
         })
+    }
+
+    /// Writes `root.pem`, the root's public copy in the data directory.
+    ///
+    /// # Errors
+    /// [`MaterialError::File`].
+    pub fn write_root(&self) -> Result<(), MaterialError> {
+        self.material.write_root(&self.root())
     }
 
     /// The root.

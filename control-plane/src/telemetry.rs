@@ -49,6 +49,8 @@ pub enum IssueRefusal {
     ProofTooOld,
     /// Too fast for one identity.
     Paced,
+    /// The identity has as many live certificates as it may.
+    TooMany,
     /// The request does not parse or verify.
     Request,
     /// The authority or the store failed.
@@ -74,6 +76,8 @@ pub enum RequestRefusal {
     UnknownMethod,
     /// The ledger did not answer.
     Unavailable,
+    /// Its identity has as many streams of the kind as it may.
+    TooManyStreams,
 }
 
 /// Why a connection came to nothing.
@@ -118,6 +122,7 @@ label_values! {
     IssueRefusal {
         ProofTooOld => "proof_too_old",
         Paced => "paced",
+        TooMany => "too_many",
         Request => "request",
         Internal => "internal",
     }
@@ -130,6 +135,7 @@ label_values! {
         NotPermitted => "not_permitted",
         UnknownMethod => "unknown_method",
         Unavailable => "unavailable",
+        TooManyStreams => "too_many_streams",
     }
     HandshakeFailure { Timeout => "timeout", Tls => "tls", Overloaded => "overloaded" }
     StreamKind {

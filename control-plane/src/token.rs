@@ -125,6 +125,12 @@ pub enum MintError {
     /// Too much for one token.
     #[error("a token holds at most {ITEMS_MAX} labels and {ITEMS_MAX} addresses")]
     TooMany,
+    /// Nobody would accept it.
+    #[error(
+        "the token would have {0} bytes, of which {BYTES_MAX} are accepted; give it fewer or \
+         shorter labels and addresses"
+    )]
+    TooLong(usize),
     /// Longer than the settings allow.
     #[error("a token lives at most {} hours", .0.as_secs() / 3600)]
     Lifetime(Duration),
@@ -255,6 +261,9 @@ impl Tokens {
         header.kid = Some(self.key_id.clone());
         let token = encode(&header, &claims, &self.signing)
             .map_err(|_may_quote_the_key| MintError::Signing)?;
+        if token.len() > BYTES_MAX {
+            return Err(MintError::TooLong(token.len()));
+        }
         Ok(Minted {
             token,
             expires: UNIX_EPOCH + Duration::from_secs(exp),

@@ -4,7 +4,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use heddle_shell::{
@@ -29,6 +29,10 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Between two purges of the ledger.
 const PURGE: Duration = Duration::from_secs(600);
 
+/// What clocks that are disciplined drift apart between two purges, and a suspend of the machine
+/// that nobody would notice.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(60);
+
 /// What is rotated.
 pub(super) struct Rotation {
     pub(super) authority: Arc<Authority>,
@@ -44,7 +48,9 @@ pub(super) struct Rotation {
 impl Rotation {
     /// Runs until dropped.
     pub(super) async fn run(mut self) {
-        let mut purge_at = clock::now();
+        let mut clocks = Clocks::read();
+        // Not at once: the clock of a machine that boots may be wrong for a while.
+        let mut purge_at = clock::now() + PURGE;
         let mut trust = self.bundle.published().load();
         loop {
             let wall = clock::wall();
@@ -52,7 +58,10 @@ impl Rotation {
             self = rotation;
             self.follow_trust(&mut trust);
             if clock::now() >= purge_at {
-                self.purge(wall).await;
+                match clocks.agree_again(clock::now(), wall) {
+                    true => self.purge(wall).await,
+                    false => warn!("the wall clock was set; the ledger is purged later"),
+                }
                 purge_at = clock::now() + PURGE;
             }
             self.metrics.expires(self.authority.not_after(), wall);
@@ -131,6 +140,32 @@ impl Rotation {
     }
 }
 
+/// Both clocks at one moment.
+struct Clocks {
+    now: Instant,
+    wall: SystemTime,
+}
+
+impl Clocks {
+    fn read() -> Self {
+        Self {
+            now: clock::now(),
+            wall: clock::wall(),
+        }
+    }
+
+    /// Whether both have moved alike since the last look.
+    fn agree_again(&mut self, now: Instant, wall: SystemTime) -> bool {
+        let expected = self.wall + now.saturating_duration_since(self.now);
+        *self = Self { now, wall };
+        let apart = match wall.duration_since(expected) {
+            Ok(ahead) => ahead,
+            Err(behind) => behind.duration(),
+        };
+        apart <= CLOCKS_APART_MAX
+    }
+}
+
 /// Whether the time since the certificate was made is half of its life. Its backdating does not
 /// count: a leaf of seconds is backdated by as much.
 fn is_half_over(identity: &Identity, wall: SystemTime) -> bool {
@@ -139,4 +174,22 @@ fn is_half_over(identity: &Identity, wall: SystemTime) -> bool {
         .duration_since(identity.not_before())
         .unwrap_or_default();
     wall + life / 4 >= identity.not_after() || wall < identity.not_before()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed_once() {
+        let start = Clocks::read();
+        let (now, wall) = (start.now, start.wall);
+        let mut clocks = start;
+        let after = Duration::from_secs;
+        assert!(clocks.agree_again(now + after(600), wall + after(601)));
+        assert!(!clocks.agree_again(now + after(1200), wall + after(86_400)));
+        assert!(clocks.agree_again(now + after(1800), wall + after(87_000)));
+        assert!(!clocks.agree_again(now + after(2400), wall + after(2400)));
+        assert!(clocks.agree_again(now + after(3000), wall + after(3000)));
+    }
 }

@@ -42,6 +42,19 @@ pub enum BundleError {
     /// The deny list is full.
     #[error("{DENIED_MAX} identities are denied already")]
     Full,
+    /// Nobody in the mesh would trust what this one signs.
+    #[error(
+        "the authority's root has the SHA-256 {given}, the mesh trusts {stored}; give that one \
+         back (`authority.source` in the settings, `authority/root.pem` in the data directory). \
+         To begin anew with another root, and certify every workload again, use an empty data \
+         directory; one root cannot be replaced by another yet"
+    )]
+    OtherRoot {
+        /// Of the root that is stored.
+        stored: String,
+        /// Of the root of these settings.
+        given: String,
+    },
     /// Other changes were always faster.
     #[error("the trust bundle changes too fast")]
     Contended,
@@ -65,11 +78,11 @@ pub enum Change {
 }
 
 impl Bundle {
-    /// Reads the stored bundle, or makes the first one. Another root than the stored one's is a
-    /// new revision.
+    /// Reads the stored bundle, or makes the first one.
     ///
     /// # Errors
-    /// [`BundleError`].
+    /// [`BundleError`]; [`BundleError::OtherRoot`] when the stored one has another root: sidecars
+    /// trust that one alone, and could not even reach this control plane to hear of the new one.
     pub async fn open(
         store: Arc<dyn Store>,
         trust_domain: TrustDomain,
@@ -133,9 +146,17 @@ impl Bundle {
             });
             edit(&mut next.denied)?;
             next.root_sha256 = self.root_sha256();
-            let is_same = stored.as_ref().is_some_and(|stored| {
-                stored.denied == next.denied && stored.root_sha256 == next.root_sha256
-            });
+            if let Some(stored) = &stored
+                && stored.root_sha256 != next.root_sha256
+            {
+                return Err(BundleError::OtherRoot {
+                    stored: stored.root_sha256.clone(),
+                    given: next.root_sha256,
+                });
+            }
+            let is_same = stored
+                .as_ref()
+                .is_some_and(|stored| stored.denied == next.denied);
             if is_same {
                 self.publish(&next)?;
                 return Ok(next.revision);

@@ -113,13 +113,14 @@ impl Material {
                 (root.certificate, pair)
             }
         };
-        let public = pem("CERTIFICATE", &root);
-        files::write(
-            &self.directory.join("root.pem"),
-            public.as_bytes(),
-            Mode::Public,
-        )?;
         Issuing::new(root, pair)
+    }
+
+    /// Writes the public copy of the root.
+    pub(super) fn write_root(&self, root: &CertificateDer<'_>) -> Result<(), MaterialError> {
+        let public = pem("CERTIFICATE", root);
+        let file = self.directory.join("root.pem");
+        Ok(files::write(&file, public.as_bytes(), Mode::Public)?)
     }
 
     /// A new intermediate, if it is ours to make.
@@ -253,10 +254,11 @@ impl Issuing {
         Ok(())
     }
 
-    /// Whether half of the intermediate's life is over.
+    /// Whether half of the intermediate's life is over, or has not begun: the clock was ahead when
+    /// it was made.
     pub(super) fn is_due(&self, wall: SystemTime) -> bool {
         let life = self.not_after.duration_since(self.not_before);
-        wall >= self.not_before + life.unwrap_or_default() / 2
+        wall < self.not_before || wall >= self.not_before + life.unwrap_or_default() / 2
     }
 }
 
@@ -281,7 +283,13 @@ fn is_usable(stored: &Pair, root: &CertificateDer<'static>, wall: SystemTime) ->
         return false;
     };
     let life = not_after.duration_since(not_before).unwrap_or_default();
-    intermediate.issuer() == root.subject() && not_before <= wall && wall < not_before + life / 2
+    // By its signature: another root may have the same name.
+    intermediate.issuer() == root.subject()
+        && intermediate
+            .verify_signature(Some(root.public_key()))
+            .is_ok()
+        && not_before <= wall
+        && wall < not_before + life / 2
 }
 
 fn given_certificate(file: &Path) -> Result<CertificateDer<'static>, MaterialError> {

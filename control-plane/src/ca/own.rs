@@ -2,7 +2,9 @@
 //! memory, and the administrator's, kept in files. Both are renewed at half of their life.
 
 use std::{
+    ffi::OsStr,
     fs, io,
+    ops::Range,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,6 +27,9 @@ use crate::{
 /// The administrator's certificate: long enough for a working day without the control plane.
 const ADMINISTRATOR_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
+/// How the names of its generations begin.
+const GENERATION: &str = "administrator-";
+
 /// The control plane's server identity.
 #[derive(Debug)]
 pub struct Own {
@@ -42,8 +47,9 @@ pub struct Administrator {
     id: SpiffeId,
     /// `administrator` in the data directory: a symbolic link to the newest generation.
     link: PathBuf,
-    /// When the newest generation is half over.
-    renew_at: Option<SystemTime>,
+    /// The first half of the newest generation's life. Before it, too, there is need of a new one:
+    /// the clock was ahead.
+    fresh: Option<Range<SystemTime>>,
 }
 
 /// Why there is no certificate.
@@ -126,7 +132,7 @@ impl Administrator {
             authority,
             id: authn::administrator(trust_domain),
             link: data_directory.join("administrator"),
-            renew_at: None,
+            fresh: None,
         }
     }
 
@@ -136,7 +142,11 @@ impl Administrator {
     /// # Errors
     /// [`OwnError`]; the old files stay.
     pub fn renew(&mut self, wall: SystemTime) -> Result<(), OwnError> {
-        if self.renew_at.is_some_and(|renew_at| wall < renew_at) {
+        if self
+            .fresh
+            .as_ref()
+            .is_some_and(|fresh| fresh.contains(&wall))
+        {
             return Ok(());
         }
         let (mut chain, key, not_after) = issue(
@@ -147,7 +157,7 @@ impl Administrator {
             wall,
         )?;
         let root = chain.pop().expect("the chain ends with the root");
-        let generation = format!("administrator-{}", heddle_shell::clock::unix_ms(wall));
+        let generation = format!("{GENERATION}{}", heddle_shell::clock::unix_ms(wall));
         let directory = self.link.with_file_name(&generation);
         files::make_directory(&directory)?;
         let chain_pem: String = chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
@@ -161,11 +171,12 @@ impl Administrator {
         }
         self.swap(&generation)?;
         let life = not_after.duration_since(wall).unwrap_or_default();
-        self.renew_at = Some(wall + life / 2);
+        self.fresh = Some(wall..wall + life / 2);
         Ok(())
     }
 
-    /// Points the link at a generation, and removes the one that it pointed at.
+    /// Points the link at a generation, and removes all but it and the one before, which
+    /// somebody may be reading.
     fn swap(&self, generation: &str) -> Result<(), OwnError> {
         let fault = |source| OwnError::Link {
             link: self.link.clone(),
@@ -180,11 +191,25 @@ impl Administrator {
         }
         symlink(generation, &aside).map_err(fault)?;
         fs::rename(&aside, &self.link).map_err(fault)?;
-        if let Some(old) = old.filter(|old| old.as_os_str() != generation) {
-            fs::remove_dir_all(self.link.with_file_name(old)).map_err(fault)?;
-        }
-        Ok(())
+        let is_kept = |name: &OsStr| {
+            name == generation || old.as_ref().is_some_and(|old| old.as_os_str() == name)
+        };
+        sweep(&self.link, is_kept).map_err(fault)
     }
+}
+
+/// Removes the generations beside a link that are not kept, also what a crash has left.
+fn sweep(link: &Path, is_kept: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+    let directory = link.parent().unwrap_or(Path::new("."));
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_generation = name.as_encoded_bytes().starts_with(GENERATION.as_bytes());
+        if is_generation && entry.file_type()?.is_dir() && !is_kept(&name) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A new key with leaf, intermediate and root, and when the leaf ends.

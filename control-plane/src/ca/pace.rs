@@ -1,8 +1,9 @@
-//! How often one identity may have a certificate: a token bucket per identity, kept as the time
-//! at which it will be full again (GCRA), so that an idle identity needs no entry.
+//! How often somebody may have something, such as an identity a certificate: a token bucket each,
+//! kept as the time at which it will be full again (GCRA), so that who is idle needs no entry.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     num::NonZeroU32,
     time::{Duration, Instant},
 };
@@ -15,15 +16,15 @@ const IDENTITIES_MAX: usize = 65_536;
 
 /// The buckets.
 #[derive(Debug)]
-pub struct Pace {
+pub struct Pace<K = SpiffeId> {
     interval: Duration,
     /// What a full bucket holds, as time.
     depth: Duration,
-    full_at: HashMap<SpiffeId, Instant>,
+    full_at: HashMap<K, Instant>,
     identities_max: usize,
 }
 
-impl Pace {
+impl<K: Clone + Eq + Hash> Pace<K> {
     /// `burst` at once, then one per `interval`.
     pub fn new(interval: Duration, burst: NonZeroU32) -> Self {
         Self {
@@ -38,7 +39,7 @@ impl Pace {
     ///
     /// # Errors
     /// How long to wait when there is none.
-    pub fn take(&mut self, id: &SpiffeId, now: Instant) -> Result<(), Duration> {
+    pub fn take(&mut self, id: &K, now: Instant) -> Result<(), Duration> {
         if self.full_at.len() >= self.identities_max && !self.full_at.contains_key(id) {
             self.full_at.retain(|_, full_at| *full_at > now);
             if self.full_at.len() >= self.identities_max {

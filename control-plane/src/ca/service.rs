@@ -20,7 +20,10 @@ use rand::rngs::StdRng;
 use tonic::{Code, Request, Response, Status, async_trait, metadata::MetadataMap};
 use tracing::{error, info, warn};
 
-use super::{Authority, Bundle, BundleError, Change, Ledger, Pace, Record, public_key, to_proto};
+use super::{
+    Authority, Bundle, BundleError, Change, LIVE_PER_IDENTITY_MAX, Ledger, Pace, Record,
+    public_key, to_proto,
+};
 use crate::{
     authn::{self, Proof, Session, Workload},
     telemetry::{IssueRefusal, Metrics, ProofKind, StreamKind},
@@ -69,6 +72,14 @@ impl CertificateService {
                 "the last token proof is more than 7 days old; present a token",
             );
             return Err((IssueRefusal::ProofTooOld, status));
+        }
+        if !self.0.ledger.has_room(&workload.id, wall) {
+            let status = Status::resource_exhausted(format!(
+                "{} has {LIVE_PER_IDENTITY_MAX} certificates that have not expired; is something \
+                 asking for them without end?",
+                workload.id
+            ));
+            return Err((IssueRefusal::TooMany, status));
         }
         let paced = self.0.pace.lock().take(&workload.id, clock::now());
         paced.map_err(|wait| (IssueRefusal::Paced, retry_after(wait)))
@@ -131,7 +142,10 @@ impl CertificateService {
         let revision = self.0.bundle.change(change, &id, clock::wall()).await;
         let revision = revision.map_err(|error| match error {
             BundleError::Full => Status::resource_exhausted(error.to_string()),
-            BundleError::Store(_) | BundleError::Malformed(_) | BundleError::Contended => {
+            BundleError::Store(_)
+            | BundleError::Malformed(_)
+            | BundleError::OtherRoot { .. }
+            | BundleError::Contended => {
                 error!(%error, "changing the deny list failed");
                 Status::unavailable(error.to_string())
             }

@@ -3,6 +3,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 use heddle_shell::clock;
 use rand::SeedableRng;
 use rcgen::{KeyPair, PKCS_ED25519};
+use rustls::pki_types::pem::PemObject;
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
     prelude::{FromDer, X509Certificate},
@@ -20,7 +21,9 @@ fn settings(yaml: &str) -> config::Authority {
 }
 
 fn open(settings: &config::Authority, directory: &Path, wall: SystemTime) -> Authority {
-    try_open(settings, directory, wall).unwrap()
+    let authority = try_open(settings, directory, wall).unwrap();
+    authority.write_root().unwrap();
+    authority
 }
 
 fn try_open(
@@ -279,12 +282,80 @@ fn the_administrator_is_written_whole_and_renewed() {
         fs::metadata(key).unwrap().permissions().mode() & 0o777,
         0o600
     );
+    // Left by a crash; nobody reads it any more.
+    fs::create_dir(directory.path().join("administrator-0")).unwrap();
+    administrator.renew(wall + DAY).unwrap();
     let generations = fs::read_dir(directory.path()).unwrap();
     let names = generations.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let left: Vec<_> = names
         .filter(|name| name.starts_with("administrator-"))
         .collect();
-    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left.len(), 2, "the newest and the one before: {left:?}");
+}
+
+#[test]
+fn a_clock_that_was_ahead_leaves_nothing_that_is_not_valid_yet() {
+    let directory = tempfile::tempdir().unwrap();
+    let wall = whole_seconds(clock::wall());
+    let authority = Arc::new(open(&settings("{}"), directory.path(), wall));
+    let trust_domain = "cluster.local".parse().unwrap();
+    let mut administrator =
+        Administrator::new(Arc::clone(&authority), &trust_domain, directory.path());
+    let administrators = || {
+        let file = directory.path().join("administrator/certificate.pem");
+        let leaf = CertificateDer::pem_file_iter(file).unwrap().next();
+        let leaf = leaf.unwrap().unwrap();
+        let (_, leaf) = X509Certificate::from_der(&leaf).unwrap();
+        leaf.validity().not_before.timestamp()
+    };
+    let ahead = wall + 200 * DAY;
+    assert_eq!(authority.renew(ahead).unwrap(), Renewal::Renewed);
+    administrator.renew(ahead).unwrap();
+    let unix = |time: SystemTime| clock::unix_ms(time) / 1000;
+    assert!(administrators() > unix(wall));
+    // It is set right.
+    assert_eq!(authority.renew(wall).unwrap(), Renewal::Renewed);
+    web(&authority, None, wall);
+    administrator.renew(wall).unwrap();
+    assert!(administrators() <= unix(wall));
+}
+
+#[test]
+fn a_stored_intermediate_of_another_root_of_the_same_name_is_not_used() {
+    let wall = clock::wall();
+    let root = |directory: &Path| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "The Root");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = (wall - DAY).into();
+        params.not_after = (wall + 1000 * DAY).into();
+        let certificate = params.self_signed(&key).unwrap();
+        let file = |name: &str| directory.join(name);
+        fs::write(file("given.pem"), certificate.pem()).unwrap();
+        let pem = key.serialize_pem();
+        crate::files::write(
+            &file("given.key"),
+            pem.as_bytes(),
+            crate::files::Mode::Secret,
+        )
+        .unwrap();
+        let mut settings = settings("{}");
+        settings.source = Source::Root {
+            certificate: file("given.pem"),
+            key: file("given.key"),
+        };
+        settings
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let first = open(&root(directory.path()), directory.path(), wall);
+    let second = Arc::new(open(&root(directory.path()), directory.path(), wall));
+    assert_ne!(first.root(), second.root());
+    let own = Own::new(second, &"cluster.local".parse().unwrap(), &[]).unwrap();
+    own.issue(wall).unwrap();
 }
 
 /// What another implementation thinks of a chain.

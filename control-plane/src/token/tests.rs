@@ -229,3 +229,20 @@ fn the_key_is_made_once_and_kept() {
     assert!(open().verify(&minted.token, clock::wall()).is_ok());
     assert!(!format!("{minted:?} {:?}", open()).contains(&minted.token));
 }
+
+#[test]
+fn a_token_that_would_be_refused_for_its_length_is_not_minted() {
+    let fixture = Fixture::new();
+    let subject = Subject {
+        labels: (0..64)
+            .map(|i| (format!("{i:0>250}"), "v".repeat(60)))
+            .collect(),
+        ..web()
+    };
+    let mut rng = StdRng::seed_from_u64(1);
+    let minted = fixture
+        .tokens
+        .mint(&subject, None, clock::wall(), &mut rng)
+        .map(|minted| minted.token.len());
+    assert!(matches!(minted, Err(MintError::TooLong(_))), "{minted:?}");
+}
