@@ -27,7 +27,7 @@ use tonic::transport::{Server, server::Router};
 use tracing::{error, info};
 
 use crate::{
-    authn::{Gate, GateLayer},
+    authn::{Gate, GateLayer, STREAMS_PER_IDENTITY_MAX, WARNING_INTERVAL, WARNINGS_BURST},
     ca::{
         Administrator, Authority, Bundle, BundleError, CertificateService, Ledger, LedgerError,
         MaterialError, Own, OwnError, Pace, Parts,
@@ -40,6 +40,7 @@ use crate::{
     health::{self, Health},
     model::Unreadable,
     registry::Registry,
+    shares::Shares,
     status::StatusService,
     store::{
         Store, StoreError,
@@ -159,7 +160,16 @@ impl ControlPlane {
             &config.data_directory.join("heddle.redb"),
             Retention::default(),
         )?);
-        let core = Core::open(&config, Arc::clone(&store)).await?;
+        let core = match Core::open(&config, Arc::clone(&store)).await {
+            Ok(core) => core,
+            Err(error) => {
+                // So that it can be opened by the next who tries.
+                if let Ok(store) = Arc::try_unwrap(store) {
+                    store.close().await;
+                }
+                return Err(error);
+            }
+        };
         let own = Own::new(
             Arc::clone(&core.authority),
             &config.trust_domain,
@@ -217,6 +227,17 @@ impl ControlPlane {
         Ok(control_plane)
     }
 
+    /// Resolves when something has ended that should run until the stop: a bug, after which this
+    /// process does not do what it should. It says what.
+    pub async fn failed(&mut self) -> &'static str {
+        tokio::select! {
+            biased; // Any of them is the end.
+            () = self.background.reap() => "a background task has ended",
+            () = self.servers.reap() => "the gRPC server has ended",
+            () = self.store.ended() => "the store's writer has ended",
+        }
+    }
+
     /// Tells every connection to go (GOAWAY), waits for streams at most as long as the settings
     /// say, and closes the store.
     pub async fn stop(mut self) {
@@ -244,6 +265,8 @@ impl ControlPlane {
             bundle: Arc::clone(core.bundle.published()),
             metrics: Arc::clone(&core.metrics),
             stopping: self.stopping.subscribe(),
+            streams: Shares::new(STREAMS_PER_IDENTITY_MAX),
+            warnings: Mutex::new(Pace::new(WARNING_INTERVAL, WARNINGS_BURST)),
         };
         let (health_reporter, health_service) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
@@ -336,11 +359,8 @@ impl ControlPlane {
             metrics: Arc::clone(&core.metrics),
         });
         // Not among the servers: health answers "stopping" until the end.
-        self.background.spawn("http", async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                error!(%error, "the HTTP server ended");
-            }
-        });
+        self.background
+            .spawn("http", health::serve(listener, router));
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod access;
 mod gate;
+mod usage;
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +22,14 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tonic::Status;
 
-pub use access::{Access, access};
-pub use gate::{Certificate, Connection, Gate, GateLayer, Gated, Recorded};
+pub use access::{Access, access, stream};
+pub use gate::{
+    Certificate, Connection, Gate, GateLayer, Gated, Recorded, STREAMS_PER_IDENTITY_MAX,
+    WARNING_INTERVAL, WARNINGS_BURST,
+};
+pub use usage::{InUse, Usage};
 
-use crate::ca::Serial;
+use crate::{ca::Serial, shares::Share, telemetry::StreamKind};
 
 /// The service account of the administrator, in the control plane's own namespace. Never
 /// issued on a workload's proof.
@@ -87,6 +92,17 @@ pub struct Session {
     bundle: Arc<Published<TrustBundle>>,
     /// Turns true when the control plane stops; without it a session never ends for that.
     stopping: Option<watch::Receiver<bool>>,
+    /// Given back with the last copy.
+    held: Option<Arc<Held>>,
+}
+
+/// What a request occupies for as long as its session lives.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Of the streams of its identity.
+    pub stream: Option<Share<(SpiffeId, StreamKind)>>,
+    /// Of a connection without a certificate.
+    pub connection: Option<InUse>,
 }
 
 impl Session {
@@ -102,7 +118,15 @@ impl Session {
             proof_expires,
             bundle,
             stopping: None,
+            held: None,
         }
+    }
+
+    /// The same, occupying something.
+    #[must_use]
+    pub fn holding(mut self, held: Held) -> Self {
+        self.held = Some(Arc::new(held));
+        self
     }
 
     /// The same, ending when the control plane stops.

@@ -1,6 +1,10 @@
 //! The HTTP port: `/health/live`, `/health/ready`, `/health/detailed` and `/metrics`. Read only.
+//! Connections are bounded, and a newcomer displaces the oldest: slow clients keep nobody out.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     Router,
@@ -9,11 +13,34 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use heddle_shell::clock;
+use heddle_shell::{clock, task::Tasks};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
+use tracing::{debug, warn};
 
-use crate::{ca::Authority, store::Store, telemetry::Metrics};
+use crate::{
+    ca::Authority,
+    room::{Bounds, Room},
+    store::{Revision, Store},
+    telemetry::Metrics,
+};
+
+/// Connections at once.
+const CONNECTIONS: Bounds = Bounds {
+    in_all: 64,
+    per_source: 32,
+};
+/// For a request's head to arrive.
+const HEAD_WAIT: Duration = Duration::from_secs(5);
+/// Of a request's head.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// After the system refused to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What prometheus-client writes.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -57,26 +84,78 @@ pub fn router(health: Health) -> Router {
         .with_state(health)
 }
 
+/// Serves the pages until dropped.
+pub async fn serve(listener: TcpListener, pages: Router) {
+    let room = Room::new(CONNECTIONS);
+    let mut tasks = Tasks::new();
+    loop {
+        tasks.reap_ended();
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "accepting failed; is the file descriptor limit reached?");
+                clock::sleep_until(clock::now() + ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some((place, sent_away)) = room.enter(peer.ip(), None) else {
+            continue;
+        };
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_WAIT)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(
+                TokioIo::new(stream),
+                TowerToHyperService::new(pages.clone()),
+            );
+        tasks.spawn("http-connection", async move {
+            tokio::select! {
+                biased; // What is answered already is answered.
+                ended = connection => if let Err(error) = ended {
+                    debug!(%error, %peer, "an HTTP connection ended early");
+                },
+                _ = sent_away => debug!(%peer, "an HTTP connection gave way to newer ones"),
+            }
+            drop(place);
+        });
+    }
+}
+
+impl Health {
+    /// The store's revision; why not, when it cannot be read or the last write to it failed.
+    async fn store(&self) -> Result<Revision, String> {
+        let revision = self.store.revision().await;
+        let revision = revision.map_err(|error| error.to_string())?;
+        match self.store.failing() {
+            None => Ok(revision),
+            Some(why) => Err(format!(
+                "the store cannot be written: {why}; is the disk full or failing?"
+            )),
+        }
+    }
+}
+
 async fn ready(State(health): State<Health>) -> impl IntoResponse {
     if *health.stopping.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
-    match health.store.revision().await {
+    match health.store().await {
         Ok(_) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
 
 async fn detailed(State(health): State<Health>) -> impl IntoResponse {
     let is_stopping = *health.stopping.borrow();
-    let store = match health.store.revision().await {
+    let store = match health.store().await {
         Ok(revision) => StoreHealth {
             revision: Some(revision.0),
             error: None,
         },
-        Err(error) => StoreHealth {
+        Err(why) => StoreHealth {
             revision: None,
-            error: Some(error.to_string()),
+            error: Some(why),
         },
     };
     let detailed = Detailed {

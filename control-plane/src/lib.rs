@@ -14,6 +14,8 @@ pub mod follow;
 pub mod health;
 pub mod model;
 pub mod registry;
+pub mod room;
+pub mod shares;
 pub mod status;
 pub mod store;
 pub mod streams;

@@ -71,11 +71,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // Before the ports open: a signal that comes early must not kill.
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let control_plane = ControlPlane::start(config).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let mut control_plane = ControlPlane::start(config).await?;
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        what = control_plane.failed() => Some(what),
+    };
     control_plane.stop().await;
-    Ok(())
+    match failure {
+        None => Ok(()),
+        // Whoever started us starts us again.
+        Some(what) => Err(anyhow::anyhow!("{what}; see the log")),
+    }
 }

@@ -1,19 +1,27 @@
 //! Connections of the gRPC port: TLS with an optional client certificate, ALPN `h2`.
 //!
-//! Every handshake runs in its own task, with a time limit; handshakes and connections are
-//! counted and bounded. What has proven nothing has its own, smaller bound, so that strangers
-//! cannot keep sidecars out.
+//! ```text
+//! accept ─► handshake (5 s) ─┬─ certificate ─► so many in all, so many of each identity
+//!                            └─ none ────────► closed when nothing was proven on it for 10 s
+//! ```
+//!
+//! Every handshake runs in its own task. Handshakes and connections without a certificate have
+//! proven nothing: each [`Room`] of them is bounded in all and for each source, and a newcomer
+//! displaces the oldest instead of waiting, so that strangers cannot keep sidecars out.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
+    num::NonZeroU32,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use heddle_policy::spiffe::SpiffeId;
 use heddle_shell::{clock, publish::Published, task::Tasks, tls};
+use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
@@ -28,19 +36,33 @@ use tracing::{debug, warn};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
-    authn::{Certificate, Connection, Recorded},
-    ca::{Ledger, Serial},
+    authn::{Certificate, Connection, Recorded, Usage},
+    ca::{Ledger, Pace, Serial},
+    room::{Bounds, Place, Room, SentAway},
+    shares::{Share, Shares},
     telemetry::{HandshakeFailure, Metrics},
 };
 
 /// For the whole handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// At once; further connections wait in the kernel's backlog.
-const HANDSHAKES_MAX: usize = 256;
+/// At once; a newcomer displaces the oldest. One source may be a whole site behind one address.
+const HANDSHAKES: Bounds = Bounds {
+    in_all: 256,
+    per_source: 64,
+};
 /// With a client certificate; beyond it new ones are closed.
 const CERTIFIED_MAX: usize = 16_384;
-/// Without one; beyond it new ones are closed.
-const ANONYMOUS_MAX: usize = 1_024;
+/// The same, of one identity: its replicas, each with a connection that is not gone yet.
+const CERTIFIED_PER_IDENTITY_MAX: usize = 2_048;
+/// Without a certificate; a newcomer displaces the oldest on which nothing is proven.
+const ANONYMOUS: Bounds = Bounds {
+    in_all: 1_024,
+    per_source: 64,
+};
+/// A connection without a certificate on which nothing was proven for so long is closed.
+const ANONYMOUS_IDLE: Duration = Duration::from_secs(10);
+/// Between two warnings about too many connections.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 /// After the system refused to accept (it is out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -62,6 +84,8 @@ pub struct TlsListener {
 pub struct Established {
     stream: TlsStream<TcpStream>,
     connection: Connection,
+    /// For one without a certificate.
+    stay: Option<Stay>,
     _counted: Counted,
 }
 
@@ -69,30 +93,42 @@ pub struct Established {
 #[derive(Debug)]
 struct Counted {
     gauge: Gauge,
-    _permit: OwnedSemaphorePermit,
+    _occupied: Occupied,
 }
 
-/// How many there may be.
-#[derive(Clone, Debug)]
-struct Bounds {
+/// What a connection occupies.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held to be given back")]
+enum Occupied {
+    Certified(OwnedSemaphorePermit, Share<SpiffeId>),
+    Anonymous(Place),
+}
+
+/// How long a connection without a certificate may stay.
+struct Stay {
+    usage: Arc<Usage>,
+    sent_away: SentAway,
+    /// When to look at its usage again.
+    look: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+}
+
+/// Who may be there at once.
+#[derive(Debug)]
+struct Rooms {
+    handshakes: Room,
+    anonymous: Room,
     certified: Arc<Semaphore>,
-    anonymous: Arc<Semaphore>,
+    identities: Shares<SpiffeId>,
+    warnings: Mutex<Pace<()>>,
 }
 
 impl TlsListener {
     /// Accepts until the receiver is dropped.
     pub async fn run(self, established: mpsc::Sender<io::Result<Established>>) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-        let bounds = Bounds {
-            certified: Arc::new(Semaphore::new(CERTIFIED_MAX)),
-            anonymous: Arc::new(Semaphore::new(ANONYMOUS_MAX)),
-        };
+        let rooms = Arc::new(Rooms::new());
         let mut tasks = Tasks::new();
         loop {
             tasks.reap_ended();
-            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-                return;
-            };
             let accepted = tokio::select! {
                 // The end first: nobody would serve a connection accepted after it.
                 biased;
@@ -107,20 +143,53 @@ impl TlsListener {
                     continue;
                 }
             };
+            let Some((place, sent_away)) = rooms.handshakes.enter(peer.ip(), None) else {
+                continue;
+            };
             let handshake = Handshake {
                 acceptor: TlsAcceptor::from(self.config.load()),
                 ledger: self.ledger.clone(),
                 metrics: Arc::clone(&self.metrics),
-                bounds: bounds.clone(),
+                rooms: Arc::clone(&rooms),
             };
             let established = established.clone();
             tasks.spawn("handshake", async move {
-                if let Some(connection) = handshake.run(stream, peer).await {
+                if let Some(connection) = handshake.run(stream, peer, sent_away).await {
                     // Closed while shutting down: the connection goes with it.
                     drop(established.send(Ok(connection)).await);
                 }
-                drop(permit);
+                drop(place);
             });
+        }
+    }
+}
+
+impl Rooms {
+    fn new() -> Self {
+        Self {
+            handshakes: Room::new(HANDSHAKES),
+            anonymous: Room::new(ANONYMOUS),
+            certified: Arc::new(Semaphore::new(CERTIFIED_MAX)),
+            identities: Shares::new(CERTIFIED_PER_IDENTITY_MAX),
+            warnings: Mutex::new(Pace::new(WARNING_INTERVAL, NonZeroU32::MIN)),
+        }
+    }
+
+    fn for_certified(&self, id: &SpiffeId) -> Option<Occupied> {
+        let of_identity = self.identities.take(id)?;
+        let permit = Arc::clone(&self.certified).try_acquire_owned().ok()?;
+        Some(Occupied::Certified(permit, of_identity))
+    }
+
+    fn for_anonymous(&self, peer: SocketAddr) -> Option<(Occupied, Stay)> {
+        let usage = Arc::<Usage>::default();
+        let (place, sent_away) = self.anonymous.enter(peer.ip(), Some(Arc::clone(&usage)))?;
+        Some((Occupied::Anonymous(place), Stay::new(usage, sent_away)))
+    }
+
+    fn warn_full(&self, peer: SocketAddr) {
+        if self.warnings.lock().take(&(), clock::now()).is_ok() {
+            warn!(%peer, "too many connections; closing new ones");
         }
     }
 }
@@ -130,28 +199,21 @@ struct Handshake {
     acceptor: TlsAcceptor,
     ledger: Ledger,
     metrics: Arc<Metrics>,
-    bounds: Bounds,
+    rooms: Arc<Rooms>,
 }
 
 impl Handshake {
-    async fn run(self, stream: TcpStream, peer: SocketAddr) -> Option<Established> {
+    async fn run(
+        self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        sent_away: SentAway,
+    ) -> Option<Established> {
         // Small messages in both directions; latency over batching.
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, %peer, "setting TCP_NODELAY failed");
         }
-        let stream = match timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                self.metrics.handshake_failed(HandshakeFailure::Tls);
-                debug!(%error, %peer, "TLS handshake failed");
-                return None;
-            }
-            Err(_elapsed) => {
-                self.metrics.handshake_failed(HandshakeFailure::Timeout);
-                debug!(%peer, "TLS handshake took too long");
-                return None;
-            }
-        };
+        let stream = self.shake(stream, peer, sent_away).await?;
         let leaf = stream
             .get_ref()
             .1
@@ -161,25 +223,67 @@ impl Handshake {
             Some(leaf) => Some(Arc::new(self.certificate(&leaf).await?)),
             None => None,
         };
-        let bound = match certificate {
-            Some(_) => self.bounds.certified,
-            None => self.bounds.anonymous,
+        let room = match &certificate {
+            Some(certificate) => self
+                .rooms
+                .for_certified(&certificate.id)
+                .map(|occupied| (occupied, None)),
+            None => self
+                .rooms
+                .for_anonymous(peer)
+                .map(|(occupied, stay)| (occupied, Some(stay))),
         };
-        let Ok(permit) = bound.try_acquire_owned() else {
+        let Some((occupied, stay)) = room else {
             self.metrics.handshake_failed(HandshakeFailure::Overloaded);
-            warn!(%peer, "too many connections; closing a new one");
+            self.rooms.warn_full(peer);
             return None;
         };
         let gauge = self.metrics.connections.clone();
         gauge.inc();
         Some(Established {
             stream,
-            connection: Connection { peer, certificate },
+            connection: Connection {
+                peer,
+                certificate,
+                usage: stay.as_ref().map(|stay| Arc::clone(&stay.usage)),
+            },
+            stay,
             _counted: Counted {
                 gauge,
-                _permit: permit,
+                _occupied: occupied,
             },
         })
+    }
+
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        sent_away: SentAway,
+    ) -> Option<TlsStream<TcpStream>> {
+        let shaken = tokio::select! {
+            // Whoever is through has earned its place.
+            biased;
+            shaken = timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)) => shaken,
+            _ = sent_away => {
+                self.metrics.handshake_failed(HandshakeFailure::Overloaded);
+                debug!(%peer, "TLS handshake gave way to newer ones");
+                return None;
+            }
+        };
+        match shaken {
+            Ok(Ok(stream)) => Some(stream),
+            Ok(Err(error)) => {
+                self.metrics.handshake_failed(HandshakeFailure::Tls);
+                debug!(%error, %peer, "TLS handshake failed");
+                None
+            }
+            Err(_elapsed) => {
+                self.metrics.handshake_failed(HandshakeFailure::Timeout);
+                debug!(%peer, "TLS handshake took too long");
+                None
+            }
+        }
     }
 
     /// What the verified certificate says, and the ledger about it.
@@ -211,6 +315,41 @@ fn at(unix_seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(unix_seconds)
 }
 
+impl Stay {
+    fn new(usage: Arc<Usage>, sent_away: SentAway) -> Self {
+        Self {
+            usage,
+            sent_away,
+            look: Box::pin(clock::sleep_until(clock::now() + ANONYMOUS_IDLE)),
+        }
+    }
+
+    /// Ready when the connection has to go.
+    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let gone = |why| Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why));
+        if Pin::new(&mut self.sent_away).poll(context).is_ready() {
+            return gone("nothing was proven on the connection; it gave way to newer ones");
+        }
+        loop {
+            ready!(self.look.as_mut().poll(context));
+            let now = clock::now();
+            let end = self.usage.idle_since().unwrap_or(now) + ANONYMOUS_IDLE;
+            if end <= now {
+                return gone("nothing was proven on the connection for too long");
+            }
+            self.look = Box::pin(clock::sleep_until(end));
+        }
+    }
+}
+
+impl fmt::Debug for Stay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stay")
+            .field("usage", &self.usage)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
         self.gauge.dec();
@@ -231,6 +370,12 @@ impl AsyncRead for Established {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Before the bytes: a peer that sends without pause would never be looked at.
+        if let Some(stay) = &mut self.stay
+            && let Poll::Ready(over) = stay.poll_over(context)
+        {
+            return Poll::Ready(Err(over));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -262,5 +407,53 @@ impl AsyncWrite for Established {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn stay(rooms: &Rooms) -> (Occupied, Stay) {
+        rooms.for_anonymous("10.0.0.1:1".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn one_identity_does_not_take_every_connection() {
+        let rooms = Rooms::new();
+        let [web, user] =
+            ["web", "user"].map(|name| format!("spiffe://td/ns/shop/sa/{name}").parse().unwrap());
+        let held: Vec<_> = (0..CERTIFIED_PER_IDENTITY_MAX)
+            .map(|_| rooms.for_certified(&web).unwrap())
+            .collect();
+        assert!(rooms.for_certified(&web).is_none());
+        assert!(rooms.for_certified(&user).is_some());
+        drop(held);
+        assert!(rooms.for_certified(&web).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_any_proof_goes_after_a_while() {
+        let rooms = Rooms::new();
+        let begin = clock::now();
+        let (_occupied, mut stay) = stay(&rooms);
+        poll_fn(|context| stay.poll_over(context)).await;
+        assert_eq!(clock::now() - begin, ANONYMOUS_IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_stays_for_as_long_as_something_is_proven_on_it() {
+        let rooms = Rooms::new();
+        let (_occupied, mut stay) = stay(&rooms);
+        let in_use = stay.usage.begin();
+        let day = Duration::from_secs(86_400);
+        let over = timeout(day, poll_fn(|context| stay.poll_over(context))).await;
+        assert!(over.is_err(), "in use: {over:?}");
+        drop(in_use);
+        let end = clock::now();
+        poll_fn(|context| stay.poll_over(context)).await;
+        assert!(clock::now() - end <= 2 * ANONYMOUS_IDLE);
     }
 }

@@ -1,6 +1,7 @@
 //! The table: who may call what (fail closed; one row per method).
 
 use super::Caller;
+use crate::telemetry::StreamKind;
 
 /// Whom a method is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,20 @@ pub fn access(path: &str) -> Option<Access> {
         .iter()
         .find(|(method, _)| *method == path)
         .map(|(_, access)| *access)
+}
+
+/// What kind of long stream of a workload a method is; none for one that answers once.
+pub fn stream(path: &str) -> Option<StreamKind> {
+    match path.strip_prefix('/')? {
+        "envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+        | "envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources" => {
+            Some(StreamKind::Discovery)
+        }
+        "heddle.v1.CertificateAuthority/WatchTrustBundle" => Some(StreamKind::TrustBundle),
+        "heddle.v1.Registry/Register" => Some(StreamKind::Registration),
+        "heddle.v1.Status/Report" => Some(StreamKind::Report),
+        _ => None,
+    }
 }
 
 impl Access {

@@ -3,25 +3,31 @@
 //! into the request's extensions.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
     task::{Context, Poll},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::future::{Either, Ready, ready};
 use heddle_policy::spiffe::SpiffeId;
 use heddle_shell::{clock, publish::Published, tls::TrustBundle};
 use http::{HeaderMap, header::AUTHORIZATION};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{debug, warn};
 
-use super::{Access, Caller, Proof, Session, Workload, access, is_administrator, is_reserved};
+use super::{
+    Access, Caller, Held, Proof, Session, Usage, Workload, access, is_administrator, is_reserved,
+    stream,
+};
 use crate::{
-    ca::{Record, Serial},
-    telemetry::{Metrics, RequestRefusal},
+    ca::{Pace, Record, Serial},
+    shares::Shares,
+    telemetry::{Metrics, RequestRefusal, StreamKind},
     token::Tokens,
 };
 
@@ -32,6 +38,8 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// Its certificate, verified in the handshake.
     pub certificate: Option<Arc<Certificate>>,
+    /// Without a certificate: what is proven on it otherwise.
+    pub usage: Option<Arc<Usage>>,
 }
 
 /// A verified client certificate.
@@ -59,7 +67,7 @@ pub enum Recorded {
 }
 
 /// Makes sessions.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Gate {
     /// Checks tokens.
     pub tokens: Arc<Tokens>,
@@ -69,6 +77,10 @@ pub struct Gate {
     pub metrics: Arc<Metrics>,
     /// Ends every session when it turns true.
     pub stopping: watch::Receiver<bool>,
+    /// Bounds the streams of each identity, kind by kind.
+    pub streams: Shares<(SpiffeId, StreamKind)>,
+    /// Paces warnings about each peer.
+    pub warnings: Mutex<Pace<IpAddr>>,
 }
 
 /// A refusal, and its label.
@@ -92,9 +104,42 @@ impl Gate {
             .check(wall)
             .map_err(|status| (RequestRefusal::ProofEnded, status))?;
         if access.permits(&session.caller) {
-            return Ok(session);
+            return self.hold(path, connection, session);
         }
         Err(refuse(access, &session.caller))
+    }
+
+    /// Takes what a permitted request occupies.
+    fn hold(
+        &self,
+        path: &str,
+        connection: &Connection,
+        session: Session,
+    ) -> Result<Session, Refused> {
+        let Caller::Workload(workload) = &session.caller else {
+            return Ok(session);
+        };
+        let mut held = Held {
+            stream: None,
+            connection: connection.usage.as_ref().map(|usage| usage.begin()),
+        };
+        if let Some(kind) = stream(path) {
+            held.stream = self.streams.take(&(workload.id.clone(), kind));
+            if held.stream.is_none() {
+                let status = Status::resource_exhausted(format!(
+                    "{} has {STREAMS_PER_IDENTITY_MAX} such streams open; is something opening \
+                     them without end?",
+                    workload.id
+                ));
+                return Err((RequestRefusal::TooManyStreams, status));
+            }
+        }
+        Ok(session.holding(held))
+    }
+
+    fn is_news(&self, peer: IpAddr) -> bool {
+        let mut warnings = self.warnings.lock();
+        warnings.take(&peer.to_canonical(), clock::now()).is_ok()
     }
 
     fn session(
@@ -209,6 +254,14 @@ fn refuse(access: Access, caller: &Caller) -> Refused {
     }
 }
 
+/// Open streams of one kind of one identity: its replicas, each of which may have an old one
+/// beside the one it opened instead.
+pub const STREAMS_PER_IDENTITY_MAX: usize = 2048;
+/// Warnings about one peer: some at once, then one in a while; what is left out is counted.
+pub const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+/// See [`WARNING_INTERVAL`].
+pub const WARNINGS_BURST: NonZeroU32 = NonZeroU32::new(10).unwrap();
+
 /// A service behind the gate.
 #[derive(Clone, Debug)]
 pub struct Gated<S> {
@@ -261,7 +314,11 @@ where
             }
             Err((reason, status)) => {
                 self.gate.metrics.request_refused(reason);
-                if reason == RequestRefusal::NotPermitted {
+                let is_remarkable = matches!(
+                    reason,
+                    RequestRefusal::NotPermitted | RequestRefusal::TooManyStreams
+                );
+                if is_remarkable && self.gate.is_news(connection.peer.ip()) {
                     warn!(peer = %connection.peer, why = status.message(), "refused a request");
                 } else {
                     debug!(peer = %connection.peer, ?reason, "refused a request");
