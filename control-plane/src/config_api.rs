@@ -15,6 +15,7 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use heddle_proto::v1::{self, config_server::Config};
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -133,6 +134,7 @@ impl Config for ConfigService {
             .await
             .map_err(Refusal::from)?;
         let mut resources = Vec::new();
+        let mut bytes = 0;
         let mut next_page_token = String::new();
         for entry in listing.entries {
             let id = ResourceId::from_key(&entry.key);
@@ -149,7 +151,9 @@ impl Config for ConfigService {
             else {
                 continue;
             };
-            if resources.len() == size {
+            bytes += resource.encoded_len();
+            let is_full = bytes > PAGE_BYTES_MAX && !resources.is_empty();
+            if is_full || resources.len() == size {
                 let last: Option<&v1::Resource> = resources.last();
                 let last = last.and_then(|resource| id_of(resource.r#ref.as_ref()).ok());
                 next_page_token = last.map(|id| id.key()).unwrap_or_default();
@@ -370,6 +374,8 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 const DOCUMENTS_MAX: usize = 500;
 const PAGE: u32 = 500;
 const PAGE_MAX: u32 = 1000;
+/// Of a page, but for a single resource that is larger; clients take 4 MiB.
+const PAGE_BYTES_MAX: usize = 1 << 20;
 const HISTORY: u32 = 20;
 /// Changes that wait for a slow watcher; the store's log has the rest.
 const WATCH_QUEUE_MAX: usize = 16;

@@ -35,8 +35,11 @@ mod node;
 mod serve;
 mod wire;
 
+pub use node::is_instance;
+
 use crate::{
-    authn::Session,
+    authn::{Session, WARNING_INTERVAL, WARNINGS_BURST},
+    ca::Pace,
     compile::Compiler,
     discovery::{
         proxies::{Proxies, StreamId},
@@ -55,6 +58,8 @@ pub struct Discovery {
     pub proxies: Arc<Proxies>,
     index: Mutex<Index>,
     metrics: Arc<Metrics>,
+    /// Paces what each caller has us log.
+    warnings: Mutex<Pace<String>>,
     /// Tells of every new world.
     worlds: watch::Sender<()>,
 }
@@ -82,6 +87,7 @@ impl Discovery {
             proxies: Arc::default(),
             index: Mutex::default(),
             metrics,
+            warnings: Mutex::new(Pace::new(WARNING_INTERVAL, WARNINGS_BURST)),
             worlds: watch::Sender::new(()),
         })
     }

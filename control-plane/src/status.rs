@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use crate::{
     authn::{Session, Workload as Proven},
     discovery::{
-        Discovery,
+        self, Discovery,
         proxies::{ReportId, Reported},
     },
     streams::Streams,
@@ -66,8 +66,18 @@ impl v1::status_server::Status for StatusService {
         &self,
         request: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
-        let proxies = self.discovery.proxies.list(&request.get_ref().namespace);
-        Ok(Response::new(v1::ListProxiesResponse { proxies }))
+        let request = request.get_ref();
+        let after = match request.page_token.as_str() {
+            "" => 0,
+            token => token.parse().map_err(|_malformed| {
+                Status::invalid_argument("the page token is not one that was given out")
+            })?,
+        };
+        let (proxies, next) = self.discovery.proxies.page(&request.namespace, after);
+        Ok(Response::new(v1::ListProxiesResponse {
+            proxies,
+            next_page_token: next.map(|next| next.to_string()).unwrap_or_default(),
+        }))
     }
 }
 
@@ -131,7 +141,7 @@ impl Reports {
         let id = &self.proven.id;
         let own = format!("{}/{}/", id.namespace(), id.service_account());
         let instance = node_id.strip_prefix(&own).filter(|instance| {
-            !instance.is_empty() && !instance.contains('/') && node_id.len() <= NODE_ID_BYTES_MAX
+            discovery::is_instance(instance) && node_id.len() <= NODE_ID_BYTES_MAX
         });
         if instance.is_none() {
             let shown: String = node_id.chars().take(64).collect();
@@ -186,12 +196,21 @@ fn take(report: &mut Reported, request: &v1::ReportRequest) -> Result<(), Status
         })
         .collect::<Result<_, _>>()?;
     for gone in &request.gone {
-        report.active.remove(&name(Some(gone))?);
+        let name = name(Some(gone))?;
+        if report.active.remove(&name).is_some() {
+            report.name_bytes -= name.name.len();
+        }
     }
-    report.active.extend(active);
-    if report.active.len() > RESOURCES_MAX {
+    for (name, version) in active {
+        let bytes = name.name.len();
+        if report.active.insert(name, version).is_none() {
+            report.name_bytes += bytes;
+        }
+    }
+    if report.active.len() > RESOURCES_MAX || report.name_bytes > NAMES_BYTES_MAX {
         return Err(Status::resource_exhausted(format!(
-            "a sidecar may report {RESOURCES_MAX} resources"
+            "a sidecar may report {RESOURCES_MAX} resources, whose names have {NAMES_BYTES_MAX} \
+             bytes together"
         )));
     }
     report.build = request.build.chars().take(BUILD_CHARS_MAX).collect();
@@ -225,7 +244,47 @@ const RESPONSES_MAX: usize = 2;
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Of one sidecar: some four for each of the 4096 destinations it may hold, and their subsets.
 const RESOURCES_MAX: usize = 1 << 16;
+/// Of those resources: what a stream may hold of them.
+const NAMES_BYTES_MAX: usize = 4 << 20;
 const NODE_ID_BYTES_MAX: usize = 512;
 const RESOURCE_NAME_BYTES_MAX: usize = 512;
 const VERSION_BYTES_MAX: usize = 64;
 const BUILD_CHARS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    fn active(names: impl Iterator<Item = String>) -> v1::ReportRequest {
+        let active = names.map(|name| v1::ActiveResource {
+            resource: Some(v1::ResourceName {
+                r#type: "cluster".to_owned(),
+                name,
+            }),
+            version: "1".to_owned(),
+        });
+        v1::ReportRequest {
+            active: active.collect(),
+            ..v1::ReportRequest::default()
+        }
+    }
+
+    #[test]
+    fn a_report_is_bounded_by_the_bytes_of_its_names() {
+        let long = |i: usize| format!("{i:0>width$}", width = RESOURCE_NAME_BYTES_MAX);
+        let fill = NAMES_BYTES_MAX / RESOURCE_NAME_BYTES_MAX;
+        let mut report = Reported::default();
+        take(&mut report, &active((0..fill).map(long))).unwrap();
+        // The same names again are no more; what is gone makes room.
+        take(&mut report, &active((0..fill).map(long))).unwrap();
+        let mut other = active((fill..=fill).map(long));
+        let over = take(&mut report.clone(), &other).unwrap_err();
+        assert_eq!(over.code(), Code::ResourceExhausted, "{over:?}");
+        let gone = active((0..1).map(long)).active[0].resource.clone().unwrap();
+        other.gone = vec![gone.clone(), gone];
+        take(&mut report, &other).unwrap();
+        assert_eq!(report.name_bytes, NAMES_BYTES_MAX);
+    }
+}

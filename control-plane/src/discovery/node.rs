@@ -29,7 +29,10 @@ pub(super) fn check(wire: &WireNode, session: &Session) -> Result<(Node, Introdu
     let [namespace, account, instance] = parts[..] else {
         return Err(malformed(&wire.id));
     };
-    if [namespace, account, instance].contains(&"") || wire.id.len() > NODE_ID_BYTES_MAX {
+    if [namespace, account].contains(&"")
+        || !is_instance(instance)
+        || wire.id.len() > NODE_ID_BYTES_MAX
+    {
         return Err(malformed(&wire.id));
     }
     let (labels, identity) = match &session.caller {
@@ -104,10 +107,17 @@ fn build(wire: &WireNode) -> String {
     }
 }
 
+/// The last part of a node id. It is shown to people: nothing that a terminal would obey.
+pub fn is_instance(text: &str) -> bool {
+    let is_good = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    !text.is_empty() && text.bytes().all(is_good)
+}
+
 fn malformed(id: &str) -> Status {
     let id: String = id.chars().take(64).collect();
     Status::invalid_argument(format!(
-        "node id {id:?} is not <namespace>/<service-account>/<instance>"
+        "node id {id:?} is not <namespace>/<service-account>/<instance>, the last of letters, \
+         digits, '.', '_' and '-'"
     ))
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
     sync::Arc,
     time::SystemTime,
 };
@@ -16,6 +17,7 @@ use heddle_policy::{
 use heddle_proto::v1;
 use heddle_shell::clock;
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::sync::watch;
 
 /// All of them.
@@ -73,6 +75,8 @@ struct Versions {
 pub struct Reported {
     /// Active version by resource.
     pub active: HashMap<ResourceName, Arc<str>>,
+    /// Of the names in it.
+    pub name_bytes: usize,
     /// Build version.
     pub build: String,
     /// When its leaf ends, in milliseconds since the Unix epoch.
@@ -101,6 +105,8 @@ pub struct Held {
     pub sent: Arc<str>,
     /// The version it goes by: what a sidecar reports as active, what others have accepted.
     pub in_force: Option<Arc<str>>,
+    /// Whether that is known: a sidecar without a report may go by any version it ever had.
+    pub is_known: bool,
 }
 
 impl Proxies {
@@ -272,28 +278,36 @@ impl Proxies {
                     name: name.clone(),
                     sent: Arc::clone(sent),
                     in_force: in_force.cloned(),
+                    is_known: introduction.flavour != HEDDLE || report.is_some(),
                 });
             }
         }
         all
     }
 
-    /// For `Status.ListProxies`; all namespaces when `namespace` is empty.
-    pub fn list(&self, namespace: &str) -> Vec<v1::Proxy> {
+    /// For `Status.ListProxies`: a page of those that connected after stream `after`, of all
+    /// namespaces when `namespace` is empty; and after which stream the next page begins.
+    pub fn page(&self, namespace: &str, after: u64) -> (Vec<v1::Proxy>, Option<u64>) {
         let state = self.state.lock();
-        let in_scope = |stream: &&Connected| {
-            let of = stream.introduction.node_id.split('/').next();
-            namespace.is_empty() || of == Some(namespace)
-        };
-        state
-            .streams
-            .values()
-            .filter(in_scope)
-            .map(|stream| {
-                let report = state.reports.get(&stream.introduction.node_id);
-                stream.describe(report.map(|(_, report)| report))
-            })
-            .collect()
+        let mut proxies = Vec::new();
+        let mut bytes = 0;
+        let mut last = after;
+        let after = (Bound::Excluded(StreamId(after)), Bound::Unbounded);
+        for (id, stream) in state.streams.range(after) {
+            let node_id = &stream.introduction.node_id;
+            if !namespace.is_empty() && node_id.split('/').next() != Some(namespace) {
+                continue;
+            }
+            let report = state.reports.get(node_id);
+            let proxy = stream.describe(report.map(|(_, report)| report));
+            bytes += proxy.encoded_len();
+            if bytes > PAGE_BYTES_MAX && !proxies.is_empty() {
+                return (proxies, Some(last));
+            }
+            proxies.push(proxy);
+            last = id.0;
+        }
+        (proxies, None)
     }
 }
 
@@ -334,6 +348,8 @@ impl Connected {
     }
 }
 
+/// Of `Status.ListProxies`; clients take 4 MiB.
+const PAGE_BYTES_MAX: usize = 1 << 20;
 /// The flavour that reports.
 pub const HEDDLE: &str = "heddle";
 /// Of a client's text, so that it cannot fill our memory.

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use heddle_policy::snapshot::xds::{ResourceName, ResourceType};
@@ -54,7 +54,19 @@ pub(super) fn spawn<D: Dialect>(mut serve: Serve<D>) {
 
 impl<D: Dialect> Serve<D> {
     async fn run(&mut self) -> Result<(), Status> {
-        let Some((first, node)) = self.introduced().await? else {
+        let session = self.session.clone();
+        let mut ended = std::pin::pin!(session.ended());
+        let introduction = clock::now() + INTRODUCTION;
+        let introduced = tokio::select! {
+            biased; // A proof that has ended outranks what is asked on it.
+            status = &mut ended => return Err(status),
+            () = self.responses.closed() => return Ok(()),
+            () = clock::sleep_until(introduction) => {
+                return Err(Status::deadline_exceeded("the first request did not come"));
+            }
+            request = self.requests.message() => introduced::<D>(request?)?,
+        };
+        let Some((first, node)) = introduced else {
             return Ok(());
         };
         let (node, introduction) = node::check(&node, &self.session)?;
@@ -70,11 +82,11 @@ impl<D: Dialect> Serve<D> {
         };
         let mut stream = Stream::new(self.form, dependents);
         let mut due = self.take(&mut stream, &connected, first)?;
-        let session = self.session.clone();
-        let mut ended = std::pin::pin!(session.ended());
         loop {
             if due.is_some_and(|due| due <= clock::now()) {
                 due = None;
+                // Also when both came at once: whoever may not go on hears nothing more.
+                session.check(clock::wall())?;
                 self.round(&mut stream, &node, &connected)?;
             }
             tokio::select! {
@@ -95,19 +107,6 @@ impl<D: Dialect> Serve<D> {
         }
     }
 
-    /// The first request, with its node.
-    async fn introduced(
-        &mut self,
-    ) -> Result<Option<(D::Request, heddle_proto::xds::envoy::config::core::v3::Node)>, Status>
-    {
-        let Some(request) = self.requests.message().await? else {
-            return Ok(None);
-        };
-        let node = D::node(&request)
-            .ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
-        Ok(Some((request, node)))
-    }
-
     /// Takes a request. Returns when to look for responses.
     fn take(
         &self,
@@ -125,7 +124,7 @@ impl<D: Dialect> Serve<D> {
         let answer = stream
             .request(kind, request)
             .map_err(|violation| match violation {
-                Violation::TooManySubscriptions => {
+                Violation::TooManySubscriptions | Violation::NamesTooLong => {
                     Status::resource_exhausted(violation.to_string())
                 }
                 Violation::NameTooLong => Status::invalid_argument(violation.to_string()),
@@ -142,7 +141,17 @@ impl<D: Dialect> Serve<D> {
                 proxies.accepted(connected.id, kind, &resources);
             }
             Some(Answer::Refused { resources, message }) => {
-                warn!(node = &*connected.node_id, r#type = %kind, message, "a configuration was refused");
+                let who = self.session.caller.name().to_owned();
+                if self
+                    .discovery
+                    .warnings
+                    .lock()
+                    .take(&who, clock::now())
+                    .is_ok()
+                {
+                    let message: String = message.chars().take(LOGGED_CHARS_MAX).collect();
+                    warn!(node = &*connected.node_id, r#type = %kind, message, "a configuration was refused");
+                }
                 proxies.refused(connected.id, kind, &resources, &message);
                 self.discovery.metrics.rejected(kind);
             }
@@ -206,6 +215,18 @@ impl<D: Dialect> Serve<D> {
         let (compiled, _) = self.compiler.get(node, name);
         compiled.map(|compiled| Arc::clone(&compiled.version))
     }
+}
+
+type Introduced<R> = Option<(R, heddle_proto::xds::envoy::config::core::v3::Node)>;
+
+/// The first request, with its node.
+fn introduced<D: Dialect>(request: Option<D::Request>) -> Result<Introduced<D::Request>, Status> {
+    let Some(request) = request else {
+        return Ok(None);
+    };
+    let node = D::node(&request)
+        .ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
+    Ok(Some((request, node)))
 }
 
 /// What resources are during one round: each name has one state from beginning to end, so that
@@ -296,3 +317,8 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 fn far() -> Instant {
     clock::now()
 }
+
+/// For the first request.
+const INTRODUCTION: Duration = Duration::from_secs(10);
+/// Of a client's words, in the log.
+const LOGGED_CHARS_MAX: usize = 256;

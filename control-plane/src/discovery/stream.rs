@@ -109,6 +109,9 @@ pub enum Violation {
     /// More than [`SUBSCRIPTIONS_MAX`].
     #[error("a stream may hold {SUBSCRIPTIONS_MAX} subscriptions of a type")]
     TooManySubscriptions,
+    /// More than [`NAMES_BYTES_MAX`].
+    #[error("the names a stream holds may have {NAMES_BYTES_MAX} bytes together")]
+    NamesTooLong,
     /// Longer than [`NAME_BYTES_MAX`].
     #[error("a resource name may have {NAME_BYTES_MAX} bytes")]
     NameTooLong,
@@ -196,6 +199,9 @@ impl Stream {
         {
             return Err(Violation::NameTooLong);
         }
+        if request.initial_versions.len() > SUBSCRIPTIONS_MAX {
+            return Err(Violation::TooManySubscriptions);
+        }
         let form = self.form;
         let subscription = self.subscription(kind);
         let answer = subscription.answer(&request.nonce, request.error.take());
@@ -205,6 +211,15 @@ impl Stream {
         }
         if self.types[&kind].asked() > SUBSCRIPTIONS_MAX {
             return Err(Violation::TooManySubscriptions);
+        }
+        if self
+            .types
+            .values()
+            .map(Subscription::asked_bytes)
+            .sum::<usize>()
+            > NAMES_BYTES_MAX
+        {
+            return Err(Violation::NamesTooLong);
         }
         Ok(answer)
     }
@@ -558,6 +573,12 @@ impl Subscription {
     fn asked(&self) -> usize {
         self.held.values().filter(|held| held.why.by_name).count()
     }
+
+    /// Bytes of those names.
+    fn asked_bytes(&self) -> usize {
+        let asked = self.held.iter().filter(|(_, held)| held.why.by_name);
+        asked.map(|(name, _)| name.len()).sum()
+    }
 }
 
 impl Held {
@@ -572,6 +593,8 @@ const WILDCARD: &str = "*";
 /// Names one stream may ask for, of each type: a sidecar's 4096 destinations, with room for the
 /// names it asked for in vain and for subsets.
 pub const SUBSCRIPTIONS_MAX: usize = 8192;
+/// Names of all types together: those of 4096 destinations with their subsets have some 1.5 MB.
+pub const NAMES_BYTES_MAX: usize = 2 << 20;
 /// Longest name of a resource: a host of 253 bytes, a port and a subset.
 pub const NAME_BYTES_MAX: usize = 512;
 /// Responses are cut at this size: receivers take at most 4 MB by default.

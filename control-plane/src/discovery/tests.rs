@@ -27,23 +27,38 @@ use crate::{
     world::tests::{Fixture, USER, canary},
 };
 
-/// Serves with everyone proven as `spiffe://cluster.local/ns/shop/sa/web`.
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+/// A session of `web` whose proof ends after `left`.
+fn session(left: Duration, bundle: &Arc<Published<TrustBundle>>) -> Session {
+    let workload = Proven {
+        id: WEB.parse().unwrap(),
+        labels: BTreeMap::new(),
+        addresses: Vec::new(),
+        proof_expires: clock::wall() + left,
+        token_proven_at: clock::wall(),
+        via: Proof::Token,
+    };
+    let peer = "127.0.0.1:1".parse().unwrap();
+    Session::new(
+        Caller::Workload(Arc::new(workload)),
+        peer,
+        Arc::clone(bundle),
+    )
+}
+
+/// Serves with everyone proven as `web`.
 async fn serve(discovery: &Arc<Discovery>) -> AggregatedDiscoveryServiceClient<Channel> {
+    let bundle = Published::new(TrustBundle::default());
+    serve_as(discovery, session(Duration::from_secs(3600), &bundle)).await
+}
+
+async fn serve_as(
+    discovery: &Arc<Discovery>,
+    session: Session,
+) -> AggregatedDiscoveryServiceClient<Channel> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let bundle = Published::new(TrustBundle::default());
-    let session = Session::new(
-        Caller::Workload(Arc::new(Proven {
-            id: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
-            labels: BTreeMap::new(),
-            addresses: Vec::new(),
-            proof_expires: clock::wall() + Duration::from_secs(3600),
-            token_proven_at: clock::wall(),
-            via: Proof::Token,
-        })),
-        address,
-        bundle,
-    );
     let service = discovery.service();
     let gate = tower::ServiceBuilder::new().map_request(move |mut request: http::Request<_>| {
         request.extensions_mut().insert(session.clone());
@@ -140,7 +155,7 @@ async fn a_sidecar_gets_a_destination_in_one_burst_and_a_weight_change_live() {
     assert_eq!(change.resources.len(), 1, "nothing else has changed");
     assert_ne!(change.resources[0].version, versions[&route]);
     becomes_active(&discovery, &fixture, &change.resources[0].version).await;
-    let listed = discovery.proxies.list("shop");
+    let listed = discovery.proxies.page("shop", 0).0;
     assert_eq!(listed[0].node_id, "shop/web/web-1");
     assert!(listed[0].resources_acknowledged >= 5, "{listed:?}");
 }
@@ -273,4 +288,74 @@ fn a_candidate_that_sidecars_would_refuse_is_blamed_on_what_changed() {
         "VirtualService shop/user-service"
     );
     assert!(findings[0].message.contains("safe_regex"), "{findings:?}");
+}
+
+#[tokio::test]
+async fn a_silent_stream_ends_with_its_proof() {
+    let (discovery, _) = shop();
+    let bundle = Published::new(TrustBundle::default());
+    let mut client = serve_as(&discovery, session(Duration::from_millis(50), &bundle)).await;
+    let (_requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(1);
+    let response = within(client.delta_aggregated_resources(ReceiverStream::new(outgoing))).await;
+    let mut incoming = response.unwrap().into_inner();
+    let ended = within(incoming.message()).await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+}
+
+/// The request and the denial are there when the stream's task looks: on one thread it runs only
+/// after both.
+#[tokio::test]
+async fn a_denied_caller_gets_no_more_round() {
+    let (discovery, _) = shop();
+    let bundle = Published::new(TrustBundle::default());
+    let mut client = serve_as(&discovery, session(Duration::from_secs(3600), &bundle)).await;
+    let (requests, outgoing) = mpsc::channel(1);
+    let response = within(client.delta_aggregated_resources(ReceiverStream::new(outgoing))).await;
+    let mut incoming = response.unwrap().into_inner();
+    bundle.publish(Arc::new(TrustBundle {
+        denied: [WEB.parse().unwrap()].into(),
+        ..TrustBundle::default()
+    }));
+    let first = DeltaDiscoveryRequest {
+        node: node("shop/web/web-1", "envoy"),
+        type_url: ResourceType::Cluster.type_url().to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    // The stream may have ended already.
+    drop(requests.try_send(first));
+    let ended = within(incoming.message()).await.unwrap_err();
+    assert_eq!(ended.code(), Code::PermissionDenied, "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn proxies_are_listed_in_pages() {
+    let proxies = Proxies::default();
+    let long = "x".repeat(200_000);
+    let connect = |instance: &str, namespace: &str| {
+        proxies.connect(proxies::Introduction {
+            node_id: format!("{namespace}/web/{instance}").into(),
+            identity: None,
+            flavour: "envoy",
+            build: long.clone(),
+        })
+    };
+    for i in 0..12 {
+        connect(&i.to_string(), "shop");
+        connect(&i.to_string(), "other");
+    }
+    let mut found = Vec::new();
+    let mut pages = 0;
+    let mut after = 0;
+    loop {
+        let (page, next) = proxies.page("shop", after);
+        pages += 1;
+        found.extend(page.into_iter().map(|proxy| proxy.node_id));
+        match next {
+            Some(next) => after = next,
+            None => break,
+        }
+    }
+    assert_eq!(pages, 3, "five of 200 kB fit into a page");
+    let expected: Vec<_> = (0..12).map(|i| format!("shop/web/{i}")).collect();
+    assert_eq!(found, expected);
 }

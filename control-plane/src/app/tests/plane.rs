@@ -75,25 +75,30 @@ struct Registering {
 impl Running {
     async fn shop(yaml: &str) -> Self {
         let running = Self::start(yaml).await;
+        assert_eq!(running.apply(SHOP).await, 3);
+        running
+    }
+
+    /// How many resources there were.
+    pub(super) async fn apply(&self, yaml: &str) -> usize {
         let document = Document {
             file: "shop.yaml".to_owned(),
-            text: SHOP.to_owned(),
+            text: yaml.to_owned(),
         };
         let apply = ApplyRequest {
             documents: vec![document],
             ..ApplyRequest::default()
         };
-        let mut config = ConfigClient::new(running.as_administrator().await);
+        let mut config = ConfigClient::new(self.as_administrator().await);
         let applied = config.apply(apply).await.unwrap().into_inner();
-        assert_eq!(applied.applied.len(), 3, "{applied:?}");
-        running
+        applied.applied.len()
     }
 
     async fn as_administrator(&self) -> Channel {
         self.as_workload(&self.administrator()).await
     }
 
-    async fn as_workload(&self, identity: &Identity) -> Channel {
+    pub(super) async fn as_workload(&self, identity: &Identity) -> Channel {
         let anchor = Anchor::Roots(vec![self.root()]);
         self.channel(Some(identity), anchor).await
     }
@@ -177,7 +182,7 @@ impl Running {
         sidecar
     }
 
-    async fn refusals(&self) -> Vec<audit::Event> {
+    pub(super) async fn refusals(&self) -> Vec<audit::Event> {
         let audit = Audit::new(self.control_plane.store.clone());
         let events = audit.newest(100).await.unwrap().into_iter();
         events
@@ -445,6 +450,36 @@ async fn a_draining_workload_is_withdrawn_when_no_sidecar_goes_by_older_endpoint
     // It has left: no grace.
     drop(registering);
     sidecar.until(|now| now.endpoints().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_sidecar_that_does_not_report_holds_up_the_withdrawal() {
+    let running = Running::shop("registry: {grace: 60s}").await;
+    let mut sidecar = running.sidecar().await;
+    let user = running.user().await;
+    let mut registering = running.register(&user, workload("user-1")).await;
+    registering.registered().await;
+    sidecar.until(|now| now.endpoints().len() == 1).await;
+    let ready = sidecar.version(ResourceType::Endpoints);
+    let draining = RegisterRequest {
+        state: WorkloadState::Draining.into(),
+        ..workload("user-1")
+    };
+    registering.requests.send(draining).await.unwrap();
+    registering.registered().await;
+    sidecar
+        .until(|now| now.version(ResourceType::Endpoints) != ready)
+        .await;
+    // Its report stream is just reconnecting.
+    let early = tokio::time::timeout(Duration::from_millis(200), registering.event()).await;
+    assert!(early.is_err(), "{early:?}");
+    let web = running.identity("web").await;
+    let (reports, queue) = mpsc::channel(4);
+    reports.send(sidecar.report()).await.unwrap();
+    let mut status = StatusClient::new(running.as_workload(&web).await);
+    let _answers = status.report(ReceiverStream::new(queue)).await.unwrap();
+    let event = registering.event().await.unwrap();
+    assert!(matches!(event, Event::Withdrawn(_)), "{event:?}");
 }
 
 #[tokio::test]

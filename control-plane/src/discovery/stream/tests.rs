@@ -436,9 +436,37 @@ fn subscriptions_are_bounded() {
         delta().request(CDS, request).unwrap_err(),
         Violation::TooManySubscriptions
     );
+    let known = (0..=SUBSCRIPTIONS_MAX).map(|i| (i.to_string(), String::new()));
+    let resumed = Request {
+        initial_versions: known.collect(),
+        ..Request::default()
+    };
+    assert_eq!(
+        delta().request(CDS, resumed).unwrap_err(),
+        Violation::TooManySubscriptions
+    );
     let long = subscribe(&[&"a".repeat(NAME_BYTES_MAX + 1)]);
     assert_eq!(
         delta().request(CDS, long).unwrap_err(),
         Violation::NameTooLong
     );
+}
+
+#[test]
+fn the_names_of_all_types_together_are_bounded() {
+    let long = |i: usize| format!("{i:0>width$}", width = NAME_BYTES_MAX);
+    let fill = NAMES_BYTES_MAX / NAME_BYTES_MAX;
+    let some = |range: std::ops::Range<usize>| Request {
+        subscribe: range.map(long).collect(),
+        ..Request::default()
+    };
+    for mut stream in [
+        delta(),
+        Stream::new(Form::StateOfTheWorld, Dependents::Asked),
+    ] {
+        stream.request(CDS, some(0..fill / 2)).unwrap();
+        stream.request(EDS, some(0..fill - fill / 2)).unwrap();
+        let over = stream.request(RDS, some(0..1)).unwrap_err();
+        assert_eq!(over, Violation::NamesTooLong);
+    }
 }
