@@ -33,7 +33,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     audit::{self, Audit},
-    authn::{Caller, Session},
+    authn::{Caller, Session, Workload as Proven},
     ca::Pace,
     discovery::Discovery,
     model::Unreadable,
@@ -238,6 +238,34 @@ impl Shared {
             Ok(())
         } else {
             Err(taken(name, &record.identity))
+        }
+    }
+
+    /// Nobody takes an endpoint away that somebody else wrote, unless the token says that the
+    /// address is its own.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED.
+    fn may_claim(
+        &self,
+        name: &WorkloadName,
+        record: &Record,
+        proven: &Proven,
+    ) -> Result<(), Status> {
+        let Some(compiler) = self.discovery.compiler() else {
+            return Ok(());
+        };
+        let is_listed = |address| proven.addresses.iter().any(|net| net.contains(&address));
+        let Some(workload) = record.workload(name).filter(|w| !is_listed(w.address)) else {
+            return Ok(());
+        };
+        match compiler.world().written_for_another(&workload) {
+            None => Ok(()),
+            Some(service) => Err(Status::permission_denied(format!(
+                "{service} has an endpoint at {} that {} would take away; list the identity in \
+                 its subjectAltNames, or the address in the token",
+                workload.address, proven.id
+            ))),
         }
     }
 

@@ -3,8 +3,9 @@
 //!
 //! Which address serves what is decided here, once for every flavour: *registration is not
 //! permission*. A workload serves a service when the service selects its labels **and** lists its
-//! identity (`subjectAltNames`); an address that a meshed workload registered is never dialled in
-//! plaintext, whatever else is written about it.
+//! identity (`subjectAltNames`); what a meshed workload registered of an address, ports of its
+//! sidecar and those of its application, is never dialled in plaintext, whatever else is written
+//! about it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -172,9 +173,18 @@ impl World {
     }
 
     /// The instance that listens exactly there, and every service port it serves. An address of a
-    /// registered workload is one on every port.
+    /// registered workload is one on every port; a port of its application is where its sidecar
+    /// takes it.
     pub fn instance_at(&self, address: SocketAddr) -> Option<(Instance, Vec<&ServicePort>)> {
         let at = self.at(address.ip())?;
+        let registered = at.workloads.iter().find_map(|workload| {
+            let port = match workload.is_meshed {
+                true => workload.taken_at(address.port())?,
+                false => Some(address.port()).filter(|port| workload.listens_on(*port))?,
+            };
+            Some(workload.instance(port))
+        });
+        let address = registered.as_ref().map_or(address, |it| it.address);
         let mut ports = Vec::new();
         let mut found = None;
         for (host, number) in &at.serves {
@@ -193,11 +203,6 @@ impl World {
                 found = found.or(Some(instance));
             }
         }
-        let registered = at
-            .workloads
-            .iter()
-            .find(|workload| workload.listens_on(address.port()))
-            .map(|workload| workload.instance(address.port()));
         // A registration knows the identity best.
         Some((registered.or(found)?, ports))
     }
@@ -231,6 +236,36 @@ impl World {
             }
         }
         services
+    }
+
+    /// A service that has a written endpoint where a workload would be, and does not list its
+    /// identity: registered, the workload would take that endpoint away.
+    pub fn written_for_another(&self, workload: &Workload) -> Option<&ResourceId> {
+        let selected: Vec<_> = self
+            .catalog
+            .iter()
+            .filter_map(|(id, stored)| match &stored.resource.spec {
+                Spec::WorkloadEntry(entry) if entry.address == workload.address => {
+                    Some((&id.namespace, entry))
+                }
+                _ => None,
+            })
+            .collect();
+        let has_endpoint_there = |id: &ResourceId, service: &ServiceEntry| {
+            let written = service.endpoints.iter();
+            let written = written.filter(|entry| entry.address == workload.address);
+            let selected = selected.iter().filter(|(namespace, entry)| {
+                **namespace == id.namespace && selects(service, &entry.labels)
+            });
+            let mut there = written.chain(selected.map(|(_, entry)| *entry));
+            there.any(|entry| {
+                let mut targets = service.ports.iter().map(|port| port.target(entry).get());
+                targets.any(|target| workload.taken_at(target).is_some())
+            })
+        };
+        self.services()
+            .find(|(id, service)| !may_serve(service, workload) && has_endpoint_there(id, service))
+            .map(|(id, _)| id)
     }
 
     /// Every host whose endpoints depend on a workload: it selects its labels, or has an endpoint
@@ -334,10 +369,14 @@ impl World {
         port: &ServicePort,
         entry: &WorkloadEntry,
     ) -> Option<Instance> {
-        let target = port.target(entry).get();
+        let written_at = port.target(entry).get();
+        // The sidecar's own port, or the application's, which it has another port for.
         let registered = self
             .registered(entry.address)
-            .find(|workload| workload.is_meshed && workload.listens_on(target));
+            .filter(|workload| workload.is_meshed)
+            .find_map(|workload| Some((workload, workload.taken_at(written_at)?)));
+        let (registered, target) = registered.unzip();
+        let target = target.unwrap_or(written_at);
         let transport = match registered {
             Some(workload) if may_serve(service, workload) => {
                 InstanceTransport::Meshed(vec![workload.identity.clone()])
@@ -435,6 +474,15 @@ impl Workload {
             return Some(application);
         }
         self.ports.get(&application).copied()
+    }
+
+    /// Where its sidecar takes what is meant for a port of the machine: with interception every
+    /// port itself, otherwise its own ports, and the application's at those.
+    fn taken_at(&self, port: u16) -> Option<u16> {
+        if self.listens_on(port) {
+            return Some(port);
+        }
+        self.ports.get(&port).copied()
     }
 
     /// With interception its sidecar takes every port.

@@ -161,6 +161,7 @@ impl Registration {
         request: RegisterRequest,
     ) -> Result<(Held<'a>, oneshot::Receiver<Status>), Status> {
         let (name, mut record) = self.checked(request)?;
+        shared.may_claim(&name, &record, &self.proven)?;
         shared.room(&name, &self.proven.id)?;
         shared.is_free(&name, &self.proven.id).await?;
         let (hold, replaced) = shared.holds.take(&name, &self.proven.id)?;
@@ -211,6 +212,7 @@ impl Registration {
         if record == held.record {
             return Ok(());
         }
+        held.shared.may_claim(&name, &record, &self.proven)?;
         held.shared.pace(&self.proven.id).await;
         held.write(record).await
     }

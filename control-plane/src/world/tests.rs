@@ -393,6 +393,63 @@ fn ports_are_those_of_the_sidecar_where_it_says_so() {
 }
 
 #[test]
+fn the_port_of_an_application_is_dialled_at_its_sidecar() {
+    let mut fixture = Fixture::shop();
+    let mut service = db();
+    service.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/db".parse().unwrap()];
+    fixture.put("shop", "db", Spec::ServiceEntry(service));
+    let mut beside = workload("db-0", "db", "10.2.0.1", "v1");
+    beside.ports = BTreeMap::from([(5432, 15432)]);
+    fixture.register(beside.clone());
+    let expected = |first: &str, meshed| {
+        let other = ("[fd00::2]:5432".to_owned(), false);
+        vec![(first.to_owned(), meshed), other]
+    };
+    assert_eq!(
+        addresses(&fixture, DB, 5432),
+        expected("10.2.0.1:15432", true)
+    );
+    for dialled in ["10.2.0.1:5432", "10.2.0.1:15432"] {
+        let world = fixture.world();
+        let (instance, ports) = world.instance_at(dialled.parse().unwrap()).unwrap();
+        assert_eq!(instance.address.port(), 15432, "{dialled}");
+        assert!(instance.is_meshed() && ports.len() == 1, "{dialled}");
+    }
+    // What is neither is not its business.
+    beside.ports = BTreeMap::from([(80, 15080)]);
+    fixture.register(beside);
+    assert_eq!(
+        addresses(&fixture, DB, 5432),
+        expected("10.2.0.1:5432", false)
+    );
+}
+
+#[test]
+fn a_workload_would_take_an_endpoint_away_that_is_written_for_another() {
+    let fixture = Fixture::shop();
+    let taken = |address: &str, account: &str, ports: &[(u16, u16)]| {
+        let mut one = workload("one", account, address, "v1");
+        one.ports = ports.iter().copied().collect();
+        fixture
+            .world()
+            .written_for_another(&one)
+            .map(ToString::to_string)
+    };
+    let of_db = Some("ServiceEntry shop/db".to_owned());
+    assert_eq!(taken("10.2.0.1", "web", &[]), of_db, "every port");
+    assert_eq!(taken("10.2.0.1", "web", &[(80, 5432)]), of_db);
+    assert_eq!(taken("10.2.0.1", "web", &[(5432, 15432)]), of_db);
+    assert_eq!(taken("10.2.0.1", "web", &[(80, 15080)]), None, "others");
+    assert_eq!(taken("10.2.0.9", "web", &[]), None, "elsewhere");
+    let mut listed = Fixture::shop();
+    let mut service = db();
+    service.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/db".parse().unwrap()];
+    listed.put("shop", "db", Spec::ServiceEntry(service));
+    let owner = workload("db-0", "db", "10.2.0.1", "v1");
+    assert_eq!(listed.world().written_for_another(&owner), None);
+}
+
+#[test]
 fn short_names_stand_for_hosts_of_the_own_namespace() {
     let world = Fixture::shop().world();
     for name in [
