@@ -1,3 +1,4 @@
+mod bounds;
 mod plane;
 
 use std::{fs, path::Path};
