@@ -10,15 +10,16 @@ use std::{
 
 use clap::Subcommand;
 use heddle_proto::v1::{
-    IssueRequest, IssueResponse, certificate_authority_client::CertificateAuthorityClient,
+    AllowRequest, DenyRequest, IssueRequest, IssueResponse,
+    certificate_authority_client::CertificateAuthorityClient,
 };
 use heddle_shell::{
     clock,
-    tls::{self, Anchor, KeyRequest},
+    tls::{self, Anchor, Identity, KeyRequest},
 };
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
-use tonic::{Request, metadata::MetadataValue};
+use tonic::{Code, Request, metadata::MetadataValue};
 
 use crate::{
     connect::{self, Target},
@@ -41,6 +42,16 @@ pub(crate) struct Args {
 enum Command {
     /// Keep a certificate, its key and the roots in a directory.
     Issue(IssueArgs),
+    /// Deny an identity: sidecars and control plane refuse it and cut what it has open.
+    Deny(Named),
+    /// Take an identity off the deny list.
+    Allow(Named),
+}
+
+#[derive(Debug, clap::Args)]
+struct Named {
+    /// Such as `spiffe://cluster.local/ns/default/sa/web`.
+    identity: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -50,7 +61,9 @@ struct IssueArgs {
     #[arg(long)]
     out: PathBuf,
 
-    /// File with the workload's token (`heddle token`); read again for each renewal.
+    /// File with the workload's token (`heddle token`); read again for each renewal. When it is
+    /// no longer accepted, the current certificate in the directory proves who asks, for up to
+    /// seven days after the last token.
     #[arg(long)]
     token: PathBuf,
 
@@ -67,7 +80,53 @@ pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(
     match args.command {
         None => list(target, format).await,
         Some(Command::Issue(args)) => keep(target, &args).await,
+        Some(Command::Deny(named)) => deny(target, format, named).await,
+        Some(Command::Allow(named)) => allow(target, format, named).await,
     }
+}
+
+async fn deny(target: &Target, format: Format, named: Named) -> Result<(), Failure> {
+    let request = DenyRequest {
+        identity: named.identity.clone(),
+    };
+    let denied = CertificateAuthorityClient::new(target.administrator().await?)
+        .deny(request)
+        .await
+        .map_err(Failure::of(&target.server))?;
+    let revision = denied.into_inner().trust_bundle_revision;
+    changed(format, named.identity, "denied", revision)
+}
+
+async fn allow(target: &Target, format: Format, named: Named) -> Result<(), Failure> {
+    let request = AllowRequest {
+        identity: named.identity.clone(),
+    };
+    let allowed = CertificateAuthorityClient::new(target.administrator().await?)
+        .allow(request)
+        .await
+        .map_err(Failure::of(&target.server))?;
+    let revision = allowed.into_inner().trust_bundle_revision;
+    changed(format, named.identity, "allowed", revision)
+}
+
+fn changed(format: Format, identity: String, outcome: &str, revision: u64) -> Result<(), Failure> {
+    output::print(
+        format,
+        &Report {
+            heading: &["IDENTITY", "OUTCOME", "TRUST BUNDLE"],
+            rows: vec![vec![
+                identity.clone(),
+                outcome.to_owned(),
+                revision.to_string(),
+            ]],
+            data: json!({
+                "identity": identity,
+                "outcome": outcome,
+                "trustBundleRevision": revision,
+            }),
+            when_empty: "",
+        },
+    )
 }
 
 async fn list(target: &Target, format: Format) -> Result<(), Failure> {
@@ -122,21 +181,16 @@ async fn keep(target: &Target, args: &IssueArgs) -> Result<(), Failure> {
 
 /// Has a new key certified and writes everything. Returns when the certificate ends.
 async fn issue(target: &Target, args: &IssueArgs) -> Result<SystemTime, Failure> {
-    let local = |error: &dyn std::fmt::Display| Failure::Local(format!("making a key: {error}"));
-    let key = KeyRequest::generate().map_err(|error| local(&error))?;
-    let mut request = Request::new(IssueRequest {
-        csr_der: key.csr_der().map_err(|error| local(&error))?,
-        lifetime_ms: 0,
-    });
-    request
-        .metadata_mut()
-        .insert("authorization", bearer(&args.token)?);
-    let channel = target.channel(None, args.trust_anchor.clone()).await?;
-    let issued = CertificateAuthorityClient::new(channel)
-        .issue(request)
-        .await
-        .map_err(Failure::of(&target.server))?
-        .into_inner();
+    let (key, issued) = match by_token(target, args).await {
+        Err(failure) if is_proof_refused(&failure) => match files::read(&args.out) {
+            Some(current) if current.is_valid_at(clock::wall()) => {
+                output::complain(&format!("{failure}; asking by the current certificate"));
+                ask(target, args, Some(&current), None).await?
+            }
+            _ => return Err(failure),
+        },
+        issued => issued?,
+    };
     write(key, &issued, &args.out)?;
     output::complain(&format!(
         "{} for {}, valid for {}",
@@ -145,6 +199,46 @@ async fn issue(target: &Target, args: &IssueArgs) -> Result<SystemTime, Failure>
         output::from_now(issued.not_after_ms)
     ));
     Ok(clock::from_unix_ms(issued.not_after_ms))
+}
+
+async fn by_token(
+    target: &Target,
+    args: &IssueArgs,
+) -> Result<(KeyRequest, IssueResponse), Failure> {
+    let token = bearer(&args.token)?;
+    ask(target, args, None, Some(token)).await
+}
+
+/// A token that is not there, or one that the control plane does not accept (any more).
+fn is_proof_refused(failure: &Failure) -> bool {
+    match failure {
+        Failure::Refused(status) => status.code() == Code::Unauthenticated,
+        Failure::Local(_) => true,
+        Failure::Unreachable { .. } | Failure::Late(_) => false,
+    }
+}
+
+async fn ask(
+    target: &Target,
+    args: &IssueArgs,
+    identity: Option<&Identity>,
+    token: Option<MetadataValue<tonic::metadata::Ascii>>,
+) -> Result<(KeyRequest, IssueResponse), Failure> {
+    let local = |error: &dyn std::fmt::Display| Failure::Local(format!("making a key: {error}"));
+    let key = KeyRequest::generate().map_err(|error| local(&error))?;
+    let mut request = Request::new(IssueRequest {
+        csr_der: key.csr_der().map_err(|error| local(&error))?,
+        lifetime_ms: 0,
+    });
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", token);
+    }
+    let channel = target.channel(identity, args.trust_anchor.clone()).await?;
+    let issued = CertificateAuthorityClient::new(channel)
+        .issue(request)
+        .await
+        .map_err(Failure::of(&target.server))?;
+    Ok((key, issued.into_inner()))
 }
 
 fn write(key: KeyRequest, issued: &IssueResponse, out: &Path) -> Result<(), Failure> {

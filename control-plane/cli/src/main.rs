@@ -72,7 +72,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Apply(args) => apply::run(&target, format, args).await,
         Command::Get(args) => resources::get(&target, format, args).await,
-        Command::Delete(args) => resources::delete(&target, args).await,
+        Command::Delete(args) => resources::delete(&target, format, args).await,
         Command::Traffic(args) => traffic::run(&target, format, args).await,
         Command::Proxies(args) => proxies::run(&target, format, args).await,
         Command::Certs(args) => certs::run(&target, format, args).await,

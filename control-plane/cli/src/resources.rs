@@ -79,7 +79,11 @@ pub(crate) async fn get(target: &Target, format: Format, args: GetArgs) -> Resul
     output::print(format, &report(&resources)?)
 }
 
-pub(crate) async fn delete(target: &Target, args: DeleteArgs) -> Result<(), Failure> {
+pub(crate) async fn delete(
+    target: &Target,
+    format: Format,
+    args: DeleteArgs,
+) -> Result<(), Failure> {
     let named = ResourceRef {
         kind: canonical_kind(&args.kind),
         namespace: args.namespace,
@@ -93,8 +97,15 @@ pub(crate) async fn delete(target: &Target, args: DeleteArgs) -> Result<(), Fail
         })
         .await
         .map_err(Failure::of(&target.server))?;
-    output::line(&format!("{name} deleted"));
-    Ok(())
+    output::print(
+        format,
+        &Report {
+            heading: &["RESOURCE", "OUTCOME"],
+            rows: vec![vec![name.clone(), "deleted".to_owned()]],
+            data: json!([{ "resource": name, "outcome": "deleted" }]),
+            when_empty: "",
+        },
+    )
 }
 
 fn report(resources: &[Resource]) -> Result<Report, Failure> {

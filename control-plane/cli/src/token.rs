@@ -32,7 +32,7 @@ pub(crate) struct Args {
     addresses: Vec<String>,
 
     /// Lifetime in hours.
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
     hours: u32,
 }
 

@@ -36,8 +36,13 @@ enum Command {
         /// Return when the split is active in every sidecar that uses it.
         #[arg(long)]
         wait: bool,
-        /// How long `--wait` waits, in seconds.
-        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        /// How long `--wait` waits, in seconds, up to 600.
+        #[arg(
+            long,
+            default_value_t = 60,
+            value_name = "SECONDS",
+            value_parser = clap::value_parser!(u32).range(1..=600)
+        )]
         timeout: u32,
     },
 }

@@ -17,7 +17,7 @@ use std::{
 
 use heddle_shell::tls::Identity;
 use pem::Pem;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
 use serde_json::{Value, json};
 
 const GENERATION: &str = "generation-";
@@ -83,6 +83,17 @@ pub(super) fn write(
     Ok(())
 }
 
+/// The newest identity in `out`, if there is a usable one.
+pub(super) fn read(out: &Path) -> Option<Identity> {
+    let current = out.join(CURRENT);
+    let chain = CertificateDer::pem_file_iter(current.join("certificate.pem"))
+        .ok()?
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let key = PrivatePkcs8KeyDer::from_pem_file(current.join("key.pem")).ok()?;
+    Identity::new(chain, key).ok()
+}
+
 fn generations(out: &Path) -> io::Result<Vec<u64>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(out)? {
@@ -134,7 +145,6 @@ fn secret(name: &str, content: &Value) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair, SanType};
-    use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 
     use super::*;
 
