@@ -288,8 +288,17 @@ async fn the_exit_code_says_what_went_wrong() -> Result<()> {
     ensure!(complaint.contains("nobody"), "{complaint}");
     // Not there.
     let nobody = heddle_tests::node::free_address()?.to_string();
-    let complaint = bench.fails(3, &["--server", &nobody, "get"])?;
-    ensure!(complaint.contains("cannot be reached"), "{complaint}");
+    let unreachable = Command::new(program("heddle")?)
+        .args(["--server", &nobody, "get", "--credentials"])
+        .arg(bench.plane.data().join("administrator"))
+        .output()?;
+    let run = Run::from(unreachable);
+    ensure!(run.code == Some(3), "{:?}: {}", run.code, run.complaint);
+    ensure!(
+        run.complaint.contains("cannot be reached"),
+        "{}",
+        run.complaint
+    );
     // Active everywhere, which is nowhere.
     let words = with(&["stable=80", "canary=20", "--wait"]);
     let split = bench.json(&words)?;

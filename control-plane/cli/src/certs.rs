@@ -79,7 +79,8 @@ struct IssueArgs {
 pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(), Failure> {
     match args.command {
         None => list(target, format).await,
-        Some(Command::Issue(args)) => keep(target, &args).await,
+        // Boxed: it is the one that grows.
+        Some(Command::Issue(args)) => Box::pin(keep(target, &args)).await,
         Some(Command::Deny(named)) => deny(target, format, named).await,
         Some(Command::Allow(named)) => allow(target, format, named).await,
     }

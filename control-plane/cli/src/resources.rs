@@ -51,8 +51,8 @@ pub(crate) async fn get(target: &Target, format: Format, args: GetArgs) -> Resul
             .await
             .map_err(Failure::of(&target.server))?
             .into_inner();
-        // One resource is shown as the user would write it, in every format.
-        let text = output::data(format, &document(&resource)?)?;
+        // One resource is shown as the user would write it, in every format, and can be applied.
+        let text = output::data(format, &written(&resource)?)?;
         output::line(text.trim_end());
         return Ok(());
     }
@@ -128,9 +128,14 @@ fn report(resources: &[Resource]) -> Result<Report, Failure> {
     })
 }
 
+fn written(resource: &Resource) -> Result<Value, Failure> {
+    serde_json::from_str(&resource.json)
+        .map_err(|error| Failure::Local(format!("the control plane sent bad JSON: {error}")))
+}
+
+/// One of a list, with what the table says of it.
 fn document(resource: &Resource) -> Result<Value, Failure> {
-    let mut document: Value = serde_json::from_str(&resource.json)
-        .map_err(|error| Failure::Local(format!("the control plane sent bad JSON: {error}")))?;
+    let mut document = written(resource)?;
     // Where a user of Kubernetes looks for it.
     if let Some(metadata) = document.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.insert(
