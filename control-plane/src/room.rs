@@ -171,7 +171,7 @@ mod tests {
     fn who_comes_to_a_room_in_use_is_refused() {
         let room = room();
         let usages = [(); 3].map(|()| Arc::<Usage>::default());
-        let _in_use = usages.each_ref().map(|usage| usage.begin());
+        let _in_use = usages.each_ref().map(Usage::begin);
         let _places: Vec<_> = (0..3_u8)
             .zip(usages)
             .map(|(n, usage)| room.enter([10, 0, 0, n].into(), Some(usage)))

@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_report_is_bounded_by_the_bytes_of_its_names() {
-        let long = |i: usize| format!("{i:0>width$}", width = RESOURCE_NAME_BYTES_MAX);
+        let long = |i: usize| format!("{i:0>RESOURCE_NAME_BYTES_MAX$}");
         let fill = NAMES_BYTES_MAX / RESOURCE_NAME_BYTES_MAX;
         let mut report = Reported::default();
         take(&mut report, &active((0..fill).map(long))).unwrap();

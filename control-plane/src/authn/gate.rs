@@ -121,7 +121,7 @@ impl Gate {
         };
         let mut held = Held {
             stream: None,
-            connection: connection.usage.as_ref().map(|usage| usage.begin()),
+            connection: connection.usage.as_ref().map(Usage::begin),
         };
         if let Some(kind) = stream(path) {
             held.stream = self.streams.take(&(workload.id.clone(), kind));

@@ -454,7 +454,7 @@ fn subscriptions_are_bounded() {
 
 #[test]
 fn the_names_of_all_types_together_are_bounded() {
-    let long = |i: usize| format!("{i:0>width$}", width = NAME_BYTES_MAX);
+    let long = |i: usize| format!("{i:0>NAME_BYTES_MAX$}");
     let fill = NAMES_BYTES_MAX / NAME_BYTES_MAX;
     let some = |range: std::ops::Range<usize>| Request {
         subscribe: range.map(long).collect(),
