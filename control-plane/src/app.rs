@@ -27,14 +27,15 @@ use tonic::transport::{Server, server::Router};
 use tracing::{error, info};
 
 use crate::{
-    authn::{Gate, GateLayer, STREAMS_PER_IDENTITY_MAX, WARNING_INTERVAL, WARNINGS_BURST},
+    audit::{Audit, Refusals},
+    authn::{Gate, GateLayer, Refusal, STREAMS_PER_IDENTITY_MAX, WARNING_INTERVAL, WARNINGS_BURST},
     ca::{
-        Administrator, Authority, Bundle, BundleError, CertificateService, Ledger, LedgerError,
-        MaterialError, Own, OwnError, Pace, Parts,
+        Administrator, Administrators, AdministratorsError, Authority, Bundle, BundleError,
+        CertificateService, Ledger, LedgerError, MaterialError, Own, OwnError, Pace, Parts,
     },
     config::Config,
     config_api::{ConfigService, Desired, Validate},
-    discovery::Discovery,
+    discovery::{Discovery, Fleet, sidecars::Sidecars},
     files::{self, FileError},
     follow::Follower,
     health::{self, Health},
@@ -57,6 +58,9 @@ use rotation::Rotation;
 
 /// Established connections that wait for the server to take them.
 const ESTABLISHED_QUEUE: usize = 64;
+
+/// Refusals that wait to be audited; what finds no room is only logged.
+const REFUSALS_QUEUE: usize = 64;
 
 /// HTTP/2 limits. A sidecar has half a dozen streams.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
@@ -116,6 +120,9 @@ pub enum StartError {
     /// What was issued.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The list of the administrator's certificates.
+    #[error(transparent)]
+    Administrators(#[from] AdministratorsError),
     /// Its own certificates.
     #[error(transparent)]
     Own(#[from] OwnError),
@@ -144,6 +151,9 @@ struct Core {
     bundle: Arc<Bundle>,
     ledger: Ledger,
     tokens: Arc<Tokens>,
+    administrators: Arc<Administrators>,
+    administrator: Arc<Administrator>,
+    refusals: Arc<Refusals>,
     store: Arc<dyn Store>,
     discovery: Arc<Discovery>,
 }
@@ -176,12 +186,7 @@ impl ControlPlane {
             &config.names,
         )?;
         let identity = own.issue(wall)?;
-        let mut administrator = Administrator::new(
-            Arc::clone(&core.authority),
-            &config.trust_domain,
-            &config.data_directory,
-        );
-        administrator.renew(wall)?;
+        core.administrator.renew(wall).await?;
         let tls_config = Published::new(Arc::unwrap_or_clone(server_config(
             &identity,
             &core.bundle,
@@ -215,7 +220,7 @@ impl ControlPlane {
             authority: core.authority,
             own,
             identity: Arc::new(identity),
-            administrator,
+            administrator: core.administrator,
             bundle: core.bundle,
             ledger: core.ledger,
             tls_config,
@@ -263,6 +268,8 @@ impl ControlPlane {
         let gate = Gate {
             tokens: Arc::clone(&core.tokens),
             bundle: Arc::clone(core.bundle.published()),
+            administrators: Arc::clone(core.administrators.accepted()),
+            refusals: self.audit_refusals(core),
             metrics: Arc::clone(&core.metrics),
             stopping: self.stopping.subscribe(),
             streams: Shares::new(STREAMS_PER_IDENTITY_MAX),
@@ -288,7 +295,10 @@ impl ControlPlane {
                 CertificateAuthorityServer::new(core.certificates(config))
                     .max_decoding_message_size(REQUEST_BYTES_MAX),
             )
-            .add_service(core.discovery.service());
+            .add_service(core.discovery.service(
+                Sidecars::new(Arc::clone(&core.store), config.registration_grace),
+                self.streams.clone(),
+            ));
         let router = self.with_api(router, core, config);
 
         let (established, connections) =
@@ -319,20 +329,37 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Where the gate leaves its refusals: it waits for nothing.
+    fn audit_refusals(&mut self, core: &Core) -> mpsc::Sender<Refusal> {
+        let (sender, mut queue) = mpsc::channel::<Refusal>(REFUSALS_QUEUE);
+        let refusals = Arc::clone(&core.refusals);
+        self.background.spawn("refusals", async move {
+            while let Some(refusal) = queue.recv().await {
+                let recorded = refusals.record(&refusal.who, &refusal.method, &refusal.why);
+                recorded.await;
+            }
+        });
+        sender
+    }
+
     /// Desired state, registrations and reports.
     fn with_api<L>(&self, router: Router<L>, core: &Core, config: &Config) -> Router<L> {
         let (discovery, mesh) = (Arc::clone(&core.discovery), Arc::new(config.mesh.clone()));
         let validate: Validate = Arc::new(move |candidate| discovery.validate(&mesh, candidate));
         let desired = Arc::new(Desired::new(Arc::clone(&core.store), validate));
-        let activation = Arc::clone(&core.discovery) as Arc<dyn Activation>;
         let registry = Registry::new(
             Arc::clone(&core.store),
             Arc::clone(&core.discovery),
             Arc::clone(&core.metrics),
+            Arc::clone(&core.refusals),
             config.registration_grace,
             self.streams.clone(),
         );
         registry.await_return();
+        let activation: Arc<dyn Activation> = Arc::new(Fleet {
+            discovery: Arc::clone(&core.discovery),
+            holds: registry.holds(),
+        });
         let status = StatusService::new(
             Arc::clone(&core.discovery),
             Arc::clone(&core.metrics),
@@ -375,6 +402,8 @@ impl Core {
             rand::make_rng::<StdRng>(),
             wall,
         )?;
+        let authority = Arc::new(authority);
+        let administrators = Arc::new(Administrators::open(Arc::clone(&store)).await?);
         let bundle = Bundle::open(
             Arc::clone(&store),
             config.trust_domain.clone(),
@@ -389,7 +418,15 @@ impl Core {
         Ok(Self {
             discovery: Discovery::new(Arc::clone(&metrics)),
             metrics,
-            authority: Arc::new(authority),
+            administrator: Arc::new(Administrator::new(
+                Arc::clone(&authority),
+                &config.trust_domain,
+                &config.data_directory,
+                Arc::clone(&administrators),
+            )),
+            administrators,
+            refusals: Arc::new(Refusals::new(Arc::clone(&store))),
+            authority,
             bundle: Arc::new(bundle),
             ledger,
             tokens: Arc::new(Tokens::open(
@@ -407,6 +444,8 @@ impl Core {
             ledger: self.ledger.clone(),
             bundle: Arc::clone(&self.bundle),
             tokens: Arc::clone(&self.tokens),
+            administrator: Arc::clone(&self.administrator),
+            audit: Audit::new(Arc::clone(&self.store)),
             pace: Mutex::new(Pace::new(
                 config.authority.issue_interval,
                 config.authority.issue_burst,

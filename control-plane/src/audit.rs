@@ -4,15 +4,25 @@
 //! [`EVENTS_MAX`] are kept; older ones go in batches, so that at times there are
 //! [`TRIM_EVERY`] more of each replica.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
+use heddle_policy::spiffe::SpiffeId;
 use heddle_shell::clock;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tracing::error;
 
-use crate::store::{Store, StoreError, Transaction, WRITES_MAX};
+use crate::{
+    ca::Pace,
+    store::{Store, StoreError, Transaction, WRITES_MAX},
+};
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +59,14 @@ pub enum Action {
     Deleted,
     /// Somebody asked for what they may not have.
     Refused,
+    /// An identity came onto the deny list.
+    Denied,
+    /// An identity came off the deny list.
+    Allowed,
+    /// A workload token was made.
+    Minted,
+    /// Administrators' certificates were revoked.
+    Revoked,
 }
 
 /// Writes events.
@@ -57,6 +75,14 @@ pub struct Audit {
     store: Arc<dyn Store>,
     /// Events written since the last trim; the first event trims what others left.
     since_trim: AtomicU32,
+}
+
+/// Writes refusals, so many of each identity: beyond them they are only logged and counted.
+#[derive(Debug)]
+pub struct Refusals {
+    audit: Audit,
+    /// Locked for one look-up.
+    pace: Mutex<Pace>,
 }
 
 impl Audit {
@@ -109,30 +135,62 @@ impl Audit {
         Ok(())
     }
 
-    /// The newest events, newest first.
+    /// The newest events about what begins with `subject`, newest first.
     ///
     /// # Errors
     /// The store's.
-    pub async fn newest(&self, limit: usize) -> Result<Vec<Event>, StoreError> {
+    pub async fn newest(&self, limit: usize, subject: &str) -> Result<Vec<Event>, StoreError> {
         let entries = self.store.list(PREFIX).await?.entries;
-        let events = entries.iter().rev().take(limit);
-        Ok(events
-            .filter_map(|entry| serde_json::from_slice(&entry.value).ok())
+        Ok(entries
+            .iter()
+            .rev()
+            .filter_map(|entry| serde_json::from_slice::<Event>(&entry.value).ok())
+            .filter(|event| event.subject.starts_with(subject))
+            .take(limit)
             .collect())
     }
 }
 
 impl Event {
-    /// A refusal, now.
-    pub fn refused(who: &str, subject: &str, reason: &str) -> Self {
+    /// An event of this moment, without more about it.
+    pub fn now(who: &str, action: Action, subject: &str) -> Self {
         Self {
             at_ms: clock::unix_ms(clock::wall()),
             who: who.to_owned(),
-            action: Action::Refused,
+            action,
             subject: subject.to_owned(),
             before: None,
             after: None,
+            reason: None,
+        }
+    }
+
+    /// A refusal, now.
+    pub fn refused(who: &str, subject: &str, reason: &str) -> Self {
+        Self {
             reason: Some(reason.to_owned()),
+            ..Self::now(who, Action::Refused, subject)
+        }
+    }
+}
+
+impl Refusals {
+    /// Refusals in `store`.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            audit: Audit::new(store),
+            pace: Mutex::new(Pace::new(REFUSAL_INTERVAL, REFUSALS_BURST)),
+        }
+    }
+
+    /// Writes that `who` was refused something. A failure is logged: the refusal stands.
+    pub async fn record(&self, who: &SpiffeId, subject: &str, reason: &str) {
+        if self.pace.lock().take(who, clock::now()).is_err() {
+            return;
+        }
+        let event = Event::refused(who.as_str(), subject, reason);
+        if let Err(error) = self.audit.record(&event).await {
+            error!(%error, "a refusal was not audited");
         }
     }
 }
@@ -142,3 +200,6 @@ pub const EVENTS_MAX: usize = 5_000;
 /// Events between two trims.
 pub const TRIM_EVERY: u32 = 256;
 const PREFIX: &str = "audit/";
+/// Audited refusals of one identity.
+const REFUSAL_INTERVAL: Duration = Duration::from_secs(30);
+const REFUSALS_BURST: NonZeroU32 = NonZeroU32::new(20).unwrap();

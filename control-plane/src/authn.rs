@@ -24,12 +24,16 @@ use tonic::Status;
 
 pub use access::{Access, access, stream};
 pub use gate::{
-    Certificate, Connection, Gate, GateLayer, Gated, Recorded, STREAMS_PER_IDENTITY_MAX,
+    Certificate, Connection, Gate, GateLayer, Gated, Recorded, Refusal, STREAMS_PER_IDENTITY_MAX,
     WARNING_INTERVAL, WARNINGS_BURST,
 };
 pub use usage::{InUse, Usage};
 
-use crate::{ca::Serial, shares::Share, telemetry::StreamKind};
+use crate::{
+    ca::{Accepted, Fingerprint, Serial},
+    shares::Share,
+    telemetry::StreamKind,
+};
 
 /// The service account of the administrator, in the control plane's own namespace. Never
 /// issued on a workload's proof.
@@ -90,6 +94,8 @@ pub struct Session {
     proof_expires: Option<SystemTime>,
     /// For the deny list.
     bundle: Arc<Published<TrustBundle>>,
+    /// For an administrator: what certificate, and where to see that it is still one.
+    administrator: Option<(Arc<Published<Accepted>>, Fingerprint)>,
     /// Turns true when the control plane stops; without it a session never ends for that.
     stopping: Option<watch::Receiver<bool>>,
     /// Given back with the last copy.
@@ -117,6 +123,7 @@ impl Session {
             peer,
             proof_expires,
             bundle,
+            administrator: None,
             stopping: None,
             held: None,
         }
@@ -136,11 +143,23 @@ impl Session {
         self
     }
 
-    /// The same, ending at `expires`: for an administrator's certificate.
+    /// The same, of an administrator's certificate: until its end, or until it is revoked.
     #[must_use]
-    pub fn until(mut self, expires: SystemTime) -> Self {
+    pub fn of_administrator(
+        mut self,
+        expires: SystemTime,
+        accepted: Arc<Published<Accepted>>,
+        fingerprint: Fingerprint,
+    ) -> Self {
         self.proof_expires = Some(expires);
+        self.administrator = Some((accepted, fingerprint));
         self
+    }
+
+    /// Whether an administrator's certificate is one of ours and not revoked.
+    fn is_accepted(&self) -> bool {
+        let administrator = self.administrator.as_ref();
+        administrator.is_none_or(|(accepted, name)| accepted.load().contains(name))
     }
 
     /// The session of a request that came through the gate.
@@ -171,7 +190,7 @@ impl Session {
     /// Whether the proof still holds.
     ///
     /// # Errors
-    /// UNAUTHENTICATED after its end, PERMISSION_DENIED for a denied identity.
+    /// UNAUTHENTICATED after its end or revocation, PERMISSION_DENIED for a denied identity.
     pub fn check(&self, wall: SystemTime) -> Result<(), Status> {
         if let Caller::Workload(workload) = &self.caller
             && self.bundle.load().denied.contains(&workload.id)
@@ -180,6 +199,9 @@ impl Session {
                 "{} is denied",
                 workload.id
             )));
+        }
+        if !self.is_accepted() {
+            return Err(not_accepted());
         }
         if self.proof_expires.is_some_and(|expires| expires <= wall) {
             return Err(Status::unauthenticated(format!(
@@ -190,7 +212,7 @@ impl Session {
         Ok(())
     }
 
-    /// Resolves when the proof has expired, its identity was denied or the control plane stops,
+    /// Resolves when the proof has expired or was revoked, its identity was denied or the control plane stops,
     /// with the status to end a stream with. Pending for as long as the caller may go on. Cancel
     /// safe.
     pub async fn ended(&self) -> Status {
@@ -217,6 +239,8 @@ impl Session {
             return future::pending().await;
         };
         let mut changed = self.bundle.subscribe();
+        let administrator = self.administrator.as_ref();
+        let mut revoked = administrator.map(|(accepted, _)| accepted.subscribe());
         loop {
             let wall = clock::wall();
             if let Err(refused) = self.check(wall) {
@@ -225,9 +249,10 @@ impl Session {
             let left = expires.duration_since(wall).unwrap_or_default();
             let wake = clock::now() + left.min(WALL_CLOCK_STEP);
             tokio::select! {
-                // Order does not matter: both lead to the same look.
+                // Order does not matter: all lead to the same look.
                 biased;
                 Ok(()) = changed.changed() => {}
+                Some(Ok(())) = async { Some(revoked.as_mut()?.changed().await) } => {}
                 () = clock::sleep_until(wake) => {}
             }
         }
@@ -253,6 +278,13 @@ pub fn administrator(trust_domain: &TrustDomain) -> SpiffeId {
         ADMINISTRATOR_SERVICE_ACCOUNT,
     )
     .expect("both parts are constants of the allowed alphabet")
+}
+
+fn not_accepted() -> Status {
+    Status::unauthenticated(
+        "this administrator's certificate is not one of this control plane's, or was revoked; the \
+         newest is in its data directory",
+    )
 }
 
 /// Whether an id is never given to a workload.

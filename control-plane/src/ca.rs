@@ -8,8 +8,10 @@
 //!
 //! The authority decides nothing about identities: callers pass the proven one.
 
+mod administrators;
 mod bundle;
 mod csr;
+mod fingerprint;
 mod ledger;
 mod material;
 mod own;
@@ -33,8 +35,10 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 
-pub use bundle::{Bundle, BundleError, Change, root_sha256, to_proto};
+pub use administrators::{Accepted, Administrators, AdministratorsError};
+pub use bundle::{Bundle, BundleError, Change, to_proto};
 pub use csr::{CsrError, public_key};
+pub use fingerprint::Fingerprint;
 pub use ledger::{LIVE_PER_IDENTITY_MAX, Ledger, LedgerError, Record};
 pub use material::MaterialError;
 pub use own::{Administrator, Own, OwnError};
@@ -105,6 +109,21 @@ impl Authority {
     /// [`MaterialError::File`].
     pub fn write_root(&self) -> Result<(), MaterialError> {
         self.material.write_root(&self.root())
+    }
+
+    /// Where root and intermediate come from, for a person.
+    fn origin(&self) -> String {
+        match &self.settings.source {
+            config::Source::Generated => "made here".to_owned(),
+            config::Source::Root { certificate, .. } => format!("root {}", certificate.display()),
+            config::Source::Intermediate {
+                root, certificate, ..
+            } => format!(
+                "root {}, intermediate {}",
+                root.display(),
+                certificate.display()
+            ),
+        }
     }
 
     /// The root.

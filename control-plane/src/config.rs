@@ -79,7 +79,8 @@ struct RawRegistry {
 pub struct Config {
     /// Keys, certificates and the store.
     pub data_directory: PathBuf,
-    /// Of every identity it issues.
+    /// Of every identity it issues. Not of host names: short ones end in `svc.cluster.local`
+    /// whatever this is.
     pub trust_domain: TrustDomain,
     /// The mesh as a whole.
     pub mesh: Mesh,

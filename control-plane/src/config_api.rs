@@ -14,7 +14,7 @@ mod faults;
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
-use heddle_proto::v1::{self, config_server::Config};
+use heddle_proto::v1::{self, audit_event::Action, config_server::Config};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +25,7 @@ pub use self::{
     faults::faults_of,
 };
 use crate::{
+    audit,
     authn::Session,
     model::{CONFIG, Fault, Kind, Record, ResourceId, Unreadable, document},
     store::{Changes, Event, Revision, StoreError},
@@ -252,6 +253,23 @@ impl Config for ConfigService {
         }
         Ok(Response::new(v1::HistoryResponse { changes }))
     }
+
+    async fn audit(
+        &self,
+        request: Request<v1::AuditRequest>,
+    ) -> Result<Response<v1::AuditResponse>, Status> {
+        let request = request.into_inner();
+        let limit = match request.limit {
+            0 => AUDIT,
+            limit => limit.min(PAGE_MAX),
+        };
+        let audit = self.desired.audit();
+        let events = audit.newest(limit as usize, &request.subject).await;
+        let events = events.map_err(Refusal::from)?.into_iter();
+        Ok(Response::new(v1::AuditResponse {
+            events: events.map(Into::into).collect(),
+        }))
+    }
 }
 
 /// Passes changes on; an error ends the stream.
@@ -368,6 +386,30 @@ impl From<Applied> for v1::Applied {
     }
 }
 
+impl From<audit::Event> for v1::AuditEvent {
+    fn from(event: audit::Event) -> Self {
+        let action = match event.action {
+            audit::Action::Created => Action::Created,
+            audit::Action::Updated => Action::Updated,
+            audit::Action::Deleted => Action::Deleted,
+            audit::Action::Refused => Action::Refused,
+            audit::Action::Denied => Action::Denied,
+            audit::Action::Allowed => Action::Allowed,
+            audit::Action::Minted => Action::Minted,
+            audit::Action::Revoked => Action::Revoked,
+        };
+        Self {
+            at_ms: event.at_ms,
+            who: event.who,
+            action: action.into(),
+            subject: event.subject,
+            before: event.before,
+            after: event.after,
+            reason: event.reason,
+        }
+    }
+}
+
 /// Namespace of what names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 /// Resources of one request: with their audit events and addresses they fit one transaction.
@@ -377,6 +419,7 @@ const PAGE_MAX: u32 = 1000;
 /// Of a page, but for a single resource that is larger; clients take 4 MiB.
 const PAGE_BYTES_MAX: usize = 1 << 20;
 const HISTORY: u32 = 20;
+const AUDIT: u32 = 100;
 /// Changes that wait for a slow watcher; the store's log has the rest.
 const WATCH_QUEUE_MAX: usize = 16;
 

@@ -28,6 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 pub mod proxies;
+pub mod sidecars;
 pub mod stream;
 
 mod activation;
@@ -35,6 +36,7 @@ mod node;
 mod serve;
 mod wire;
 
+pub use activation::Fleet;
 pub use node::is_instance;
 
 use crate::{
@@ -43,8 +45,10 @@ use crate::{
     compile::Compiler,
     discovery::{
         proxies::{Proxies, StreamId},
+        sidecars::Sidecars,
         stream::Form,
     },
+    streams::Streams,
     telemetry::{Metrics, StreamKind},
     world::{Topic, World},
 };
@@ -92,10 +96,17 @@ impl Discovery {
         })
     }
 
-    /// The gRPC service.
-    pub fn service(self: &Arc<Self>) -> AggregatedDiscoveryServiceServer<Service> {
+    /// The gRPC service. Its streams are tasks of `streams`, since they write to the store at
+    /// their end.
+    pub fn service(
+        self: &Arc<Self>,
+        sidecars: Sidecars,
+        streams: Streams,
+    ) -> AggregatedDiscoveryServiceServer<Service> {
         AggregatedDiscoveryServiceServer::new(Service {
             discovery: Arc::clone(self),
+            sidecars,
+            streams,
         })
         .max_decoding_message_size(REQUEST_BYTES_MAX)
     }
@@ -200,6 +211,8 @@ type Responses<R> = ReceiverStream<Result<R, Status>>;
 #[derive(Clone, Debug)]
 pub struct Service {
     discovery: Arc<Discovery>,
+    sidecars: Sidecars,
+    streams: Streams,
 }
 
 #[async_trait]
@@ -237,13 +250,14 @@ impl Service {
         let task = serve::Serve::<D> {
             discovery: Arc::clone(&self.discovery),
             compiler,
+            sidecars: self.sidecars.clone(),
             session,
             form,
             requests: request.into_inner(),
             responses,
             counted: self.discovery.metrics.stream(StreamKind::Discovery),
         };
-        serve::spawn(task);
+        self.streams.spawn("discovery", task.run());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

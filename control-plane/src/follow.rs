@@ -8,7 +8,11 @@
 //! What cannot be read is not left out, since that could be a policy or the mark that an address
 //! is meshed: the last world stays in force until it can be.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use heddle_shell::clock;
@@ -16,7 +20,7 @@ use tracing::{error, info};
 
 use crate::{
     addresses,
-    discovery::Discovery,
+    discovery::{Discovery, sidecars::SIDECARS},
     model::{CONFIG, Catalog, Unreadable},
     registry::{self, Record, WORKLOADS},
     store::{Changes, Event, Revision, Store, StoreError, Watch},
@@ -41,6 +45,17 @@ struct State {
     /// Workloads were read at this revision, maybe after the catalog: older changes of theirs are
     /// not news.
     workloads_at: Revision,
+    /// Node ids of the sidecars that exist, and when they were read.
+    sidecars: Arc<BTreeSet<Arc<str>>>,
+    sidecars_at: Revision,
+}
+
+/// What changes are about.
+#[derive(Clone, Copy, Debug, Default)]
+struct News {
+    /// Resources, addresses or workloads.
+    is_world: bool,
+    is_sidecars: bool,
 }
 
 impl Follower {
@@ -113,20 +128,32 @@ impl Follower {
     /// The next changes: all that are there already are one new world.
     async fn step(&mut self, watch: &mut Watch) -> Result<(), Unreadable> {
         let first = watch.next().await.ok_or(StoreError::Closed)??;
-        let mut is_news = self.state.apply(&first)?;
+        let mut news = self.state.apply(&first)?;
         for _ in 0..TOGETHER_MAX {
             let Some(Some(changes)) = watch.next().now_or_never() else {
                 break;
             };
-            is_news |= self.state.apply(&changes?)?;
+            let more = self.state.apply(&changes?)?;
+            news.is_world |= more.is_world;
+            news.is_sidecars |= more.is_sidecars;
         }
-        if is_news {
-            self.publish();
+        match news {
+            News { is_world: true, .. } => self.publish(),
+            News {
+                is_sidecars: true, ..
+            } => self
+                .discovery
+                .proxies
+                .know(Arc::clone(&self.state.sidecars)),
+            News { .. } => {}
         }
         Ok(())
     }
 
     fn publish(&self) {
+        // First: who sees the new world knows all that existed before it.
+        let sidecars = Arc::clone(&self.state.sidecars);
+        self.discovery.proxies.know(sidecars);
         let registered = i64::try_from(self.state.workloads.len()).unwrap_or(i64::MAX);
         self.metrics.registrations.set(registered);
         self.discovery.publish(World::new(
@@ -146,15 +173,20 @@ impl State {
             let (name, workload) = registry::read(entry)?;
             workloads.insert(name, Arc::new(workload));
         }
+        let sidecars = store.list(SIDECARS).await?;
+        let node_ids = sidecars.entries.iter();
+        let node_ids = node_ids.filter_map(|entry| entry.key.strip_prefix(SIDECARS));
         Ok(Self {
             catalog: Arc::new(catalog),
             workloads: Arc::new(workloads),
             workloads_at: listing.revision,
+            sidecars: Arc::new(node_ids.map(Arc::from).collect()),
+            sidecars_at: sidecars.revision,
         })
     }
 
-    /// Whether the changes are about the world. After an error the state must not be used.
-    fn apply(&mut self, changes: &Changes) -> Result<bool, Unreadable> {
+    /// What the changes are about. After an error the state must not be used.
+    fn apply(&mut self, changes: &Changes) -> Result<News, Unreadable> {
         let is_catalog = changes.events.iter().any(|event| {
             event.key().starts_with(CONFIG) || event.key().starts_with(addresses::HOSTS)
         });
@@ -179,7 +211,28 @@ impl State {
                 }
             }
         }
-        Ok(is_catalog || is_workload)
+        Ok(News {
+            is_world: is_catalog || is_workload,
+            is_sidecars: self.apply_to_sidecars(changes),
+        })
+    }
+
+    fn apply_to_sidecars(&mut self, changes: &Changes) -> bool {
+        if changes.revision <= self.sidecars_at {
+            return false;
+        }
+        let mut is_changed = false;
+        for event in &changes.events {
+            let Some(node_id) = event.key().strip_prefix(SIDECARS) else {
+                continue;
+            };
+            let sidecars = Arc::make_mut(&mut self.sidecars);
+            is_changed |= match event {
+                Event::Put(_) => sidecars.insert(node_id.into()),
+                Event::Deleted { .. } => sidecars.remove(node_id),
+            };
+        }
+        is_changed
     }
 }
 

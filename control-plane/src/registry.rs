@@ -32,10 +32,10 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use tracing::{error, info, warn};
 
 use crate::{
-    audit::{self, Audit},
+    audit::{self, Audit, Refusals},
     authn::{Caller, Session, Workload as Proven},
     ca::Pace,
-    discovery::Discovery,
+    discovery::{Discovery, sidecars::RETURN},
     model::Unreadable,
     store::{Lease, Outcome, Store, StoreError, Transaction},
     streams::Streams,
@@ -45,7 +45,9 @@ use crate::{
 
 pub use record::{Record, WORKLOADS, read};
 
-use hold::{Hold, Holds};
+pub use hold::Holds;
+
+use hold::Hold;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -59,15 +61,13 @@ pub struct Registry {
 struct Shared {
     store: Arc<dyn Store>,
     discovery: Arc<Discovery>,
-    audit: Audit,
     metrics: Arc<Metrics>,
     /// How long a registration outlives its stream.
     grace: Duration,
-    holds: Holds,
+    holds: Arc<Holds>,
     /// Of writes, per identity.
     writes: Mutex<Pace>,
-    /// Of audited refusals, per identity; beyond it they are only logged and counted.
-    refusals: Mutex<Pace>,
+    refusals: Arc<Refusals>,
 }
 
 impl Registry {
@@ -76,23 +76,28 @@ impl Registry {
         store: Arc<dyn Store>,
         discovery: Arc<Discovery>,
         metrics: Arc<Metrics>,
+        refusals: Arc<Refusals>,
         grace: Duration,
         streams: Streams,
     ) -> Self {
         let shared = Shared {
-            audit: Audit::new(Arc::clone(&store)),
             store,
             discovery,
             metrics,
             grace,
-            holds: Holds::default(),
+            holds: Arc::default(),
             writes: Mutex::new(Pace::new(WRITE_INTERVAL, WRITES_BURST)),
-            refusals: Mutex::new(Pace::new(REFUSAL_INTERVAL, REFUSALS_BURST)),
+            refusals,
         };
         Self {
             shared: Arc::new(shared),
             streams,
         }
+    }
+
+    /// Which registrations have a stream in this process.
+    pub fn holds(&self) -> Arc<Holds> {
+        Arc::clone(&self.shared.holds)
     }
 
     /// Keeps what is registered alive until the workloads had the time to come back: their
@@ -348,13 +353,7 @@ impl Shared {
     async fn refused(&self, who: &SpiffeId, name: &WorkloadName, reason: &str) {
         self.metrics.registration_refused();
         warn!(%who, workload = %subject(name), reason, "a registration was refused");
-        if self.refusals.lock().take(who, clock::now()).is_err() {
-            return;
-        }
-        let event = audit::Event::refused(who.as_str(), &subject(name), reason);
-        if let Err(error) = self.audit.record(&event).await {
-            error!(%error, "a refusal was not audited");
-        }
+        self.refusals.record(who, &subject(name), reason).await;
     }
 
     fn services_of(&self, workload: &Workload) -> Services {
@@ -439,11 +438,6 @@ const REGISTRATIONS_MAX: usize = 50_000;
 const TTL_MIN: Duration = Duration::from_secs(1);
 /// Signs of life per lease time.
 const BEATS: u32 = 3;
-/// Sidecars wait up to 10 s between two attempts, and dial for up to 5 s.
-const RETURN: Duration = Duration::from_secs(15);
 /// Writes of one identity: its replicas come together.
 const WRITE_INTERVAL: Duration = Duration::from_millis(20);
 const WRITES_BURST: NonZeroU32 = NonZeroU32::new(1000).unwrap();
-/// Audited refusals of one identity.
-const REFUSAL_INTERVAL: Duration = Duration::from_secs(30);
-const REFUSALS_BURST: NonZeroU32 = NonZeroU32::new(20).unwrap();

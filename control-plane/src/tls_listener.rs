@@ -37,7 +37,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     authn::{Certificate, Connection, Recorded, Usage},
-    ca::{Ledger, Pace, Serial},
+    ca::{Fingerprint, Ledger, Pace, Serial},
     room::{Bounds, Place, Room, SentAway},
     shares::{Share, Shares},
     telemetry::{HandshakeFailure, Metrics},
@@ -294,9 +294,10 @@ impl Handshake {
             let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
             (Serial::of(parsed.raw_serial()), at(seconds))
         };
+        let fingerprint = Fingerprint::of(leaf);
         let record = match self.ledger.find(&serial).await {
-            Ok(Some(record)) => Recorded::Found(record),
-            Ok(None) => Recorded::Absent,
+            Ok(Some(record)) if record.fingerprint == fingerprint => Recorded::Found(record),
+            Ok(_) => Recorded::Absent,
             Err(error) => {
                 warn!(%error, %id, "looking up a client certificate failed");
                 Recorded::Unavailable
@@ -305,6 +306,7 @@ impl Handshake {
         Some(Certificate {
             id,
             serial,
+            fingerprint,
             not_after,
             record,
         })

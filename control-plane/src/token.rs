@@ -81,6 +81,10 @@ pub struct Grant {
 pub struct Minted {
     /// The JWT.
     pub token: String,
+    /// Names it (`jti`) without proving anything.
+    pub token_id: String,
+    /// Whom it proves.
+    pub id: SpiffeId,
     /// When it ends.
     pub expires: SystemTime,
 }
@@ -244,6 +248,7 @@ impl Tokens {
         if lifetime > self.settings.lifetime_max {
             return Err(MintError::Lifetime(self.settings.lifetime_max));
         }
+        let token_id = format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64());
         let now = unix_seconds(wall);
         let exp = now + lifetime.as_secs().max(1);
         let claims = Claims {
@@ -253,7 +258,7 @@ impl Tokens {
             iat: now,
             nbf: now,
             exp,
-            jti: format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64()),
+            jti: token_id.clone(),
             labels: subject.labels.clone(),
             addresses: subject.addresses.clone(),
         };
@@ -266,6 +271,8 @@ impl Tokens {
         }
         Ok(Minted {
             token,
+            token_id,
+            id,
             expires: UNIX_EPOCH + Duration::from_secs(exp),
         })
     }

@@ -25,22 +25,26 @@ use crate::{
     store::Revision,
 };
 
-/// Tells when sidecars have made a change their own.
+/// Tells when sidecars have made a change their own, those included that exist and are not
+/// connected.
 #[async_trait]
 pub trait Activation: fmt::Debug + Send + Sync + 'static {
-    /// Waits until every sidecar that holds routes of `host` reports them active in the version
-    /// made of `revision` or later, at most until `deadline`, and tells how far they came.
+    /// Waits until every sidecar that goes by routes of `host` reports them active in the version
+    /// made of `revision` or later, at most until `deadline`, and tells how far they came. A
+    /// sidecar that exists and does not report may go by them.
     async fn wait_active(&self, host: &Host, revision: Revision, deadline: Instant) -> Progress;
 }
 
 /// How far sidecars came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Sidecars that hold the host's routes.
+    /// Whether the change is served at all: before that, what is active is something older.
+    pub is_served: bool,
+    /// Sidecars that go by the host's routes, or may.
     pub affected: u32,
     /// Of those, the ones whose active version is new enough.
     pub active: u32,
-    /// Node ids of the others.
+    /// Node ids of the others; those not connected say so.
     pub behind: Vec<String>,
 }
 
@@ -137,16 +141,13 @@ impl Traffic for TrafficService {
         let deadline = clock::now() + wait;
         let wanted = Wanted::new(request)?;
         let split = self.set(&wanted, &who).await?;
-        let mut progress = Progress::default();
+        let revision = Revision(split.revision);
+        let progress = self
+            .activation
+            .wait_active(&wanted.host, revision, deadline)
+            .await;
         if !wait.is_zero() {
-            let revision = Revision(split.revision);
-            progress = self
-                .activation
-                .wait_active(&wanted.host, revision, deadline)
-                .await;
-            if progress.active < progress.affected {
-                return Err(behind(&progress, split.revision));
-            }
+            progress.check(split.revision)?;
         }
         Ok(Response::new(v1::SetSplitResponse {
             split: Some(split),
@@ -351,17 +352,29 @@ fn ambiguous<'a>(id: &ResourceId, routes: impl Iterator<Item = &'a HttpRoute>) -
     ))
 }
 
-fn behind(progress: &Progress, revision: u64) -> Status {
-    let mut names: Vec<_> = progress.behind.iter().take(NAMES_MAX).cloned().collect();
-    if progress.behind.len() > NAMES_MAX {
-        names.push(format!("and {} more", progress.behind.len() - NAMES_MAX));
+impl Progress {
+    /// DEADLINE_EXCEEDED with what is missing, unless nothing is.
+    fn check(&self, revision: u64) -> Result<(), Status> {
+        if !self.is_served {
+            return Err(Status::deadline_exceeded(format!(
+                "the split is stored at revision {revision} and not served yet; see the log of \
+                 the control plane"
+            )));
+        }
+        if self.behind.is_empty() {
+            return Ok(());
+        }
+        let mut names: Vec<_> = self.behind.iter().take(NAMES_MAX).cloned().collect();
+        if self.behind.len() > NAMES_MAX {
+            names.push(format!("and {} more", self.behind.len() - NAMES_MAX));
+        }
+        Err(Status::deadline_exceeded(format!(
+            "the split is stored at revision {revision} and active in {} of {} sidecars; behind: {}",
+            self.active,
+            self.affected,
+            names.join(", ")
+        )))
     }
-    Status::deadline_exceeded(format!(
-        "the split is stored at revision {revision} and active in {} of {} sidecars; behind: {}",
-        progress.active,
-        progress.affected,
-        names.join(", ")
-    ))
 }
 
 fn weight(subset: &str, percent: u32) -> v1::Weight {

@@ -465,6 +465,12 @@ impl Workload {
         self.identity.namespace()
     }
 
+    /// What its sidecar calls itself (`Node.id`).
+    pub fn node_id(&self) -> String {
+        let id = &self.identity;
+        format!("{}/{}/{}", id.namespace(), id.service_account(), self.name)
+    }
+
     /// Where it takes a port of a service. Without interception that is found by the application's
     /// port alone: it is what its sidecar looks modes and rules up by, so what it took under any
     /// other number would be served past those of `targetPort`.

@@ -10,7 +10,7 @@ use std::{
 
 use clap::Subcommand;
 use heddle_proto::v1::{
-    AllowRequest, DenyRequest, IssueRequest, IssueResponse,
+    AllowRequest, DenyRequest, IssueRequest, IssueResponse, RevokeAdministratorsRequest,
     certificate_authority_client::CertificateAuthorityClient,
 };
 use heddle_shell::{
@@ -19,7 +19,7 @@ use heddle_shell::{
 };
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
-use tonic::{Code, Request, metadata::MetadataValue};
+use tonic::{Code, Request, metadata::MetadataValue, transport::Channel};
 
 use crate::{
     connect::{self, Target},
@@ -42,10 +42,15 @@ pub(crate) struct Args {
 enum Command {
     /// Keep a certificate, its key and the roots in a directory.
     Issue(IssueArgs),
-    /// Deny an identity: sidecars and control plane refuse it and cut what it has open.
+    /// Refuse an identity everywhere, although its certificates are valid: sidecars and control
+    /// plane cut what it has open.
     Deny(Named),
     /// Take an identity off the deny list.
     Allow(Named),
+    /// Refuse every administrator's certificate made so far; the control plane writes a new one
+    /// to its data directory. If none of yours is valid any more: a start of the control plane
+    /// writes one too.
+    RevokeAdministrators,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,51 +88,65 @@ pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(
         Some(Command::Issue(args)) => Box::pin(keep(target, &args)).await,
         Some(Command::Deny(named)) => deny(target, format, named).await,
         Some(Command::Allow(named)) => allow(target, format, named).await,
+        Some(Command::RevokeAdministrators) => revoke_administrators(target, format).await,
     }
+}
+
+async fn authority(target: &Target) -> Result<CertificateAuthorityClient<Channel>, Failure> {
+    let channel = target.administrator().await?;
+    Ok(CertificateAuthorityClient::new(channel))
 }
 
 async fn deny(target: &Target, format: Format, named: Named) -> Result<(), Failure> {
     let request = DenyRequest {
         identity: named.identity.clone(),
     };
-    let denied = CertificateAuthorityClient::new(target.administrator().await?)
+    let denied = authority(target)
+        .await?
         .deny(request)
         .await
         .map_err(Failure::of(&target.server))?;
     let revision = denied.into_inner().trust_bundle_revision;
-    changed(format, named.identity, "denied", revision)
+    changed(format, &named.identity, "denied", revision)
 }
 
 async fn allow(target: &Target, format: Format, named: Named) -> Result<(), Failure> {
     let request = AllowRequest {
         identity: named.identity.clone(),
     };
-    let allowed = CertificateAuthorityClient::new(target.administrator().await?)
+    let allowed = authority(target)
+        .await?
         .allow(request)
         .await
         .map_err(Failure::of(&target.server))?;
     let revision = allowed.into_inner().trust_bundle_revision;
-    changed(format, named.identity, "allowed", revision)
+    changed(format, &named.identity, "allowed", revision)
 }
 
-fn changed(format: Format, identity: String, outcome: &str, revision: u64) -> Result<(), Failure> {
-    output::print(
-        format,
-        &Report {
-            heading: &["IDENTITY", "OUTCOME", "TRUST BUNDLE"],
-            rows: vec![vec![
-                identity.clone(),
-                outcome.to_owned(),
-                revision.to_string(),
-            ]],
-            data: json!({
-                "identity": identity,
-                "outcome": outcome,
-                "trustBundleRevision": revision,
-            }),
-            when_empty: "",
-        },
-    )
+fn changed(format: Format, identity: &str, outcome: &str, revision: u64) -> Result<(), Failure> {
+    let data = json!({
+        "identity": identity,
+        "outcome": outcome,
+        "trustBundleRevision": revision,
+    });
+    output::done(format, &format!("{identity} is {outcome}"), &data)
+}
+
+async fn revoke_administrators(target: &Target, format: Format) -> Result<(), Failure> {
+    let revoked = authority(target)
+        .await?
+        .revoke_administrators(RevokeAdministratorsRequest {})
+        .await
+        .map_err(Failure::of(&target.server))?
+        .into_inner();
+    let said = format!(
+        "revoked {} certificates of the administrator; a new one, valid for {}, is in the control \
+         plane's data directory (administrator/)",
+        revoked.revoked,
+        output::from_now(revoked.not_after_ms)
+    );
+    let data = json!({"revoked": revoked.revoked, "notAfterMs": revoked.not_after_ms});
+    output::done(format, &said, &data)
 }
 
 async fn list(target: &Target, format: Format) -> Result<(), Failure> {

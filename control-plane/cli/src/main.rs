@@ -4,6 +4,7 @@
 //! reached, 4 stored but not active in time (`traffic set --wait`).
 
 mod apply;
+mod audit;
 mod certs;
 mod connect;
 mod demo;
@@ -49,6 +50,8 @@ enum Command {
     Proxies(proxies::Args),
     /// Show certificates, or keep one on disk for a peer without a sidecar.
     Certs(certs::Args),
+    /// Show who changed what, and who was refused what.
+    Audit(audit::Args),
     /// Mint a token that proves a workload's identity.
     Token(token::Args),
     /// Run the demonstration mesh of this repository.
@@ -76,6 +79,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Traffic(args) => traffic::run(&target, format, args).await,
         Command::Proxies(args) => proxies::run(&target, format, args).await,
         Command::Certs(args) => certs::run(&target, format, args).await,
+        Command::Audit(args) => audit::run(&target, format, args).await,
         Command::Token(args) => token::run(&target, format, args).await,
         Command::Demo(args) => demo::run(&args),
     }

@@ -34,6 +34,15 @@ pub(crate) fn print(format: Format, report: &Report) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints what was done: in words, or as data.
+pub(crate) fn done(format: Format, said: &str, value: &Value) -> Result<(), Failure> {
+    match format {
+        Format::Table => line(said),
+        Format::Json | Format::Yaml => line(data(format, value)?.trim_end()),
+    }
+    Ok(())
+}
+
 /// Prints one line of text, whatever the format.
 pub(crate) fn line(text: &str) {
     write(&format!("{text}\n"));
@@ -128,9 +137,21 @@ fn is_obeyed(c: char) -> bool {
 
 /// Milliseconds since the epoch as a duration from now, such as `23h59m` or `-5s`.
 pub(crate) fn from_now(unix_ms: i64) -> String {
-    let left = unix_ms - heddle_shell::clock::unix_ms(heddle_shell::clock::wall());
-    let sign = if left < 0 { "-" } else { "" };
-    let seconds = left.unsigned_abs() / 1000;
+    span(unix_ms - now_ms())
+}
+
+/// Milliseconds since the epoch as a duration up to now.
+pub(crate) fn ago(unix_ms: i64) -> String {
+    span(now_ms() - unix_ms)
+}
+
+fn now_ms() -> i64 {
+    heddle_shell::clock::unix_ms(heddle_shell::clock::wall())
+}
+
+fn span(ms: i64) -> String {
+    let sign = if ms < 0 { "-" } else { "" };
+    let seconds = ms.unsigned_abs() / 1000;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{sign}{seconds}s"),
@@ -175,9 +196,10 @@ mod tests {
 
     #[test]
     fn times_are_told_from_now() {
-        let now = heddle_shell::clock::unix_ms(heddle_shell::clock::wall());
+        let now = now_ms();
         assert_eq!(from_now(now + 90_500), "1m30s");
         assert_eq!(from_now(now + 2 * 86_400_000 + 3_600_500), "2d1h");
         assert!(from_now(now - 5_500).starts_with("-5"));
+        assert_eq!(ago(now - 90_500), "1m30s");
     }
 }

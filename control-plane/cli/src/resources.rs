@@ -90,22 +90,16 @@ pub(crate) async fn delete(
         name: args.name,
     };
     let name = full_name(&named);
-    ConfigClient::new(target.administrator().await?)
+    let deleted = ConfigClient::new(target.administrator().await?)
         .delete(DeleteRequest {
             r#ref: Some(named),
             expected_revision: 0,
         })
         .await
-        .map_err(Failure::of(&target.server))?;
-    output::print(
-        format,
-        &Report {
-            heading: &["RESOURCE", "OUTCOME"],
-            rows: vec![vec![name.clone(), "deleted".to_owned()]],
-            data: json!([{ "resource": name, "outcome": "deleted" }]),
-            when_empty: "",
-        },
-    )
+        .map_err(Failure::of(&target.server))?
+        .into_inner();
+    let data = json!({"resource": name, "outcome": "deleted", "revision": deleted.revision});
+    output::done(format, &format!("{name} deleted"), &data)
 }
 
 fn report(resources: &[Resource]) -> Result<Report, Failure> {

@@ -2,10 +2,11 @@
 
 use clap::Subcommand;
 use heddle_proto::v1::{
-    GetSplitRequest, SetSplitRequest, Split, Weight, traffic_client::TrafficClient,
+    GetSplitRequest, SetSplitRequest, SetSplitResponse, Split, Weight,
+    traffic_client::TrafficClient,
 };
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 use crate::{
     connect::Target,
@@ -33,7 +34,8 @@ enum Command {
         /// Such as `stable=95 canary=5`.
         #[arg(required = true, value_name = "SUBSET=PERCENT", value_parser = weight)]
         weights: Vec<Weight>,
-        /// Return when the split is active in every sidecar that uses it.
+        /// Return when the split is active in every sidecar that uses it, those included that
+        /// have not come back to the control plane yet. Exit code 4 when it is not in time.
         #[arg(long)]
         wait: bool,
         /// How long `--wait` waits, in seconds, up to 600.
@@ -81,22 +83,22 @@ pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(
             wait,
             timeout,
         } => {
-            let request = SetSplitRequest {
+            let mut request = SetSplitRequest {
                 service: service.service,
                 namespace: service.namespace,
                 route: service.route,
                 weights,
                 expected_revision: 0,
-                wait_ms: if wait { u64::from(timeout) * 1000 } else { 0 },
+                wait_ms: 0,
             };
-            let set = traffic
-                .set_split(request)
-                .await
-                .map_err(|status| match status.code() {
-                    Code::DeadlineExceeded => Failure::Late(status),
-                    _ => Failure::of(&target.server)(status),
-                })?
-                .into_inner();
+            let mut set = send(&mut traffic, target, request.clone()).await?;
+            if wait {
+                // The same once more, if it still is what is stored: that changes nothing.
+                request.expected_revision = set.split.as_ref().map_or(0, |split| split.revision);
+                request.wait_ms = u64::from(timeout) * 1000;
+                output::complain(&awaiting(&set));
+                set = send(&mut traffic, target, request).await?;
+            }
             let progress = json!({
                 "sidecarsAffected": set.sidecars_affected,
                 "sidecarsActive": set.sidecars_active,
@@ -112,6 +114,27 @@ pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(
             Ok(())
         }
     }
+}
+
+async fn send(
+    traffic: &mut TrafficClient<Channel>,
+    target: &Target,
+    request: SetSplitRequest,
+) -> Result<SetSplitResponse, Failure> {
+    let set = traffic.set_split(request).await;
+    let set = set.map_err(|status| match status.code() {
+        Code::DeadlineExceeded => Failure::Late(status),
+        _ => Failure::of(&target.server)(status),
+    })?;
+    Ok(set.into_inner())
+}
+
+fn awaiting(set: &SetSplitResponse) -> String {
+    let awaited = set.sidecars_affected - set.sidecars_active.min(set.sidecars_affected);
+    format!(
+        "stored; waiting for {awaited} of {} sidecars",
+        set.sidecars_affected
+    )
 }
 
 fn report(split: &Split, progress: Value) -> Report {

@@ -38,7 +38,7 @@ pub(super) struct Rotation {
     pub(super) authority: Arc<Authority>,
     pub(super) own: Own,
     pub(super) identity: Arc<Identity>,
-    pub(super) administrator: Administrator,
+    pub(super) administrator: Arc<Administrator>,
     pub(super) bundle: Arc<Bundle>,
     pub(super) ledger: Ledger,
     pub(super) tls_config: Arc<Published<ServerConfig>>,
@@ -54,8 +54,12 @@ impl Rotation {
         let mut trust = self.bundle.published().load();
         loop {
             let wall = clock::wall();
-            let (rotation, is_done) = self.renew(wall).await;
+            let (rotation, mut is_done) = self.renew(wall).await;
             self = rotation;
+            if let Err(error) = self.administrator.renew(wall).await {
+                is_done = false;
+                error!(%error, "renewing the administrator's certificate failed");
+            }
             self.follow_trust(&mut trust);
             if clock::now() >= purge_at {
                 match clocks.agree_again(clock::now(), wall) {
@@ -95,10 +99,6 @@ impl Rotation {
                 is_done = false;
                 error!(%error, "renewing the intermediate certificate failed");
             }
-        }
-        if let Err(error) = self.administrator.renew(wall) {
-            is_done = false;
-            error!(%error, "renewing the administrator's certificate failed");
         }
         if is_half_over(&self.identity, wall) {
             match self.own.issue(wall) {

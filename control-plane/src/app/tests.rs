@@ -1,5 +1,10 @@
+mod administrator;
+mod audited;
 mod bounds;
+mod given;
+mod pki;
 mod plane;
+mod proof_age;
 
 use std::{fs, path::Path};
 
@@ -215,7 +220,7 @@ async fn a_token_becomes_a_certificate_and_a_certificate_the_next() {
 #[tokio::test]
 async fn the_hash_of_the_root_is_enough_for_first_contact() {
     let running = Running::start("{}").await;
-    let hash = crate::ca::root_sha256(&running.root());
+    let hash = crate::ca::Fingerprint::of(&running.root()).to_string();
     let octets: Vec<u8> = (0..32)
         .map(|at| u8::from_str_radix(&hash[2 * at..2 * at + 2], 16).unwrap())
         .collect();

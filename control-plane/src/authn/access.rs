@@ -64,7 +64,7 @@ impl Access {
 
 /// Health is for anyone, because what asks for it (a kubelet, a load balancer) has no proof;
 /// reflection is not, because the API is nobody else's business.
-const TABLE: [(&str, Access); 24] = [
+const TABLE: [(&str, Access); 26] = [
     ("/grpc.health.v1.Health/Check", Access::Anyone),
     ("/grpc.health.v1.Health/Watch", Access::Anyone),
     ("/grpc.health.v1.Health/List", Access::Anyone),
@@ -97,6 +97,10 @@ const TABLE: [(&str, Access); 24] = [
         "/heddle.v1.CertificateAuthority/Allow",
         Access::Administrator,
     ),
+    (
+        "/heddle.v1.CertificateAuthority/RevokeAdministrators",
+        Access::Administrator,
+    ),
     ("/heddle.v1.Registry/Register", Access::Workload),
     ("/heddle.v1.Registry/Deregister", Access::Proven),
     ("/heddle.v1.Registry/List", Access::Administrator),
@@ -108,6 +112,7 @@ const TABLE: [(&str, Access); 24] = [
     ("/heddle.v1.Config/Delete", Access::Administrator),
     ("/heddle.v1.Config/Watch", Access::Administrator),
     ("/heddle.v1.Config/History", Access::Administrator),
+    ("/heddle.v1.Config/Audit", Access::Administrator),
     ("/heddle.v1.Traffic/GetSplit", Access::Administrator),
     ("/heddle.v1.Traffic/SetSplit", Access::Administrator),
 ];

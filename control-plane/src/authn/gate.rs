@@ -15,17 +15,17 @@ use heddle_policy::spiffe::SpiffeId;
 use heddle_shell::{clock, publish::Published, tls::TrustBundle};
 use http::{HeaderMap, header::AUTHORIZATION};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{debug, warn};
 
 use super::{
     Access, Caller, Held, Proof, Session, Usage, Workload, access, is_administrator, is_reserved,
-    stream,
+    not_accepted, stream,
 };
 use crate::{
-    ca::{Pace, Record, Serial},
+    ca::{Accepted, Fingerprint, Pace, Record, Serial},
     shares::Shares,
     telemetry::{Metrics, RequestRefusal, StreamKind},
     token::Tokens,
@@ -49,6 +49,8 @@ pub struct Certificate {
     pub id: SpiffeId,
     /// Its name in the ledger.
     pub serial: Serial,
+    /// Which certificate it is, whoever issued it.
+    pub fingerprint: Fingerprint,
     /// When it ends.
     pub not_after: SystemTime,
     /// What the ledger said when the connection was made.
@@ -60,7 +62,7 @@ pub struct Certificate {
 pub enum Recorded {
     /// Issued here, with this.
     Found(Record),
-    /// Not issued here, or purged.
+    /// Not issued here, or purged: whatever its id and serial, nobody's.
     Absent,
     /// No answer.
     Unavailable,
@@ -73,6 +75,10 @@ pub struct Gate {
     pub tokens: Arc<Tokens>,
     /// Tells who is denied.
     pub bundle: Arc<Published<TrustBundle>>,
+    /// Tells which certificates are the administrator's.
+    pub administrators: Arc<Published<Accepted>>,
+    /// To be audited: who was refused what, and why. What finds no room is only logged.
+    pub refusals: mpsc::Sender<Refusal>,
     /// Counts refusals.
     pub metrics: Arc<Metrics>,
     /// Ends every session when it turns true.
@@ -81,6 +87,17 @@ pub struct Gate {
     pub streams: Shares<(SpiffeId, StreamKind)>,
     /// Paces warnings about each peer.
     pub warnings: Mutex<Pace<IpAddr>>,
+}
+
+/// What somebody with a proof asked for and may not have.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Who.
+    pub who: SpiffeId,
+    /// The method.
+    pub method: String,
+    /// Why not.
+    pub why: String,
 }
 
 /// A refusal, and its label.
@@ -99,14 +116,18 @@ impl Gate {
             let status = Status::unimplemented("no such method");
             return Err((RequestRefusal::UnknownMethod, status));
         };
-        let session = self.session(connection, headers, wall)?;
+        let session = self.session(path, connection, headers, wall)?;
         session
             .check(wall)
             .map_err(|status| (RequestRefusal::ProofEnded, status))?;
         if access.permits(&session.caller) {
             return self.hold(path, connection, session);
         }
-        Err(refuse(access, &session.caller))
+        let refused = refuse(access, &session.caller);
+        if let Caller::Workload(workload) = &session.caller {
+            self.audit(&workload.id, path, &refused);
+        }
+        Err(refused)
     }
 
     /// Takes what a permitted request occupies.
@@ -144,6 +165,7 @@ impl Gate {
 
     fn session(
         &self,
+        path: &str,
         connection: &Connection,
         headers: &HeaderMap,
         wall: SystemTime,
@@ -161,7 +183,9 @@ impl Gate {
                 "the certificate is for {}, the token for {}",
                 certificate.id, token.id
             ));
-            return Err((RequestRefusal::ProofsDiffer, status));
+            let refused = (RequestRefusal::ProofsDiffer, status);
+            self.audit(&certificate.id, path, &refused);
+            return Err(refused);
         }
         // The token is the newer proof: it says what labels the workload has from now on.
         if let Some(workload) = token {
@@ -171,10 +195,39 @@ impl Gate {
             return Ok(session(Caller::Anonymous));
         };
         if is_administrator(&certificate.id) {
-            return Ok(session(Caller::Administrator).until(certificate.not_after));
+            return self.administrator(certificate, session(Caller::Administrator));
         }
         let workload = by_certificate(certificate)?;
         Ok(session(Caller::Workload(Arc::new(workload))))
+    }
+
+    /// Has a refusal written down.
+    fn audit(&self, who: &SpiffeId, path: &str, (_, status): &Refused) {
+        let refusal = Refusal {
+            who: who.clone(),
+            method: path.trim_start_matches('/').to_owned(),
+            why: status.message().to_owned(),
+        };
+        if self.refusals.try_send(refusal).is_err() {
+            debug!("a refusal is logged but not audited: too many at once");
+        }
+    }
+
+    /// The id alone is not enough: whoever else signs under the root can certify it.
+    fn administrator(
+        &self,
+        certificate: &Certificate,
+        session: Session,
+    ) -> Result<Session, Refused> {
+        let session = session.of_administrator(
+            certificate.not_after,
+            Arc::clone(&self.administrators),
+            certificate.fingerprint.clone(),
+        );
+        match session.is_accepted() {
+            true => Ok(session),
+            false => Err((RequestRefusal::Certificate, not_accepted())),
+        }
     }
 
     fn token(&self, headers: &HeaderMap, wall: SystemTime) -> Result<Option<Workload>, Refused> {
@@ -316,7 +369,9 @@ where
                 self.gate.metrics.request_refused(reason);
                 let is_remarkable = matches!(
                     reason,
-                    RequestRefusal::NotPermitted | RequestRefusal::TooManyStreams
+                    RequestRefusal::NotPermitted
+                        | RequestRefusal::ProofsDiffer
+                        | RequestRefusal::TooManyStreams
                 );
                 if is_remarkable && self.gate.is_news(connection.peer.ip()) {
                     warn!(peer = %connection.peer, why = status.message(), "refused a request");

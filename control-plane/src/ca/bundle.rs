@@ -2,15 +2,19 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use heddle_policy::spiffe::{SpiffeId, TrustDomain};
 use heddle_proto::v1;
 use heddle_shell::{clock, publish::Published, tls::TrustBundle};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tracing::warn;
 
-use crate::store::{Outcome, Revision, Store, StoreError, Transaction};
+use super::Fingerprint;
+use crate::{
+    audit::{Action, Audit, Event},
+    store::{Outcome, Revision, Store, StoreError, Transaction},
+};
 
 /// Where it is stored.
 const KEY: &str = "trust-bundle";
@@ -25,6 +29,7 @@ const ATTEMPTS_MAX: usize = 8;
 #[derive(Debug)]
 pub struct Bundle {
     store: Arc<dyn Store>,
+    audit: Audit,
     trust_domain: TrustDomain,
     root: CertificateDer<'static>,
     published: Arc<Published<TrustBundle>>,
@@ -90,12 +95,13 @@ impl Bundle {
         wall: SystemTime,
     ) -> Result<Self, BundleError> {
         let bundle = Self {
+            audit: Audit::new(Arc::clone(&store)),
             store,
             trust_domain,
             root,
             published: Published::new(TrustBundle::default()),
         };
-        bundle.update(wall, |_denied| Ok(())).await?;
+        bundle.update(wall, None, |_denied| Ok(())).await?;
         Ok(bundle)
     }
 
@@ -106,10 +112,11 @@ impl Bundle {
 
     /// Lower-case hexadecimal SHA-256 of the root's DER.
     pub fn root_sha256(&self) -> String {
-        root_sha256(&self.root)
+        Fingerprint::of(&self.root).to_string()
     }
 
-    /// Changes the deny list; the revision that holds the change.
+    /// Changes the deny list; the revision that holds the change. Audited, as done by `who`, in
+    /// the transaction that makes it.
     ///
     /// # Errors
     /// [`BundleError`].
@@ -117,24 +124,41 @@ impl Bundle {
         &self,
         change: Change,
         id: &SpiffeId,
+        who: &str,
         wall: SystemTime,
     ) -> Result<u64, BundleError> {
-        self.update(wall, |denied| {
-            match change {
-                Change::Deny => denied.insert(id.to_string()),
-                Change::Allow => denied.remove(id.as_str()),
-            };
-            if denied.len() > DENIED_MAX {
-                return Err(BundleError::Full);
-            }
-            Ok(())
-        })
-        .await
+        let (action, before, after) = match change {
+            Change::Deny => (Action::Denied, "allowed", "denied"),
+            Change::Allow => (Action::Allowed, "denied", "allowed"),
+        };
+        let event = Event {
+            before: Some(before.to_owned()),
+            after: Some(after.to_owned()),
+            ..Event::now(who, action, id.as_str())
+        };
+        let revision = self
+            .update(wall, Some(&event), |denied| {
+                match change {
+                    Change::Deny => denied.insert(id.to_string()),
+                    Change::Allow => denied.remove(id.as_str()),
+                };
+                if denied.len() > DENIED_MAX {
+                    return Err(BundleError::Full);
+                }
+                Ok(())
+            })
+            .await?;
+        // Done is done; the next event trims.
+        if let Err(error) = self.audit.trim().await {
+            warn!(%error, "old audit events stay for now");
+        }
+        Ok(revision)
     }
 
     async fn update(
         &self,
         wall: SystemTime,
+        event: Option<&Event>,
         edit: impl Fn(&mut BTreeSet<String>) -> Result<(), BundleError>,
     ) -> Result<u64, BundleError> {
         for _ in 0..ATTEMPTS_MAX {
@@ -167,10 +191,13 @@ impl Bundle {
             next.revision = (next.revision + 1).max(seconds);
             let value = serde_json::to_vec(&next).expect("strings and numbers are JSON");
             let write = Transaction::default().put(KEY, value);
-            let write = match modified {
+            let mut write = match modified {
                 Some(modified) => write.if_modified_at(KEY, modified),
                 None => write.if_absent(KEY),
             };
+            if let Some(event) = event {
+                write = Audit::write(write, event);
+            }
             if let Outcome::Applied(_) = self.store.commit(write).await? {
                 self.publish(&next)?;
                 return Ok(next.revision);
@@ -218,13 +245,4 @@ pub fn to_proto(bundle: &TrustBundle) -> v1::TrustBundle {
             .collect(),
         denied_identities: bundle.denied.iter().map(ToString::to_string).collect(),
     }
-}
-
-/// Lower-case hexadecimal SHA-256 of a certificate's DER.
-pub fn root_sha256(root: &CertificateDer<'_>) -> String {
-    digest(&SHA256, root)
-        .as_ref()
-        .iter()
-        .map(|octet| format!("{octet:02x}"))
-        .collect()
 }

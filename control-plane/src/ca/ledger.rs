@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Serial;
+use super::{Fingerprint, Serial};
 use crate::store::{Entry, Store, StoreError, Transaction};
 
 /// Where the entries are.
@@ -54,6 +54,8 @@ struct Live(HashMap<SpiffeId, BTreeMap<i64, usize>>);
 pub struct Record {
     /// Whom it certifies.
     pub id: SpiffeId,
+    /// Of the whole certificate: another issuer under the root can repeat id and serial.
+    pub fingerprint: Fingerprint,
     /// When it ends.
     pub not_after: SystemTime,
     /// When a token was last presented on the way to it.
@@ -84,6 +86,9 @@ pub enum LedgerError {
 #[derive(Serialize, Deserialize)]
 struct Stored {
     id: String,
+    /// Empty, which is no certificate's, in an entry from before it was kept.
+    #[serde(default)]
+    sha256: Fingerprint,
     not_after_ms: i64,
     token_proven_at_ms: i64,
     #[serde(default)]
@@ -133,6 +138,7 @@ impl Ledger {
     pub async fn record(&self, serial: &Serial, record: &Record) -> Result<(), LedgerError> {
         let stored = Stored {
             id: record.id.to_string(),
+            sha256: record.fingerprint.clone(),
             not_after_ms: clock::unix_ms(record.not_after),
             token_proven_at_ms: clock::unix_ms(record.token_proven_at),
             labels: record.labels.clone(),
@@ -167,6 +173,7 @@ impl Ledger {
                 .id
                 .parse()
                 .map_err(|error| malformed(format!("id {error}")))?,
+            fingerprint: stored.sha256,
             not_after: clock::from_unix_ms(stored.not_after_ms),
             token_proven_at: clock::from_unix_ms(stored.token_proven_at_ms),
             labels: stored.labels,

@@ -99,8 +99,8 @@ impl Material {
                 certificate,
                 key,
             } => {
-                let root = given_certificate(root)?;
-                (root, given_pair(certificate, key)?)
+                let root = given_certificate(root, Below::Intermediate, wall)?;
+                (root, given_pair(certificate, key, Below::Leaves, wall)?)
             }
             Source::Generated | Source::Root { .. } => {
                 let root = self.root(rng, wall)?;
@@ -141,7 +141,7 @@ impl Material {
 
     fn root(&self, rng: &mut impl Rng, wall: SystemTime) -> Result<Pair, MaterialError> {
         if let Source::Root { certificate, key } = &self.settings.source {
-            return given_pair(certificate, key);
+            return given_pair(certificate, key, Below::Intermediate, wall);
         }
         let file = self.directory.join("authority").join("root.pem");
         if let Some(stored) = read_pair(&file)? {
@@ -292,14 +292,56 @@ fn is_usable(stored: &Pair, root: &CertificateDer<'static>, wall: SystemTime) ->
         && wall < not_before + life / 2
 }
 
-fn given_certificate(file: &Path) -> Result<CertificateDer<'static>, MaterialError> {
-    let text = files::read_public(file)?.ok_or_else(|| MaterialError::Missing(file.to_owned()))?;
-    parse_certificate(file, &text)
+/// What a given certificate has to sign.
+#[derive(Clone, Copy)]
+enum Below {
+    Intermediate,
+    Leaves,
 }
 
-fn given_pair(certificate: &Path, key: &Path) -> Result<Pair, MaterialError> {
+/// A certificate that is good for something at `wall`; made here, it would be.
+fn given_certificate(
+    file: &Path,
+    below: Below,
+    wall: SystemTime,
+) -> Result<CertificateDer<'static>, MaterialError> {
+    let text = files::read_public(file)?.ok_or_else(|| MaterialError::Missing(file.to_owned()))?;
+    let certificate = parse_certificate(file, &text)?;
+    let fault = |why: &str| MaterialError::Content {
+        file: file.to_owned(),
+        why: why.to_owned(),
+    };
+    let (not_before, not_after) =
+        validity(&certificate).ok_or_else(|| fault("does not parse as X.509"))?;
+    if wall < not_before {
+        return Err(fault("is not valid yet; is the clock right?"));
+    }
+    if wall >= not_after {
+        return Err(fault("has expired"));
+    }
+    if matches!(below, Below::Intermediate) && path_length(&certificate) == Some(0) {
+        return Err(fault(
+            "has path length 0 (pathlen:0), which leaves no room for an intermediate under it",
+        ));
+    }
+    Ok(certificate)
+}
+
+fn given_pair(
+    certificate: &Path,
+    key: &Path,
+    below: Below,
+    wall: SystemTime,
+) -> Result<Pair, MaterialError> {
+    let certificate = given_certificate(certificate, below, wall)?;
     let text = files::read_secret(key)?.ok_or_else(|| MaterialError::Missing(key.to_owned()))?;
-    pair(given_certificate(certificate)?, key, &text)
+    pair(certificate, key, &text)
+}
+
+fn path_length(certificate: &CertificateDer<'_>) -> Option<u32> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let constraints = parsed.basic_constraints().ok()??;
+    constraints.value.path_len_constraint
 }
 
 fn read_pair(file: &Path) -> Result<Option<Pair>, MaterialError> {

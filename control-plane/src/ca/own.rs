@@ -16,9 +16,10 @@ use heddle_shell::tls::{Identity, IdentityError};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, TrustAnchor};
 use thiserror::Error;
+use tokio::sync::Mutex;
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::{Authority, CaError, material::pem};
+use super::{Administrators, AdministratorsError, Authority, CaError, Fingerprint, material::pem};
 use crate::{
     authn,
     files::{self, FileError, Mode},
@@ -47,9 +48,20 @@ pub struct Administrator {
     id: SpiffeId,
     /// `administrator` in the data directory: a symbolic link to the newest generation.
     link: PathBuf,
-    /// The first half of the newest generation's life. Before it, too, there is need of a new one:
-    /// the clock was ahead.
-    fresh: Option<Range<SystemTime>>,
+    accepted: Arc<Administrators>,
+    /// The first half of the newest generation's life; locked while one is made. Before it, too,
+    /// there is need of a new one: the clock was ahead.
+    fresh: Mutex<Option<Range<SystemTime>>>,
+}
+
+/// What is written: a key with its certificate.
+struct Generation {
+    name: String,
+    certificate_pem: String,
+    key_pem: String,
+    root_pem: String,
+    fingerprint: Fingerprint,
+    not_after: SystemTime,
 }
 
 /// Why there is no certificate.
@@ -66,8 +78,16 @@ pub enum OwnError {
     Identity(#[from] IdentityError),
     /// A path that the authority's own clients would refuse, such as a given intermediate that
     /// the given root did not sign.
-    #[error("certificates of this authority do not verify against its root: {0}")]
-    Path(webpki::Error),
+    #[error("certificates of this authority ({origin}) do not verify against its root: {why}")]
+    Path {
+        /// Where root and intermediate come from.
+        origin: String,
+        /// What a client would say.
+        why: String,
+    },
+    /// The list of the administrator's certificates.
+    #[error(transparent)]
+    Administrators(#[from] AdministratorsError),
     /// A file could not be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -113,7 +133,15 @@ impl Own {
     /// [`OwnError`]; also when the chain does not verify as a client would verify it.
     pub fn issue(&self, wall: SystemTime) -> Result<Identity, OwnError> {
         let (chain, key, _) = issue(&self.authority, &self.id, &self.names, None, wall)?;
-        verify(&chain, wall)?;
+        verify(&chain, wall).map_err(|error| OwnError::Path {
+            origin: self.authority.origin(),
+            why: match error {
+                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                    "the root did not sign the intermediate".to_owned()
+                }
+                error => error.to_string(),
+            },
+        })?;
         Ok(Identity::new(
             chain,
             PrivatePkcs8KeyDer::from(key.serialize_der()),
@@ -127,12 +155,14 @@ impl Administrator {
         authority: Arc<Authority>,
         trust_domain: &TrustDomain,
         data_directory: &Path,
+        accepted: Arc<Administrators>,
     ) -> Self {
         Self {
             authority,
             id: authn::administrator(trust_domain),
             link: data_directory.join("administrator"),
-            fresh: None,
+            accepted,
+            fresh: Mutex::new(None),
         }
     }
 
@@ -141,61 +171,106 @@ impl Administrator {
     ///
     /// # Errors
     /// [`OwnError`]; the old files stay.
-    pub fn renew(&mut self, wall: SystemTime) -> Result<(), OwnError> {
-        if self
-            .fresh
-            .as_ref()
-            .is_some_and(|fresh| fresh.contains(&wall))
-        {
+    pub async fn renew(&self, wall: SystemTime) -> Result<(), OwnError> {
+        let mut fresh = self.fresh.lock().await;
+        if fresh.as_ref().is_some_and(|fresh| fresh.contains(&wall)) {
             return Ok(());
         }
-        let (mut chain, key, not_after) = issue(
-            &self.authority,
-            &self.id,
-            &[],
-            Some(ADMINISTRATOR_LIFETIME),
-            wall,
-        )?;
+        self.make(&mut fresh, wall).await.map(drop)
+    }
+
+    /// Writes new files and refuses every certificate from before. Audited as done by `who`.
+    /// Returns how many were revoked, and when the new one ends.
+    ///
+    /// # Errors
+    /// [`OwnError`]; the old certificates are still accepted, so that nobody is locked out.
+    pub async fn replace(
+        &self,
+        who: &str,
+        wall: SystemTime,
+    ) -> Result<(usize, SystemTime), OwnError> {
+        let mut fresh = self.fresh.lock().await;
+        let (fingerprint, not_after) = self.make(&mut fresh, wall).await?;
+        let revoked = self.accepted.keep_only(&fingerprint, who, wall).await?;
+        Ok((revoked, not_after))
+    }
+
+    async fn make(
+        &self,
+        fresh: &mut Option<Range<SystemTime>>,
+        wall: SystemTime,
+    ) -> Result<(Fingerprint, SystemTime), OwnError> {
+        let generation = Generation::new(&self.authority, &self.id, wall)?;
+        let (fingerprint, not_after) = (generation.fingerprint.clone(), generation.not_after);
+        // Before it can be used.
+        self.accepted.add(&fingerprint, not_after, wall).await?;
+        let link = self.link.clone();
+        // Off the async threads: it writes and syncs files.
+        tokio::task::spawn_blocking(move || generation.write(&link))
+            .await
+            .expect("writing files does not panic")?;
+        let life = not_after.duration_since(wall).unwrap_or_default();
+        *fresh = Some(wall..wall + life / 2);
+        Ok((fingerprint, not_after))
+    }
+}
+
+impl Generation {
+    fn new(authority: &Authority, id: &SpiffeId, wall: SystemTime) -> Result<Self, OwnError> {
+        let lifetime = Some(ADMINISTRATOR_LIFETIME);
+        let (mut chain, key, not_after) = issue(authority, id, &[], lifetime, wall)?;
         let root = chain.pop().expect("the chain ends with the root");
-        let generation = format!("{GENERATION}{}", heddle_shell::clock::unix_ms(wall));
-        let directory = self.link.with_file_name(&generation);
+        // The hash as well: two may be made in one millisecond.
+        let fingerprint = Fingerprint::of(&chain[0]);
+        let name = format!(
+            "{GENERATION}{}-{:.8}",
+            heddle_shell::clock::unix_ms(wall),
+            fingerprint.to_string()
+        );
+        Ok(Self {
+            name,
+            certificate_pem: chain.iter().map(|der| pem("CERTIFICATE", der)).collect(),
+            key_pem: key.serialize_pem(),
+            root_pem: pem("CERTIFICATE", &root),
+            fingerprint,
+            not_after,
+        })
+    }
+
+    fn write(&self, link: &Path) -> Result<(), OwnError> {
+        let directory = link.with_file_name(&self.name);
         files::make_directory(&directory)?;
-        let chain_pem: String = chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
-        let key_pem = key.serialize_pem();
         for (name, text) in [
-            ("certificate.pem", &chain_pem),
-            ("key.pem", &key_pem),
-            ("root.pem", &pem("CERTIFICATE", &root)),
+            ("certificate.pem", &self.certificate_pem),
+            ("key.pem", &self.key_pem),
+            ("root.pem", &self.root_pem),
         ] {
             files::write(&directory.join(name), text.as_bytes(), Mode::Secret)?;
         }
-        self.swap(&generation)?;
-        let life = not_after.duration_since(wall).unwrap_or_default();
-        self.fresh = Some(wall..wall + life / 2);
-        Ok(())
+        swap(link, &self.name)
     }
+}
 
-    /// Points the link at a generation, and removes all but it and the one before, which
-    /// somebody may be reading.
-    fn swap(&self, generation: &str) -> Result<(), OwnError> {
-        let fault = |source| OwnError::Link {
-            link: self.link.clone(),
-            source,
-        };
-        let old = fs::read_link(&self.link).ok();
-        let aside = self.link.with_file_name("administrator.new");
-        if let Err(error) = fs::remove_file(&aside)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(fault(error));
-        }
-        symlink(generation, &aside).map_err(fault)?;
-        fs::rename(&aside, &self.link).map_err(fault)?;
-        let is_kept = |name: &OsStr| {
-            name == generation || old.as_ref().is_some_and(|old| old.as_os_str() == name)
-        };
-        sweep(&self.link, is_kept).map_err(fault)
+/// Points the link at a generation, and removes all but it and the one before, which somebody
+/// may be reading.
+fn swap(link: &Path, generation: &str) -> Result<(), OwnError> {
+    let fault = |source| OwnError::Link {
+        link: link.to_owned(),
+        source,
+    };
+    let old = fs::read_link(link).ok();
+    let aside = link.with_file_name("administrator.new");
+    if let Err(error) = fs::remove_file(&aside)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(fault(error));
     }
+    symlink(generation, &aside).map_err(fault)?;
+    fs::rename(&aside, link).map_err(fault)?;
+    let is_kept = |name: &OsStr| {
+        name == generation || old.as_ref().is_some_and(|old| old.as_os_str() == name)
+    };
+    sweep(link, is_kept).map_err(fault)
 }
 
 /// Removes the generations beside a link that are not kept, also what a crash has left.
@@ -227,27 +302,25 @@ fn issue(
 }
 
 /// The check that every sidecar makes: signatures, constraints, usages and times of the path.
-fn verify(chain: &[CertificateDer<'static>], wall: SystemTime) -> Result<(), OwnError> {
+fn verify(chain: &[CertificateDer<'static>], wall: SystemTime) -> Result<(), webpki::Error> {
     let [leaf, intermediates @ .., root] = chain else {
-        return Err(OwnError::Path(webpki::Error::UnknownIssuer));
+        return Err(webpki::Error::UnknownIssuer);
     };
-    let anchor: TrustAnchor<'_> = webpki::anchor_from_trusted_cert(root).map_err(OwnError::Path)?;
+    let anchor: TrustAnchor<'_> = webpki::anchor_from_trusted_cert(root)?;
     let now = rustls::pki_types::UnixTime::since_unix_epoch(
         wall.duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default(),
     );
-    EndEntityCert::try_from(leaf)
-        .and_then(|leaf| {
-            leaf.verify_for_usage(
-                webpki::ALL_VERIFICATION_ALGS,
-                &[anchor],
-                intermediates,
-                now,
-                KeyUsage::server_auth(),
-                None,
-                None,
-            )
-            .map(|_path| ())
-        })
-        .map_err(OwnError::Path)
+    EndEntityCert::try_from(leaf).and_then(|leaf| {
+        leaf.verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &[anchor],
+            intermediates,
+            now,
+            KeyUsage::server_auth(),
+            None,
+            None,
+        )
+        .map(|_path| ())
+    })
 }

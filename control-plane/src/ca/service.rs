@@ -11,8 +11,8 @@ use futures_util::Stream;
 use heddle_policy::spiffe::SpiffeId;
 use heddle_proto::v1::{
     AllowRequest, AllowResponse, DenyRequest, DenyResponse, IssueRequest, IssueResponse,
-    MintTokenRequest, MintTokenResponse, TrustBundle, WatchTrustBundleRequest,
-    certificate_authority_server::CertificateAuthority,
+    MintTokenRequest, MintTokenResponse, RevokeAdministratorsRequest, RevokeAdministratorsResponse,
+    TrustBundle, WatchTrustBundleRequest, certificate_authority_server::CertificateAuthority,
 };
 use heddle_shell::clock;
 use parking_lot::Mutex;
@@ -21,13 +21,14 @@ use tonic::{Code, Request, Response, Status, async_trait, metadata::MetadataMap}
 use tracing::{error, info, warn};
 
 use super::{
-    Authority, Bundle, BundleError, Change, LIVE_PER_IDENTITY_MAX, Ledger, Pace, Record,
-    public_key, to_proto,
+    Administrator, Authority, Bundle, BundleError, Change, Fingerprint, LIVE_PER_IDENTITY_MAX,
+    Ledger, OwnError, Pace, Record, public_key, to_proto,
 };
 use crate::{
+    audit::{Action, Audit, Event},
     authn::{self, Proof, Session, Workload},
     telemetry::{IssueRefusal, Metrics, ProofKind, StreamKind},
-    token::{MintError, Subject, Tokens},
+    token::{MintError, Minted, Subject, Tokens},
 };
 
 /// How long certificates may be renewed by certificates alone.
@@ -48,6 +49,10 @@ pub struct Parts {
     pub bundle: Arc<Bundle>,
     /// Mints.
     pub tokens: Arc<Tokens>,
+    /// The administrator's files.
+    pub administrator: Arc<Administrator>,
+    /// For tokens; other changes write their events themselves.
+    pub audit: Audit,
     /// Slows down. Locked for one look-up.
     pub pace: Mutex<Pace>,
     /// For token ids.
@@ -111,6 +116,7 @@ impl CertificateService {
             .map_err(|error| internal(&error))?;
         let record = Record {
             id: workload.id.clone(),
+            fingerprint: Fingerprint::of(&issued.chain[0]),
             not_after: issued.not_after,
             token_proven_at: workload.token_proven_at,
             labels: workload.labels.clone(),
@@ -131,15 +137,19 @@ impl CertificateService {
         })
     }
 
-    async fn change(&self, change: Change, identity: &str) -> Result<u64, Status> {
+    async fn change(&self, change: Change, identity: &str, who: &str) -> Result<u64, Status> {
         let id: SpiffeId = identity
             .parse()
             .map_err(|error| Status::invalid_argument(format!("\"{identity}\" {error}")))?;
         // Denying ourselves would end the mesh, and with it the way back.
         if authn::is_reserved(&id) {
-            return Err(Status::invalid_argument(format!("{id} is reserved")));
+            return Err(Status::invalid_argument(format!(
+                "{id} is reserved; an administrator's certificate is taken back by \
+                 RevokeAdministrators (heddle certs revoke-administrators)"
+            )));
         }
-        let revision = self.0.bundle.change(change, &id, clock::wall()).await;
+        let changed = self.0.bundle.change(change, &id, who, clock::wall());
+        let revision = changed.await;
         let revision = revision.map_err(|error| match error {
             BundleError::Full => Status::resource_exhausted(error.to_string()),
             BundleError::Store(_)
@@ -203,6 +213,7 @@ impl CertificateAuthority for CertificateService {
         &self,
         request: Request<MintTokenRequest>,
     ) -> Result<Response<MintTokenResponse>, Status> {
+        let who = Session::of(&request)?.caller.name().to_owned();
         let request = request.into_inner();
         let lifetime =
             (request.lifetime_ms > 0).then(|| Duration::from_millis(request.lifetime_ms));
@@ -220,11 +231,13 @@ impl CertificateAuthority for CertificateService {
                 MintError::Signing => Status::internal(error.to_string()),
                 _ => Status::invalid_argument(error.to_string()),
             })?;
-        info!(
-            namespace = subject.namespace,
-            service_account = subject.service_account,
-            "minted a token"
-        );
+        // Before the answer: there is no token of which the audit does not know.
+        let event = minting(&who, &minted, &subject);
+        self.0.audit.record(&event).await.map_err(|error| {
+            error!(%error, "a token was not audited and is not handed out");
+            Status::unavailable(error.to_string())
+        })?;
+        info!(id = %minted.id, token = minted.token_id, "minted a token");
         Ok(Response::new(MintTokenResponse {
             token: minted.token,
             root_sha256: self.0.bundle.root_sha256(),
@@ -233,9 +246,9 @@ impl CertificateAuthority for CertificateService {
     }
 
     async fn deny(&self, request: Request<DenyRequest>) -> Result<Response<DenyResponse>, Status> {
-        let trust_bundle_revision = self
-            .change(Change::Deny, &request.get_ref().identity)
-            .await?;
+        let who = Session::of(&request)?.caller.name().to_owned();
+        let identity = &request.get_ref().identity;
+        let trust_bundle_revision = self.change(Change::Deny, identity, &who).await?;
         Ok(Response::new(DenyResponse {
             trust_bundle_revision,
         }))
@@ -245,11 +258,31 @@ impl CertificateAuthority for CertificateService {
         &self,
         request: Request<AllowRequest>,
     ) -> Result<Response<AllowResponse>, Status> {
-        let trust_bundle_revision = self
-            .change(Change::Allow, &request.get_ref().identity)
-            .await?;
+        let who = Session::of(&request)?.caller.name().to_owned();
+        let identity = &request.get_ref().identity;
+        let trust_bundle_revision = self.change(Change::Allow, identity, &who).await?;
         Ok(Response::new(AllowResponse {
             trust_bundle_revision,
+        }))
+    }
+
+    async fn revoke_administrators(
+        &self,
+        request: Request<RevokeAdministratorsRequest>,
+    ) -> Result<Response<RevokeAdministratorsResponse>, Status> {
+        let who = Session::of(&request)?.caller.name().to_owned();
+        let replaced = self.0.administrator.replace(&who, clock::wall()).await;
+        let (revoked, not_after) = replaced.map_err(|error: OwnError| {
+            error!(%error, "revoking administrators' certificates failed");
+            Status::unavailable(error.to_string())
+        })?;
+        warn!(
+            revoked,
+            "administrators' certificates are revoked; there is a new one"
+        );
+        Ok(Response::new(RevokeAdministratorsResponse {
+            revoked: u32::try_from(revoked).unwrap_or(u32::MAX),
+            not_after_ms: clock::unix_ms(not_after),
         }))
     }
 }
@@ -294,6 +327,20 @@ impl Watching {
                 }
             }
         }
+    }
+}
+
+/// What a token proves, and which one it is; never the token.
+fn minting(who: &str, minted: &Minted, subject: &Subject) -> Event {
+    let after = serde_json::json!({
+        "tokenId": minted.token_id,
+        "labels": subject.labels,
+        "addresses": subject.addresses,
+        "notAfterMs": clock::unix_ms(minted.expires),
+    });
+    Event {
+        after: Some(after.to_string()),
+        ..Event::now(who, Action::Minted, minted.id.as_str())
     }
 }
 

@@ -10,7 +10,10 @@ use x509_parser::{
 };
 
 use super::*;
-use crate::config::{Config, RawConfig, Source};
+use crate::{
+    config::{Config, RawConfig, Source},
+    store::redb::{RedbStore, Retention},
+};
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -257,26 +260,42 @@ fn given_files_that_do_not_belong_together_are_refused() {
     let authority = Arc::new(open(&other_root, directory.path(), wall));
     let own = Own::new(authority, &"cluster.local".parse().unwrap(), &[]).unwrap();
     let refused = own.issue(wall).unwrap_err();
-    assert!(matches!(refused, OwnError::Path(_)), "{refused}");
+    assert!(matches!(refused, OwnError::Path { .. }), "{refused}");
 }
 
-#[test]
-fn the_administrator_is_written_whole_and_renewed() {
+#[tokio::test]
+async fn the_administrator_is_written_whole_and_renewed() {
     let directory = tempfile::tempdir().unwrap();
     let wall = clock::wall();
     let authority = Arc::new(open(&settings("{}"), directory.path(), wall));
     let trust_domain = "cluster.local".parse().unwrap();
-    let mut administrator = Administrator::new(authority, &trust_domain, directory.path());
+    let store = RedbStore::open(&directory.path().join("store"), Retention::default());
+    let accepted = Arc::new(
+        Administrators::open(Arc::new(store.unwrap()))
+            .await
+            .unwrap(),
+    );
+    let list = Arc::clone(&accepted);
+    let administrator = Administrator::new(authority, &trust_domain, directory.path(), list);
     let certificate = || {
         let file = directory.path().join("administrator/certificate.pem");
         fs::read_to_string(file).unwrap()
     };
-    administrator.renew(wall).unwrap();
+    let is_accepted = |text: &str| {
+        let leaf = CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
+        accepted.accepted().load().contains(&Fingerprint::of(&leaf))
+    };
+    administrator.renew(wall).await.unwrap();
     let first = certificate();
-    administrator.renew(wall + DAY / 3).unwrap();
+    assert!(is_accepted(&first));
+    administrator.renew(wall + DAY / 3).await.unwrap();
     assert_eq!(certificate(), first);
-    administrator.renew(wall + DAY / 2).unwrap();
+    administrator.renew(wall + DAY / 2).await.unwrap();
     assert_ne!(certificate(), first);
+    assert!(is_accepted(&certificate()) && is_accepted(&first));
+    // Its end is its end: it leaves the list with the next change.
+    administrator.renew(wall + DAY).await.unwrap();
+    assert!(is_accepted(&certificate()) && !is_accepted(&first));
     let key = directory.path().join("administrator/key.pem");
     assert_eq!(
         fs::metadata(key).unwrap().permissions().mode() & 0o777,
@@ -284,7 +303,7 @@ fn the_administrator_is_written_whole_and_renewed() {
     );
     // Left by a crash; nobody reads it any more.
     fs::create_dir(directory.path().join("administrator-0")).unwrap();
-    administrator.renew(wall + DAY).unwrap();
+    administrator.renew(wall + 2 * DAY).await.unwrap();
     let generations = fs::read_dir(directory.path()).unwrap();
     let names = generations.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let left: Vec<_> = names
@@ -293,14 +312,22 @@ fn the_administrator_is_written_whole_and_renewed() {
     assert_eq!(left.len(), 2, "the newest and the one before: {left:?}");
 }
 
-#[test]
-fn a_clock_that_was_ahead_leaves_nothing_that_is_not_valid_yet() {
+#[tokio::test]
+async fn a_clock_that_was_ahead_leaves_nothing_that_is_not_valid_yet() {
     let directory = tempfile::tempdir().unwrap();
     let wall = whole_seconds(clock::wall());
     let authority = Arc::new(open(&settings("{}"), directory.path(), wall));
     let trust_domain = "cluster.local".parse().unwrap();
-    let mut administrator =
-        Administrator::new(Arc::clone(&authority), &trust_domain, directory.path());
+    let store = RedbStore::open(&directory.path().join("store"), Retention::default());
+    let accepted = Administrators::open(Arc::new(store.unwrap()))
+        .await
+        .unwrap();
+    let administrator = Administrator::new(
+        Arc::clone(&authority),
+        &trust_domain,
+        directory.path(),
+        Arc::new(accepted),
+    );
     let administrators = || {
         let file = directory.path().join("administrator/certificate.pem");
         let leaf = CertificateDer::pem_file_iter(file).unwrap().next();
@@ -310,13 +337,13 @@ fn a_clock_that_was_ahead_leaves_nothing_that_is_not_valid_yet() {
     };
     let ahead = wall + 200 * DAY;
     assert_eq!(authority.renew(ahead).unwrap(), Renewal::Renewed);
-    administrator.renew(ahead).unwrap();
+    administrator.renew(ahead).await.unwrap();
     let unix = |time: SystemTime| clock::unix_ms(time) / 1000;
     assert!(administrators() > unix(wall));
     // It is set right.
     assert_eq!(authority.renew(wall).unwrap(), Renewal::Renewed);
     web(&authority, None, wall);
-    administrator.renew(wall).unwrap();
+    administrator.renew(wall).await.unwrap();
     assert!(administrators() <= unix(wall));
 }
 

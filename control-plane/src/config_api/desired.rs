@@ -124,6 +124,11 @@ impl Desired {
         &self.store
     }
 
+    /// Who changed it.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     /// All of it, now.
     ///
     /// # Errors

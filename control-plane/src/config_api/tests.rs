@@ -306,7 +306,7 @@ async fn history_and_watch_tell_who_and_when_also_of_deletions() {
     assert_eq!(watched, history[..2]);
 
     let audit = Audit::new(fixture.desired.store().clone());
-    let events = audit.newest(10).await.unwrap();
+    let events = audit.newest(10, "").await.unwrap();
     let mut actions: Vec<_> = events.iter().map(|event| event.action).collect();
     actions.sort_by_key(|action| *action as u8);
     assert_eq!(
@@ -514,5 +514,5 @@ async fn the_audit_is_bounded() {
         store.list("audit/").await.unwrap().entries.len(),
         audit::EVENTS_MAX
     );
-    assert_eq!(audit.newest(1).await.unwrap(), [event]);
+    assert_eq!(audit.newest(1, "").await.unwrap(), [event]);
 }

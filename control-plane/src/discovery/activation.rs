@@ -1,28 +1,41 @@
 //! What other parts ask of discovery: whether a change is active everywhere, and whether
 //! sidecars would accept it at all.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
-use heddle_policy::snapshot::xds::{ResourceName, ResourceType};
+use heddle_policy::snapshot::{
+    Health,
+    xds::{ResourceName, ResourceType},
+};
 use heddle_shell::clock;
 use tonic::async_trait;
 
-use super::{Discovery, proxies::HEDDLE};
+use super::{Discovery, proxies::Standing};
 use crate::{
     compile::{self, Compiler, Flavour, Node},
     model::{Catalog, Host, Kind, Labels, ResourceId, check::Finding},
+    registry::Holds,
     store::Revision,
     traffic_api::{Activation, Progress},
     world::{Mesh, World},
 };
 
+/// The sidecars of the mesh: those that are connected, and those that are expected back.
+#[derive(Debug)]
+pub struct Fleet {
+    /// Knows what each is told, and what it reports.
+    pub discovery: Arc<Discovery>,
+    /// Which registrations have a stream.
+    pub holds: Arc<Holds>,
+}
+
 #[async_trait]
-impl Activation for Discovery {
+impl Activation for Fleet {
     async fn wait_active(&self, host: &Host, revision: Revision, deadline: Instant) -> Progress {
-        let mut changed = self.proxies.changes();
+        let mut changed = self.discovery.proxies.changes();
         loop {
-            let (progress, is_served) = self.progress(host, revision);
-            let is_done = is_served && progress.behind.is_empty();
+            let progress = self.progress(host, revision);
+            let is_done = progress.is_served && progress.behind.is_empty();
             if is_done || clock::now() >= deadline {
                 return progress;
             }
@@ -36,50 +49,60 @@ impl Activation for Discovery {
     }
 }
 
-impl Discovery {
-    /// How far the holders of a host's routes are, and whether the revision is served at all:
-    /// before that, what is active is something older.
-    fn progress(&self, host: &Host, revision: Revision) -> (Progress, bool) {
-        let Some(compiler) = self.compiler() else {
-            return (Progress::default(), false);
+impl Fleet {
+    /// How far the sidecars that go by a host's routes are.
+    fn progress(&self, host: &Host, revision: Revision) -> Progress {
+        let Some(compiler) = self.discovery.compiler() else {
+            return Progress::default();
         };
         let world = compiler.world();
         let is_served = world.catalog.revision >= revision;
         let service = world.catalog.service(host.as_str());
         let ports = service.map_or(&[][..], |(_, service)| &service.ports);
-        let mut holders: BTreeMap<Arc<str>, bool> = BTreeMap::new();
-        for port in ports {
+        let routes = ports.iter().map(|port| {
             let routes = ResourceName {
                 kind: ResourceType::Route,
                 name: format!("{host}:{}", port.number).into(),
             };
             let newest = version(&compiler, &routes);
-            for held in self.proxies.held(|name| *name == routes) {
-                // Others do not report.
-                if held.flavour == HEDDLE {
-                    let is_active = is_served && held.in_force == newest;
-                    *holders.entry(held.node_id).or_insert(true) &= is_active;
-                }
-            }
-        }
+            (routes, newest)
+        });
+        let standings = self
+            .discovery
+            .proxies
+            .standings(&routes.collect(), self.awaited(&world));
+        let is_behind = |standing| !is_served || standing != Standing::Active;
+        let affected = standings.len();
+        let behind: Vec<_> = standings
+            .into_iter()
+            .filter(|(_, standing)| is_behind(*standing))
+            .map(|(node_id, standing)| match standing {
+                Standing::Active | Standing::Behind => node_id.to_string(),
+                Standing::Away => format!("{node_id} (not connected)"),
+            })
+            .collect();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let affected = count(holders.len());
-        let behind: Vec<_> = holders
-            .into_iter()
-            .filter(|(_, is_active)| !is_active)
-            .collect();
-        let behind: Vec<_> = behind
-            .into_iter()
-            .map(|(node_id, _)| node_id.to_string())
-            .collect();
-        let progress = Progress {
-            affected,
-            active: affected - count(behind.len()),
+        Progress {
+            is_served,
+            affected: count(affected),
+            active: count(affected - behind.len()),
             behind,
-        };
-        (progress, is_served)
+        }
     }
 
+    /// Node ids behind registrations that are kept for their sidecar to come back.
+    fn awaited(&self, world: &World) -> Vec<Arc<str>> {
+        let registered = world.workloads.iter();
+        let awaited = registered.filter(|(name, workload)| {
+            workload.is_meshed && workload.health == Health::Healthy && !self.holds.contains(name)
+        });
+        awaited
+            .map(|(_, workload)| workload.node_id().into())
+            .collect()
+    }
+}
+
+impl Discovery {
     /// What sidecars would refuse of a candidate; for [`crate::config_api::Validate`].
     pub fn validate(&self, mesh: &Arc<Mesh>, candidate: &Catalog) -> Vec<Finding> {
         let before = match self.compiler() {

@@ -4,7 +4,7 @@
 //! Both are keyed by node id and go with their connection.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ops::Bound,
     sync::Arc,
     time::SystemTime,
@@ -32,9 +32,17 @@ pub struct Proxies {
 struct State {
     next_stream: u64,
     streams: BTreeMap<StreamId, Connected>,
+    /// Node id -> its streams.
+    by_node: HashMap<Arc<str>, u32>,
     next_report: u64,
     /// By node id, with the stream that reports.
     reports: HashMap<Arc<str>, (u64, Reported)>,
+    /// Node ids of the sidecars that exist, as the store knows them.
+    known: Arc<BTreeSet<Arc<str>>>,
+    /// Of those that do not report now: routes that they may still go by.
+    departed: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    /// Node ids of sidecars that drain: their end is for good.
+    leaving: HashSet<Arc<str>>,
 }
 
 /// Names one ADS stream of this process.
@@ -92,6 +100,17 @@ pub struct ReportId {
     number: u64,
 }
 
+/// How far a sidecar is with routes, the worse the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Reports the newest version as active.
+    Active,
+    /// Does not report it.
+    Behind,
+    /// Exists, and is not connected.
+    Away,
+}
+
 /// How far one client is with one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -115,6 +134,8 @@ impl Proxies {
         let mut state = self.state.lock();
         state.next_stream += 1;
         let id = StreamId(state.next_stream);
+        let node_id = Arc::clone(&introduction.node_id);
+        *state.by_node.entry(node_id).or_default() += 1;
         state.streams.insert(
             id,
             Connected {
@@ -129,8 +150,90 @@ impl Proxies {
 
     /// A stream has ended.
     pub fn disconnect(&self, id: StreamId) {
-        self.state.lock().streams.remove(&id);
+        let mut state = self.state.lock();
+        if let Some(stream) = state.streams.remove(&id) {
+            let node_id = stream.introduction.node_id;
+            if stream.introduction.flavour == HEDDLE {
+                let held = stream.held.into_iter();
+                let sent = held.filter(|(_, versions)| versions.sent.is_some());
+                state.remember(&node_id, sent.map(|(name, _)| name));
+            }
+            state
+                .by_node
+                .entry(Arc::clone(&node_id))
+                .and_modify(|n| *n -= 1);
+            if state.by_node.get(&node_id) == Some(&0) {
+                state.by_node.remove(&node_id);
+                state.leaving.remove(&node_id);
+            }
+        }
+        drop(state);
         self.changed();
+    }
+
+    /// The sidecars that the store knows.
+    pub fn know(&self, node_ids: Arc<BTreeSet<Arc<str>>>) {
+        let mut state = self.state.lock();
+        state
+            .departed
+            .retain(|node_id, _| node_ids.contains(node_id));
+        state.known = node_ids;
+        drop(state);
+        self.changed();
+    }
+
+    /// A node's workload drains, or serves (again).
+    pub fn drains(&self, node_id: Arc<str>, is_leaving: bool) {
+        let mut state = self.state.lock();
+        if is_leaving {
+            state.leaving.insert(node_id);
+        } else {
+            state.leaving.remove(&node_id);
+        }
+    }
+
+    /// A node's registration has ended. What is known of a connected one goes with its stream.
+    pub fn registration_ended(&self, node_id: &str) {
+        let mut state = self.state.lock();
+        if !state.is_connected(node_id) {
+            state.leaving.remove(node_id);
+        }
+    }
+
+    /// Whether the end of a node's streams is for good.
+    pub fn is_leaving(&self, node_id: &str) -> bool {
+        self.state.lock().leaving.contains(node_id)
+    }
+
+    /// The sidecars that go by one of `routes`, or may do so: those that hold them, those that
+    /// report them as active, and those that exist and do not report now. `awaited` names further
+    /// ones that exist.
+    pub fn standings(
+        &self,
+        routes: &HashMap<ResourceName, Option<Arc<str>>>,
+        awaited: impl IntoIterator<Item = Arc<str>>,
+    ) -> BTreeMap<Arc<str>, Standing> {
+        let state = self.state.lock();
+        let mut held: HashMap<&Arc<str>, HashSet<&ResourceName>> = HashMap::new();
+        // Others do not report.
+        let streams = state.streams.values();
+        for stream in streams.filter(|stream| stream.introduction.flavour == HEDDLE) {
+            let names = routes.keys().filter(|name| stream.holds(name));
+            let of_node = held.entry(&stream.introduction.node_id).or_default();
+            of_node.extend(names);
+        }
+        let awaited: Vec<_> = awaited.into_iter().collect();
+        let nodes = held.keys().copied().chain(state.reports.keys());
+        let exist = state.known.iter().chain(&awaited);
+        let exist: HashSet<&Arc<str>> = exist.collect();
+        nodes
+            .chain(exist.iter().copied())
+            .filter_map(|node_id| {
+                let names = held.get(node_id);
+                let standing = state.standing(node_id, names, exist.contains(node_id), routes)?;
+                Some((Arc::clone(node_id), standing))
+            })
+            .collect()
     }
 
     /// Names a stream holds no longer are forgotten.
@@ -208,7 +311,7 @@ impl Proxies {
     }
 
     /// Wakes whoever waits for a change.
-    pub(super) fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.changed.send_replace(());
     }
 
@@ -226,6 +329,7 @@ impl Proxies {
             node_id: node_id.into(),
             number: state.next_report,
         };
+        state.departed.remove(&id.node_id);
         state
             .reports
             .insert(Arc::clone(&id.node_id), (id.number, report));
@@ -248,9 +352,13 @@ impl Proxies {
     pub fn forget_report(&self, id: &ReportId) {
         let mut state = self.state.lock();
         let last = state.reports.get(&id.node_id);
-        if last.is_some_and(|(number, _)| *number == id.number) {
-            state.reports.remove(&id.node_id);
+        if last.is_some_and(|(number, _)| *number == id.number)
+            && let Some((_, report)) = state.reports.remove(&id.node_id)
+        {
+            state.remember(&id.node_id, report.active.into_keys());
         }
+        drop(state);
+        self.changed();
     }
 
     /// What clients hold of the resources that `concerns` picks.
@@ -311,7 +419,56 @@ impl Proxies {
     }
 }
 
+impl State {
+    fn is_connected(&self, node_id: &str) -> bool {
+        self.by_node.contains_key(node_id)
+    }
+
+    /// Routes that a sidecar had when a stream of it ended.
+    fn remember(&mut self, node_id: &Arc<str>, names: impl Iterator<Item = ResourceName>) {
+        if self.known.contains(node_id) {
+            let routes = self.departed.entry(Arc::clone(node_id)).or_default();
+            let of_routes = names.filter(|name| name.kind == ResourceType::Route);
+            routes.extend(of_routes.map(|name| name.name));
+        }
+    }
+
+    /// `None` when `routes` are none of the node's. One that does not report may go by what it had
+    /// before; of one that this process never heard of that is unknown.
+    fn standing(
+        &self,
+        node_id: &Arc<str>,
+        held: Option<&HashSet<&ResourceName>>,
+        exists: bool,
+        routes: &HashMap<ResourceName, Option<Arc<str>>>,
+    ) -> Option<Standing> {
+        let holds = |name: &ResourceName| held.is_some_and(|held| held.contains(name));
+        let Some((_, report)) = self.reports.get(node_id) else {
+            let had = self.departed.get(node_id);
+            let may_have_had =
+                || had.is_none_or(|had| routes.keys().any(|name| had.contains(&name.name)));
+            let concerns = routes.keys().any(holds) || (exists && may_have_had());
+            return concerns.then(|| match self.is_connected(node_id) {
+                true => Standing::Behind,
+                false => Standing::Away,
+            });
+        };
+        let standing = |(name, newest): (&ResourceName, &Option<Arc<str>>)| {
+            let active = report.active.get(name);
+            (active.is_some() || holds(name)).then(|| match active == newest.as_ref() {
+                true => Standing::Active,
+                false => Standing::Behind,
+            })
+        };
+        routes.iter().filter_map(standing).max()
+    }
+}
+
 impl Connected {
+    fn holds(&self, name: &ResourceName) -> bool {
+        self.held.get(name).is_some_and(|held| held.sent.is_some())
+    }
+
     fn describe(&self, report: Option<&Reported>) -> v1::Proxy {
         let existing = || {
             self.held
@@ -354,3 +511,6 @@ const PAGE_BYTES_MAX: usize = 1 << 20;
 pub const HEDDLE: &str = "heddle";
 /// Of a client's text, so that it cannot fill our memory.
 const REJECTION_CHARS_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests;

@@ -9,12 +9,13 @@ use std::{
 use heddle_policy::snapshot::xds::{ResourceName, ResourceType};
 use heddle_shell::clock;
 use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{
     Discovery, Wake, node,
-    proxies::StreamId,
+    proxies::{HEDDLE, StreamId},
+    sidecars::{Presence, Sidecars},
     stream::{Answer, Dependents, Form, Request, Resources, Stream, Violation},
     wire::Dialect,
 };
@@ -29,6 +30,7 @@ use crate::{
 pub(super) struct Serve<D: Dialect> {
     pub(super) discovery: Arc<Discovery>,
     pub(super) compiler: Arc<Compiler>,
+    pub(super) sidecars: Sidecars,
     pub(super) session: Session,
     pub(super) form: Form,
     pub(super) requests: Streaming<D::Request>,
@@ -37,23 +39,17 @@ pub(super) struct Serve<D: Dialect> {
     pub(super) counted: OpenStream,
 }
 
-/// Runs until the client goes, its proof ends or it breaks a rule.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "owned by its connection: it ends when the response stream is dropped"
-)]
-pub(super) fn spawn<D: Dialect>(mut serve: Serve<D>) {
-    tokio::spawn(async move {
-        if let Err(status) = serve.run().await {
+impl<D: Dialect> Serve<D> {
+    /// Runs until the client goes, its proof ends or it breaks a rule.
+    pub(super) async fn run(mut self) {
+        if let Err(status) = Box::pin(self.serve()).await {
             info!(code = ?status.code(), reason = status.message(), "an xDS stream ends");
             // The client may have gone already.
-            let _gone = serve.responses.try_send(Err(status));
+            let _gone = self.responses.try_send(Err(status));
         }
-    });
-}
+    }
 
-impl<D: Dialect> Serve<D> {
-    async fn run(&mut self) -> Result<(), Status> {
+    async fn serve(&mut self) -> Result<(), Status> {
         let session = self.session.clone();
         let mut ended = std::pin::pin!(session.ended());
         let introduction = clock::now() + INTRODUCTION;
@@ -70,35 +66,64 @@ impl<D: Dialect> Serve<D> {
             return Ok(());
         };
         let (node, introduction) = node::check(&node, &self.session)?;
+        // Before it is told anything.
+        let mut presence = match introduction.flavour {
+            HEDDLE => Some(self.sidecars.arrived(&introduction.node_id).await),
+            _ => None,
+        };
         info!(
             node = &*introduction.node_id,
             flavour = introduction.flavour,
             "an xDS stream begins"
         );
         let connected = Connected::new(&self.discovery, introduction);
+        let served = self.exchange(first, &node, &connected, &mut presence).await;
+        let proxies = &self.discovery.proxies;
+        let is_denied = matches!(&served, Err(end) if end.code() == Code::PermissionDenied);
+        let is_for_good = is_denied || proxies.is_leaving(&connected.node_id);
+        drop(connected);
+        if let Some(presence) = presence {
+            presence.end(is_for_good).await;
+        }
+        served
+    }
+
+    async fn exchange(
+        &mut self,
+        first: D::Request,
+        node: &Node,
+        connected: &Connected,
+        presence: &mut Option<Presence>,
+    ) -> Result<(), Status> {
         let dependents = match (&node.flavour, self.form) {
             (Flavour::Sidecar, Form::Delta) => Dependents::Unasked,
             _ => Dependents::Asked,
         };
         let mut stream = Stream::new(self.form, dependents);
-        let mut due = self.take(&mut stream, &connected, first)?;
+        let mut due = self.take(&mut stream, connected, first)?;
+        let session = self.session.clone();
+        let mut ended = std::pin::pin!(session.ended());
         loop {
             if due.is_some_and(|due| due <= clock::now()) {
                 due = None;
                 // Also when both came at once: whoever may not go on hears nothing more.
                 session.check(clock::wall())?;
-                self.round(&mut stream, &node, &connected)?;
+                self.round(&mut stream, node, connected)?;
             }
+            let beat = presence.as_ref().map(|presence| presence.beat);
             tokio::select! {
                 // A proof that has ended outranks everything; requests outrank pushes, since an
                 // answer or an unsubscription changes what is pushed.
                 biased;
                 status = &mut ended => return Err(status),
                 () = self.responses.closed() => return Ok(()),
+                () = clock::sleep_until(beat.unwrap_or_else(far)), if beat.is_some() => {
+                    if let Some(presence) = presence { presence.beat().await }
+                }
                 request = self.requests.message() => match request? {
                     None => return Ok(()),
                     Some(request) => {
-                        due = earlier(due, self.take(&mut stream, &connected, request)?);
+                        due = earlier(due, self.take(&mut stream, connected, request)?);
                     }
                 },
                 at = connected.wake.woken() => due = earlier(due, Some(at)),

@@ -23,6 +23,7 @@ use crate::{
     authn::{Caller, Proof, Workload as Proven},
     discovery::proxies::Reported,
     model::Spec,
+    store::redb::{RedbStore, Retention},
     traffic_api::Activation,
     world::tests::{Fixture, USER, canary},
 };
@@ -59,7 +60,10 @@ async fn serve_as(
 ) -> AggregatedDiscoveryServiceClient<Channel> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = discovery.service();
+    let directory = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&directory.path().join("store"), Retention::default()).unwrap();
+    let sidecars = Sidecars::new(Arc::new(store), Duration::ZERO);
+    let service = discovery.service(sidecars, Streams::default());
     let gate = tower::ServiceBuilder::new().map_request(move |mut request: http::Request<_>| {
         request.extensions_mut().insert(session.clone());
         request
@@ -72,7 +76,10 @@ async fn serve_as(
         clippy::disallowed_methods,
         reason = "lives as long as the test's runtime"
     )]
-    tokio::spawn(async move { serving.await.unwrap() });
+    tokio::spawn(async move {
+        serving.await.unwrap();
+        drop(directory);
+    });
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .unwrap()
         .connect_lazy();
@@ -161,14 +168,26 @@ async fn a_sidecar_gets_a_destination_in_one_burst_and_a_weight_change_live() {
 }
 
 /// Sees `version` of the canary's routes through from sent to active.
-async fn becomes_active(discovery: &Discovery, fixture: &Fixture, version: &str) {
+async fn becomes_active(discovery: &Arc<Discovery>, fixture: &Fixture, version: &str) {
     // Sent is not active: that is what the sidecar reports.
     let host = crate::world::tests::host(USER);
     let revision = fixture.catalog.revision;
-    let progress = discovery.wait_active(&host, revision, clock::now()).await;
+    let fleet = Fleet {
+        discovery: Arc::clone(discovery),
+        holds: Arc::default(),
+    };
+    // Registered, with nobody there: each could be a sidecar that goes by these routes.
+    let progress = fleet.wait_active(&host, revision, clock::now()).await;
+    assert_eq!((progress.affected, progress.active), (4, 0), "{progress:?}");
+    assert_eq!(progress.behind[0], "shop/user/v1-a (not connected)");
+    let world = discovery.compiler().unwrap().world();
+    let registered = world.workloads.iter();
+    let streams = registered.map(|(name, workload)| fleet.holds.take(name, &workload.identity));
+    let _streams: Vec<_> = streams.map(Result::unwrap).collect();
+    let progress = fleet.wait_active(&host, revision, clock::now()).await;
     assert_eq!((progress.affected, progress.active), (1, 0), "{progress:?}");
     assert_eq!(progress.behind, ["shop/web/web-1"]);
-    let waiting = discovery.wait_active(&host, revision, clock::now() + Duration::from_secs(10));
+    let waiting = fleet.wait_active(&host, revision, clock::now() + Duration::from_secs(10));
     let report = async {
         tokio::task::yield_now().await;
         let name = ResourceName {
@@ -184,7 +203,7 @@ async fn becomes_active(discovery: &Discovery, fixture: &Fixture, version: &str)
     let (progress, ()) = tokio::join!(waiting, report);
     assert_eq!((progress.affected, progress.active), (1, 1), "{progress:?}");
     let later = crate::store::Revision(revision.0 + 1);
-    let progress = discovery.wait_active(&host, later, clock::now()).await;
+    let progress = fleet.wait_active(&host, later, clock::now()).await;
     assert_eq!(
         progress.active, 0,
         "a world that is not published is active nowhere"

@@ -12,7 +12,7 @@ use crate::world::WorkloadName;
 
 /// Every held name.
 #[derive(Debug, Default)]
-pub(super) struct Holds(Mutex<State>);
+pub struct Holds(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -30,7 +30,7 @@ struct Holder {
 
 /// A stream's hold of a name; let go of when dropped.
 #[derive(Debug)]
-pub(super) struct Hold<'a> {
+pub(crate) struct Hold<'a> {
     holds: &'a Holds,
     name: WorkloadName,
     number: u64,
@@ -43,7 +43,7 @@ impl Holds {
     ///
     /// # Errors
     /// PERMISSION_DENIED when it is another identity's.
-    pub(super) fn take(
+    pub(crate) fn take(
         &self,
         name: &WorkloadName,
         identity: &SpiffeId,
@@ -87,7 +87,8 @@ impl Holds {
         }
     }
 
-    pub(super) fn contains(&self, name: &WorkloadName) -> bool {
+    /// Whether a stream holds a name.
+    pub fn contains(&self, name: &WorkloadName) -> bool {
         self.0.lock().by_name.contains_key(name)
     }
 }

@@ -177,6 +177,7 @@ impl Registration {
             hold,
             told: Services::default(),
         };
+        held.tell_fleet();
         Ok((held, replaced))
     }
 
@@ -297,12 +298,27 @@ impl Held<'_> {
             self.withdrawal = Withdrawal::new(record.state);
         }
         self.record = record;
+        self.tell_fleet();
         self.beat = clock::now() + self.record.ttl() / BEATS;
         Ok(())
     }
 
+    /// Lets those who wait for sidecars know that this one is here, and whether it comes back.
+    fn tell_fleet(&self) {
+        if let Some(workload) = self.record.workload(&self.name) {
+            let is_leaving = self.record.state == State::Draining;
+            let proxies = &self.shared.discovery.proxies;
+            proxies.drains(workload.node_id().into(), is_leaving);
+            proxies.changed();
+        }
+    }
+
     /// What is left of a registration whose stream has ended.
     async fn end(&self, end: &End) {
+        if let Some(workload) = self.record.workload(&self.name) {
+            let proxies = &self.shared.discovery.proxies;
+            proxies.registration_ended(&workload.node_id());
+        }
         if !self.hold.is_held() {
             return;
         }

@@ -10,13 +10,16 @@ use crate::config_api::tests::{Fixture, by_admin, routes, rule, service};
 #[derive(Debug, Default)]
 struct Scripted {
     progress: Progress,
-    asked: Mutex<Vec<(String, Revision)>>,
+    /// Host, revision, and whether to wait.
+    asked: Mutex<Vec<(String, Revision, bool)>>,
 }
 
 #[async_trait]
 impl Activation for Scripted {
-    async fn wait_active(&self, host: &Host, revision: Revision, _: Instant) -> Progress {
-        self.asked.lock().push((host.as_str().to_owned(), revision));
+    async fn wait_active(&self, host: &Host, revision: Revision, until: Instant) -> Progress {
+        let waits = until > clock::now();
+        let asked = (host.as_str().to_owned(), revision, waits);
+        self.asked.lock().push(asked);
         self.progress.clone()
     }
 }
@@ -93,10 +96,8 @@ async fn a_split_edits_the_weights_and_nothing_else() {
     let catalog = subject.fixture.desired.catalog().await.unwrap();
     let (_, routes) = catalog.routes("web.default.svc.cluster.local").unwrap();
     assert_eq!(routes.http.len(), 1);
-    assert!(
-        subject.sidecars.asked.lock().is_empty(),
-        "nobody asked to wait"
-    );
+    let asked = subject.sidecars.asked.lock().clone();
+    assert!(asked.iter().all(|(_, _, waits)| !waits), "{asked:?}");
 }
 
 #[tokio::test]
@@ -186,6 +187,7 @@ async fn of_several_routes_one_must_be_named() {
 #[tokio::test]
 async fn waiting_tells_who_is_behind() {
     let progress = Progress {
+        is_served: true,
         affected: 3,
         active: 2,
         behind: vec!["shop/web/web-1".to_owned()],
@@ -206,5 +208,17 @@ async fn waiting_tells_who_is_behind() {
     );
     let asked = subject.sidecars.asked.lock().clone();
     let host = "web.default.svc.cluster.local".to_owned();
-    assert_eq!(asked, [(host, Revision(revision))]);
+    assert_eq!(asked, [(host, Revision(revision), true)]);
+}
+
+#[tokio::test]
+async fn a_split_that_is_not_served_is_active_nowhere() {
+    let subject = Subject::new(&all("web"), Progress::default()).await;
+    let request = v1::SetSplitRequest {
+        wait_ms: 5000,
+        ..split(&[("v1", 50), ("v2", 50)])
+    };
+    let status = subject.set(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("not served yet"), "{status:?}");
 }

@@ -110,6 +110,7 @@ async fn the_live_certificates_of_an_identity_are_bounded_also_after_a_restart()
     let ledger = Ledger::new(Arc::clone(&store) as Arc<dyn Store>);
     let record = Record {
         id: web.clone(),
+        fingerprint: crate::ca::Fingerprint::default(),
         not_after: clock::wall() + Duration::from_secs(3600),
         token_proven_at: clock::wall(),
         labels: [].into(),

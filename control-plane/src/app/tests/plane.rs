@@ -1,6 +1,8 @@
 //! The whole plane over real TLS: a token becomes a certificate, documents become resources, a
 //! registration becomes an endpoint, and a report lets a change count as active.
 
+mod returning;
+
 use std::collections::{BTreeMap, HashMap};
 
 use heddle_policy::snapshot::xds::{self, Piece, ResourceType};
@@ -184,7 +186,7 @@ impl Running {
 
     pub(super) async fn refusals(&self) -> Vec<audit::Event> {
         let audit = Audit::new(self.control_plane.store.clone());
-        let events = audit.newest(100).await.unwrap().into_iter();
+        let events = audit.newest(100, "").await.unwrap().into_iter();
         events
             .filter(|event| event.action == audit::Action::Refused)
             .collect()
