@@ -87,6 +87,8 @@ pub struct Compiler {
 struct State {
     world: Arc<World>,
     cache: HashMap<Key, Cached>,
+    /// Of what is in the cache, about.
+    bytes: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -105,8 +107,15 @@ struct Facet {
 
 #[derive(Clone, Debug)]
 struct Cached {
-    compiled: Option<Arc<Compiled>>,
+    compiled: Arc<Compiled>,
     topics: Arc<[Topic]>,
+}
+
+impl Cached {
+    /// With its key, about.
+    fn bytes(&self) -> usize {
+        self.compiled.value.len() + 4 * self.compiled.name.len() + CACHED_BYTES
+    }
 }
 
 /// A change that a proxy would refuse.
@@ -132,6 +141,7 @@ impl Compiler {
             state: Mutex::new(State {
                 world,
                 cache: HashMap::new(),
+                bytes: 0,
             }),
         }
     }
@@ -145,6 +155,7 @@ impl Compiler {
         state.world = world;
         let is_stale = |cached: &Cached| cached.topics.iter().any(|topic| changed.contains(topic));
         state.cache.retain(|_, cached| !is_stale(cached));
+        state.bytes = state.cache.values().map(Cached::bytes).sum();
         drop(state);
         changed
     }
@@ -168,25 +179,35 @@ impl Compiler {
         let world = {
             let state = self.state.lock();
             if let Some(cached) = state.cache.get(&key) {
-                return (cached.compiled.clone(), Arc::clone(&cached.topics));
+                return (
+                    Some(Arc::clone(&cached.compiled)),
+                    Arc::clone(&cached.topics),
+                );
             }
             Arc::clone(&state.world)
         };
         let (compiled, topics) = compile(&world, node, resource);
-        let cached = Cached {
-            compiled: compiled.map(Arc::new),
-            topics: topics.into(),
+        let topics: Arc<[Topic]> = topics.into();
+        // Clients choose names, and what is not there is found out quickly: it is not kept.
+        let Some(compiled) = compiled.map(Arc::new) else {
+            return (None, topics);
         };
-        let result = (cached.compiled.clone(), Arc::clone(&cached.topics));
+        let cached = Cached {
+            compiled: Arc::clone(&compiled),
+            topics: Arc::clone(&topics),
+        };
         let mut state = self.state.lock();
-        // Names are chosen by clients: when they ask for very many, start over.
-        if state.cache.len() >= CACHE_MAX {
-            state.cache.clear();
-        }
         if Arc::ptr_eq(&state.world, &world) {
-            state.cache.insert(key, cached);
+            let bytes = cached.bytes();
+            if state.bytes + bytes > CACHE_BYTES_MAX {
+                state.cache.clear();
+                state.bytes = 0;
+            }
+            if state.cache.insert(key, cached).is_none() {
+                state.bytes += bytes;
+            }
         }
-        result
+        (Some(compiled), topics)
     }
 
     /// Every name of a type that `node` gets when it asks for all: a sidecar gets the eager
@@ -315,7 +336,7 @@ fn all(world: &World, node: &Node, kind: ResourceType) -> Vec<Arc<str>> {
                 .into_iter()
                 .filter(|name| name.kind == kind)
                 .map(|n| n.name);
-            [Arc::from(xds::PASSTHROUGH)]
+            [Arc::from(xds::PASSTHROUGH), Arc::from(cluster::NOWHERE)]
                 .into_iter()
                 .chain(clusters)
                 .collect()
@@ -388,8 +409,10 @@ fn version(value: &[u8]) -> Arc<str> {
     hex.into()
 }
 
-/// Most compiled resources kept.
-const CACHE_MAX: usize = 1 << 17;
+/// Most bytes of compiled resources kept; beyond it, start over.
+const CACHE_BYTES_MAX: usize = 256 << 20;
+/// Of one of them, besides its value and name.
+const CACHED_BYTES: usize = 512;
 
 #[cfg(test)]
 mod tests;

@@ -27,7 +27,7 @@ pub use self::{
 use crate::{
     audit,
     authn::Session,
-    model::{CONFIG, Fault, Kind, Record, ResourceId, Unreadable, document},
+    model::{CONFIG, Fault, Kind, Record, ResourceId, document},
     store::{Changes, Event, Revision, StoreError},
 };
 
@@ -108,8 +108,7 @@ impl Config for ConfigService {
         let Some(entry) = entry else {
             return Err(Refusal::NotFound(id).into());
         };
-        let change = change_of(&Event::Put(entry)).map_err(Refusal::from)?;
-        match change {
+        match change_of(&Event::Put(entry)) {
             Some(v1::Change {
                 resource: Some(resource),
                 is_deletion: false,
@@ -145,8 +144,7 @@ impl Config for ConfigService {
             if !is_wanted || *entry.key <= *request.page_token {
                 continue;
             }
-            let change = change_of(&Event::Put(entry)).map_err(Refusal::from)?;
-            let Some(resource) = change
+            let Some(resource) = change_of(&Event::Put(entry))
                 .filter(|change| !change.is_deletion)
                 .and_then(|change| change.resource)
             else {
@@ -246,7 +244,7 @@ impl Config for ConfigService {
             .await;
         let mut changes = Vec::new();
         for event in events.map_err(Refusal::from)? {
-            changes.extend(change_of(&event).map_err(Refusal::from)?);
+            changes.extend(change_of(&event));
         }
         if changes.is_empty() {
             return Err(Refusal::NotFound(id).into());
@@ -285,29 +283,27 @@ async fn forward(
             return Err(());
         }
     };
-    for event in &changes.events {
-        let change = change_of(event).map_err(|error| Status::from(Refusal::from(error)));
-        if let Some(change) = change.transpose() {
-            let is_last = change.is_err();
-            if sender.send(change).await.is_err() || is_last {
-                return Err(());
-            }
+    for change in changes.events.iter().filter_map(change_of) {
+        if sender.send(Ok(change)).await.is_err() {
+            return Err(());
         }
     }
     Ok(())
 }
 
 /// The API's view of a change of a resource's key. `None`: the key itself went, long after the
-/// resource did.
-fn change_of(event: &Event) -> Result<Option<v1::Change>, Unreadable> {
+/// resource did. What is damaged is shown as it is, so that it can be found and deleted.
+fn change_of(event: &Event) -> Option<v1::Change> {
     let Event::Put(entry) = event else {
-        return Ok(None);
+        return None;
     };
-    let Some(id) = ResourceId::from_key(&entry.key) else {
-        return Ok(None);
-    };
-    let record = Record::read(entry)?;
-    Ok(Some(v1::Change {
+    let id = ResourceId::from_key(&entry.key)?;
+    let record = Record::read(entry).unwrap_or_else(|_damaged| Record {
+        written_at_ms: 0,
+        written_by: String::new(),
+        json: Some(String::from_utf8_lossy(&entry.value).into_owned()),
+    });
+    Some(v1::Change {
         is_deletion: record.json.is_none(),
         resource: Some(v1::Resource {
             r#ref: Some(ref_of(&id)),
@@ -316,7 +312,7 @@ fn change_of(event: &Event) -> Result<Option<v1::Change>, Unreadable> {
             written_at_ms: record.written_at_ms,
             written_by: record.written_by,
         }),
-    }))
+    })
 }
 
 fn id_of(reference: Option<&v1::ResourceRef>) -> Result<ResourceId, Status> {

@@ -6,7 +6,10 @@
 //! ```
 //!
 //! What cannot be read is not left out, since that could be a policy or the mark that an address
-//! is meshed: the last world stays in force until it can be.
+//! is meshed: what a resource said before stays in force, and everything else goes on. After a
+//! start nobody knows what it said before: then nothing is served, clients keep what they have,
+//! and the rest of the control plane works, so that it can be replaced or deleted. A registration
+//! that cannot be read keeps the last world in force.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -154,6 +157,15 @@ impl Follower {
         // First: who sees the new world knows all that existed before it.
         let sidecars = Arc::clone(&self.state.sidecars);
         self.discovery.proxies.know(sidecars);
+        let blind = self.state.catalog.unread().filter(|(_, one)| one.is_blind);
+        if let Some((key, unread)) = blind.max_by_key(|(_, one)| one.revision) {
+            error!(
+                key,
+                why = &*unread.why,
+                "nothing is served until this is replaced or deleted"
+            );
+            return;
+        }
         let registered = i64::try_from(self.state.workloads.len()).unwrap_or(i64::MAX);
         self.metrics.registrations.set(registered);
         self.discovery.publish(World::new(
@@ -191,7 +203,7 @@ impl State {
             event.key().starts_with(CONFIG) || event.key().starts_with(addresses::HOSTS)
         });
         if is_catalog {
-            Arc::make_mut(&mut self.catalog).update(changes)?;
+            Arc::make_mut(&mut self.catalog).update(changes);
         }
         let mut is_workload = false;
         if changes.revision > self.workloads_at {
@@ -242,3 +254,133 @@ const EVERYTHING: &str = "";
 const TOGETHER_MAX: usize = 1024;
 /// After what cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{
+        model::{Labels, Resource, ResourceId, Spec, WorkloadEntry},
+        store::{
+            Transaction,
+            redb::{RedbStore, Retention},
+        },
+        world::tests::Fixture,
+    };
+
+    struct Scene {
+        store: Arc<dyn Store>,
+        discovery: Arc<Discovery>,
+        _directory: TempDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = TempDir::new().unwrap();
+            let path = directory.path().join("store.redb");
+            Self {
+                store: Arc::new(RedbStore::open(&path, Retention::default()).unwrap()),
+                discovery: Discovery::new(Metrics::new()),
+                _directory: directory,
+            }
+        }
+
+        async fn open(&self) -> Follower {
+            let store = Arc::clone(&self.store);
+            let discovery = Arc::clone(&self.discovery);
+            let mesh = Fixture::empty().mesh;
+            Follower::open(store, discovery, mesh, Metrics::new())
+                .await
+                .unwrap()
+        }
+
+        /// Writes, and has it followed.
+        async fn write(&self, follower: &mut Follower, transaction: Transaction) {
+            let at = follower.state.catalog.revision;
+            let mut watch = self.store.watch(EVERYTHING, at).await.unwrap();
+            self.store.commit(transaction).await.unwrap();
+            follower.step(&mut watch).await.unwrap();
+        }
+
+        /// Addresses of the served `WorkloadEntry` resources; `None` when nothing is served.
+        fn served(&self) -> Option<Vec<IpAddr>> {
+            let world = self.discovery.compiler()?.world();
+            let entries = world.catalog.iter().filter_map(|(_, stored)| {
+                let Spec::WorkloadEntry(entry) = &stored.resource.spec else {
+                    return None;
+                };
+                Some(entry.address)
+            });
+            Some(entries.collect())
+        }
+    }
+
+    fn id(name: &str) -> ResourceId {
+        ResourceId {
+            kind: crate::model::Kind::WorkloadEntry,
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// An entry at 10.0.0.`last`.
+    fn entry(name: &str, last: u8) -> Transaction {
+        let resource = Resource {
+            id: id(name),
+            labels: Labels::new(),
+            annotations: Labels::new(),
+            spec: Spec::WorkloadEntry(WorkloadEntry {
+                address: address(last),
+                ports: BTreeMap::new(),
+                labels: Labels::new(),
+                weight: None,
+                service_account: None,
+            }),
+        };
+        let record = crate::model::Record {
+            written_at_ms: 1,
+            written_by: "x".to_owned(),
+            json: Some(resource.to_json()),
+        };
+        Transaction::default().put(id(name).key(), record.to_bytes())
+    }
+
+    fn damage(name: &str) -> Transaction {
+        Transaction::default().put(id(name).key(), "{")
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_keeps_what_it_said_and_stops_nothing_else() {
+        let scene = Scene::new();
+        let mut follower = scene.open().await;
+        scene.write(&mut follower, entry("a", 1)).await;
+        scene.write(&mut follower, damage("a")).await;
+        scene.write(&mut follower, entry("b", 2)).await;
+        assert_eq!(scene.served(), Some(vec![address(1), address(2)]));
+        let gone = Transaction::default().delete(id("a").key());
+        scene.write(&mut follower, gone).await;
+        assert_eq!(scene.served(), Some(vec![address(2)]));
+    }
+
+    #[tokio::test]
+    async fn after_a_start_nothing_is_served_until_it_is_replaced_or_deleted() {
+        let scene = Scene::new();
+        scene.store.commit(entry("b", 2)).await.unwrap();
+        scene.store.commit(damage("a")).await.unwrap();
+        scene.store.commit(damage("c")).await.unwrap();
+        let mut follower = scene.open().await;
+        assert_eq!(scene.served(), None);
+        scene.write(&mut follower, entry("a", 1)).await;
+        assert_eq!(scene.served(), None);
+        let gone = Transaction::default().delete(id("c").key());
+        scene.write(&mut follower, gone).await;
+        assert_eq!(scene.served(), Some(vec![address(1), address(2)]));
+    }
+}

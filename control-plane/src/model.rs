@@ -32,7 +32,7 @@ pub use self::{
     authorization_policy::{
         Action, AuthorizationPolicy, Condition, From, Matches, Operation, Pattern, Rule, Source, To,
     },
-    catalog::{Catalog, Record, Stored, Unreadable},
+    catalog::{Catalog, Record, Stored, Unread, Unreadable},
     decode::Fault,
     destination_rule::{
         ConnectionPool, DestinationRule, HttpPool, LoadBalancer, OutlierDetection, SimpleBalancer,

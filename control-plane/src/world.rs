@@ -38,6 +38,7 @@ pub struct World {
     /// What never changes while the control plane runs.
     pub mesh: Arc<Mesh>,
     by_address: OnceLock<HashMap<IpAddr, At>>,
+    registered: OnceLock<HashMap<IpAddr, Vec<Arc<Workload>>>>,
 }
 
 /// Settings of the mesh.
@@ -133,6 +134,7 @@ impl World {
             workloads,
             mesh,
             by_address: OnceLock::new(),
+            registered: OnceLock::new(),
         }
     }
 
@@ -308,9 +310,29 @@ impl World {
         self.index().keys().copied()
     }
 
-    fn services_in(&self, namespace: &str) -> impl Iterator<Item = (&ResourceId, &ServiceEntry)> {
-        self.services()
-            .filter(move |(id, _)| id.namespace == namespace)
+    /// Whether a service, an endpoint or a workload has this address.
+    pub fn knows(&self, address: IpAddr) -> bool {
+        self.at(address).is_some()
+    }
+
+    fn services_in(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&ResourceId, &ServiceEntry)> + use<'_> {
+        self.catalog
+            .of(Kind::ServiceEntry, namespace)
+            .filter_map(|(id, stored)| match &stored.resource.spec {
+                Spec::ServiceEntry(service) => Some((id, service)),
+                _ => None,
+            })
+    }
+
+    fn workloads_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> {
+        let first: WorkloadName = (namespace.into(), "".into());
+        self.workloads
+            .range(first..)
+            .take_while(move |((of, _), _)| **of == *namespace)
+            .map(|(_, workload)| workload)
     }
 
     fn instances_of(
@@ -321,9 +343,8 @@ impl World {
     ) -> Vec<Instance> {
         let mut found = BTreeMap::new();
         // What is registered is proven, so it comes first.
-        for workload in self.workloads.values() {
-            if workload.namespace() == id.namespace
-                && selects(service, &workload.labels)
+        for workload in self.workloads_in(&id.namespace) {
+            if selects(service, &workload.labels)
                 && may_serve(service, workload)
                 && let Some(taken) = workload.target(port)
             {
@@ -346,14 +367,11 @@ impl World {
         id: &'a ResourceId,
         service: &'a ServiceEntry,
     ) -> impl Iterator<Item = &'a WorkloadEntry> {
-        let selected = self
-            .catalog
-            .iter()
-            .filter(move |(entry, _)| {
-                service.workload_selector.is_some()
-                    && entry.kind == Kind::WorkloadEntry
-                    && entry.namespace == id.namespace
-            })
+        let selects_any = service.workload_selector.is_some();
+        let in_namespace = selects_any.then(|| self.catalog.of(Kind::WorkloadEntry, &id.namespace));
+        let selected = in_namespace
+            .into_iter()
+            .flatten()
             .filter_map(|(_, stored)| match &stored.resource.spec {
                 Spec::WorkloadEntry(entry) => Some(entry),
                 _ => None,
@@ -413,9 +431,15 @@ impl World {
     }
 
     fn registered(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads
-            .values()
-            .filter(move |workload| workload.address == address)
+        let registered = self.registered.get_or_init(|| {
+            let mut registered: HashMap<IpAddr, Vec<Arc<Workload>>> = HashMap::new();
+            for workload in self.workloads.values() {
+                let at = registered.entry(workload.address).or_default();
+                at.push(Arc::clone(workload));
+            }
+            registered
+        });
+        registered.get(&address).into_iter().flatten()
     }
 
     fn at(&self, address: IpAddr) -> Option<&At> {

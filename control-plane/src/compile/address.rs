@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
-use super::endpoints::MESHED_ONLY;
+use super::endpoints::unrestricted;
 use crate::{
     model::{Host, ServiceEntry, ServicePort, Subset},
     world::{Instance, Topic, World},
@@ -98,7 +98,7 @@ pub(super) fn host_port(name: &str) -> Option<(&str, u16)> {
 
 /// The host in the name of a route, a cluster or its endpoints.
 pub fn host_of(name: &str) -> Option<&str> {
-    let name = name.strip_suffix(MESHED_ONLY).unwrap_or(name);
+    let name = unrestricted(name);
     let name = name.split_once('#').map_or(name, |(name, _)| name);
     host_port(name).map(|(host, _)| host)
 }

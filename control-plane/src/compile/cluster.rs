@@ -30,6 +30,7 @@ use heddle_proto::{
                     load_balancing_policy::Policy,
                 },
                 core::v3::{Http2ProtocolOptions, HttpProtocolOptions as CommonOptions},
+                endpoint::v3::ClusterLoadAssignment,
             },
             extensions::{
                 load_balancing_policies::{
@@ -51,7 +52,12 @@ use heddle_proto::{
 };
 use prost::Message;
 
-use super::{Draft, Flavour, Node, address::Target, endpoints::MESHED_ONLY, tls, wire};
+use super::{
+    Draft, Flavour, Node,
+    address::Target,
+    endpoints::{MESHED_ONLY, PLAIN_ONLY},
+    tls, wire,
+};
 use crate::{
     model::{ConnectionPool, HttpPool, PortProtocol, TcpPool, TrafficPolicy},
     world::{Instance, InstanceTransport, Topic, World},
@@ -63,8 +69,12 @@ pub(super) fn compile(
     name: &Arc<str>,
     topics: &mut BTreeSet<Topic>,
 ) -> Option<Draft> {
-    if **name == *PASSTHROUGH {
-        let message = passthrough(&node.flavour)?;
+    let of_envoy = match &**name {
+        PASSTHROUGH => Some(passthrough(&node.flavour)?),
+        NOWHERE => Some(nowhere(&node.flavour)?),
+        _ => None,
+    };
+    if let Some(message) = of_envoy {
         return Some(Draft {
             value: message.encode_to_vec(),
             dependents: Vec::new(),
@@ -173,17 +183,20 @@ impl Facts {
         }
     }
 
-    /// gRPC speaks TLS to all endpoints of a cluster or to none.
+    /// gRPC speaks TLS to all endpoints of a cluster or to none. Plaintext only to plain ones that
+    /// are there: when the last meshed one goes, the next may come.
     fn grpc_speaks_tls(&self) -> bool {
-        !self.identities.is_empty() && (self.has_meshed || !self.allows_plain)
+        let is_plain = self.has_plain && !self.has_meshed && self.allows_plain;
+        !self.identities.is_empty() && !is_plain
     }
 }
 
 fn endpoints_name(name: &str, flavour: &Flavour, facts: &Facts) -> String {
-    let is_mixed = facts.has_meshed && facts.has_plain;
     match flavour {
-        Flavour::Grpc if is_mixed => format!("{name}{MESHED_ONLY}"),
-        Flavour::Grpc | Flavour::Sidecar | Flavour::Envoy { .. } => name.to_owned(),
+        Flavour::Grpc if !facts.has_plain || facts.identities.is_empty() => name.to_owned(),
+        Flavour::Grpc if facts.grpc_speaks_tls() => format!("{name}{MESHED_ONLY}"),
+        Flavour::Grpc => format!("{name}{PLAIN_ONLY}"),
+        Flavour::Sidecar | Flavour::Envoy { .. } => name.to_owned(),
     }
 }
 
@@ -370,3 +383,23 @@ fn passthrough(flavour: &Flavour) -> Option<Cluster> {
         Flavour::Sidecar | Flavour::Grpc => None,
     }
 }
+
+/// Where Envoy sends what it must not pass on: nobody is there, so it closes the connection.
+fn nowhere(flavour: &Flavour) -> Option<Cluster> {
+    match flavour {
+        Flavour::Envoy { .. } => Some(Cluster {
+            name: NOWHERE.to_owned(),
+            cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
+            connect_timeout: wire::duration(CONNECT_TIMEOUT),
+            load_assignment: Some(ClusterLoadAssignment {
+                cluster_name: NOWHERE.to_owned(),
+                ..ClusterLoadAssignment::default()
+            }),
+            ..Cluster::default()
+        }),
+        Flavour::Sidecar | Flavour::Grpc => None,
+    }
+}
+
+/// Envoy's cluster for unknown destinations with `registry_only`.
+pub(super) const NOWHERE: &str = "mesh/nowhere";

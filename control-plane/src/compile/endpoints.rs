@@ -24,21 +24,29 @@ use crate::world::{Instance, InstanceTransport, Topic, World};
 /// Behind a name: only the meshed endpoints. What gRPC clusters use where kinds mix, since one
 /// gRPC cluster speaks either TLS or plaintext.
 pub(super) const MESHED_ONLY: &str = "!meshed";
+/// Behind a name: only the plain endpoints. What gRPC clusters in plaintext use where meshed ones
+/// may come: endpoints can reach a client before the cluster that says TLS.
+pub(super) const PLAIN_ONLY: &str = "!plain";
+
+/// A name without what restricts it.
+pub(super) fn unrestricted(name: &str) -> &str {
+    let rest = [MESHED_ONLY, PLAIN_ONLY]
+        .iter()
+        .find_map(|kind| name.strip_suffix(kind));
+    rest.unwrap_or(name)
+}
 
 pub(super) fn compile(
     world: &World,
     name: &Arc<str>,
     topics: &mut BTreeSet<Topic>,
 ) -> Option<Draft> {
-    let (of, is_meshed_only) = match name.strip_suffix(MESHED_ONLY) {
-        Some(of) => (of, true),
-        None => (&**name, false),
-    };
-    let target = Target::parse(world, of, topics)?;
+    let target = Target::parse(world, unrestricted(name), topics)?;
     let lb_endpoints: Vec<_> = target
         .instances(world)
         .iter()
-        .filter(|instance| !is_meshed_only || instance.is_meshed())
+        .filter(|instance| !name.ends_with(MESHED_ONLY) || instance.is_meshed())
+        .filter(|instance| !name.ends_with(PLAIN_ONLY) || !instance.is_meshed())
         .map(endpoint)
         .collect();
     let locality = LocalityLbEndpoints {

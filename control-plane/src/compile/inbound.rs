@@ -42,7 +42,11 @@ use heddle_proto::xds::envoy::{
 };
 use heddle_proto::xds::google::protobuf::Any;
 
-use super::{Flavour, Node, rbac, tls, wire};
+use super::{
+    Flavour, Node,
+    rbac::{self, Authority},
+    tls, wire,
+};
 use crate::{
     model::{AuthorizationPolicy, PeerAuthentication, PortProtocol, Spec},
     world::{Topic, World},
@@ -217,7 +221,11 @@ fn filters(
             .chain([end])
             .collect();
     };
-    let rules = rbac::http(rules)
+    let authority = match node.flavour {
+        Flavour::Envoy { .. } => Authority::AsSent,
+        Flavour::Sidecar | Flavour::Grpc => Authority::InLowerCase,
+    };
+    let rules = rbac::http(rules, authority)
         .map(|rbac| wire::http_filter("envoy.filters.http.rbac", rbac))
         .collect();
     let manager = HttpConnectionManager {

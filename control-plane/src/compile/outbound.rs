@@ -18,12 +18,12 @@ use heddle_proto::{
 };
 use ipnet::IpNet;
 
-use super::{Flavour, Node, wire};
+use super::{Flavour, Node, cluster::NOWHERE, wire};
 use crate::world::{Topic, World};
 
 pub(super) fn listener(world: &World, node: &Node, topics: &mut BTreeSet<Topic>) -> Listener {
     match node.flavour {
-        Flavour::Envoy { .. } => original_destination(),
+        Flavour::Envoy { .. } => original_destination(world.mesh.unknown),
         Flavour::Sidecar | Flavour::Grpc => {
             topics.insert(Topic::Outbound);
             let unknown = match world.mesh.unknown {
@@ -99,11 +99,15 @@ fn aliases(host: &str, namespace: &str) -> Vec<String> {
 }
 
 /// Envoy's virtual listener: hands connections to the `out/..` listener of their address, and
-/// the rest to where they were going.
-fn original_destination() -> Listener {
+/// the rest to where they were going, or nowhere.
+fn original_destination(unknown: UnknownDestination) -> Listener {
+    let rest = match unknown {
+        UnknownDestination::AllowAny => PASSTHROUGH,
+        UnknownDestination::RegistryOnly => NOWHERE,
+    };
     let proxy = TcpProxy {
         stat_prefix: MESH_OUTBOUND.to_owned(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(rest.to_owned())),
         ..TcpProxy::default()
     };
     Listener {

@@ -61,11 +61,16 @@ struct OrderedRules {
 }
 
 /// For ports that carry HTTP.
-pub(super) fn http(rules: &[(String, &AuthorizationPolicy)]) -> impl Iterator<Item = Any> {
-    filters(rules, Port::Http).into_iter().map(|rules| Any {
-        type_url: HttpRbac::type_url(),
-        value: OrderedHttp { rules: Some(rules) }.encode_to_vec(),
-    })
+pub(super) fn http(
+    rules: &[(String, &AuthorizationPolicy)],
+    authority: Authority,
+) -> impl Iterator<Item = Any> {
+    filters(rules, Port::Http(authority))
+        .into_iter()
+        .map(|rules| Any {
+            type_url: HttpRbac::type_url(),
+            value: OrderedHttp { rules: Some(rules) }.encode_to_vec(),
+        })
 }
 
 /// For opaque ports.
@@ -83,8 +88,17 @@ pub(super) fn network(rules: &[(String, &AuthorizationPolicy)]) -> impl Iterator
 /// What a port carries.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Port {
-    Http,
+    Http(Authority),
     Opaque,
+}
+
+/// How a client sees the authority. Policies have it in lower case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Authority {
+    /// It compares in lower case by itself.
+    InLowerCase,
+    /// As the request has it.
+    AsSent,
 }
 
 fn filters(rules: &[(String, &AuthorizationPolicy)], port: Port) -> Vec<OrderedRules> {
@@ -103,7 +117,7 @@ fn filters(rules: &[(String, &AuthorizationPolicy)], port: Port) -> Vec<OrderedR
                 let rules = policy.rules.iter().enumerate();
                 rules.map(move |(i, rule)| (format!("{name}-rule[{i}]"), rule))
             })
-            .filter(|(_, rule)| port == Port::Http || action == Action::Deny || !rule.is_http())
+            .filter(|(_, rule)| port != Port::Opaque || action == Action::Deny || !rule.is_http())
             .map(|(name, rule)| (name, policy(rule, port)))
             .collect();
         Some(OrderedRules {
@@ -127,10 +141,12 @@ fn policy(rule: &Rule, port: Port) -> Policy {
     )];
     for condition in &rule.when {
         match condition {
-            Condition::Header(name, values) if port == Port::Http => {
-                permissions.extend(permission(values, |pattern| header(name, pattern)));
+            Condition::Header(..) if port == Port::Opaque => {}
+            Condition::Header(name, values) => {
+                permissions.extend(permission(values, |pattern| {
+                    header(name, text(pattern, ""))
+                }));
             }
-            Condition::Header(..) => {}
             Condition::DestinationPort(values) => {
                 permissions.extend(permission(values, |port| destination_port(port.get())));
             }
@@ -149,12 +165,16 @@ fn policy(rule: &Rule, port: Port) -> Policy {
 fn operation(operation: &Operation, port: Port) -> Permission {
     let mut all: Vec<Permission> =
         permission(&operation.ports, |port| destination_port(port.get())).collect();
-    if port == Port::Http {
+    if let Port::Http(authority) = port {
         all.extend(permission(&operation.hosts, |host| {
-            header(":authority", host)
+            let matcher = StringMatcher {
+                ignore_case: authority == Authority::AsSent && *host != Pattern::Present,
+                ..text(host, "")
+            };
+            header(":authority", matcher)
         }));
         all.extend(permission(&operation.methods, |method| {
-            header(":method", method)
+            header(":method", text(method, ""))
         }));
         all.extend(permission(&operation.paths, path));
     }
@@ -259,10 +279,10 @@ fn all_of_principals(mut list: Vec<Principal>) -> Principal {
     }
 }
 
-fn header(name: &str, pattern: &Pattern) -> permission::Rule {
+fn header(name: &str, matcher: StringMatcher) -> permission::Rule {
     permission::Rule::Header(HeaderMatcher {
         name: name.to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(text(pattern, ""))),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(matcher)),
         ..HeaderMatcher::default()
     })
 }

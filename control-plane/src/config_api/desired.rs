@@ -14,9 +14,9 @@ use crate::{
     addresses,
     audit::{self, Audit},
     model::{
-        Catalog, Fault, Host, Record, Resource, ResourceId, Spec, Stored, Unreadable,
+        Catalog, Fault, Host, Record, Resource, ResourceId, Spec, Stored,
         check::{Finding, check, warnings},
-        document::Document,
+        document::{CANONICAL_BYTES_MAX, Document},
         yaml::Position,
     },
     store::{Outcome, Revision, Store, StoreError, Transaction},
@@ -103,8 +103,8 @@ pub enum Refusal {
     Contended,
     /// Every address is allotted.
     NoAddress,
-    /// The store failed, or holds what we cannot read.
-    Unreadable(Unreadable),
+    /// The store failed.
+    Store(StoreError),
 }
 
 impl Desired {
@@ -132,8 +132,8 @@ impl Desired {
     /// All of it, now.
     ///
     /// # Errors
-    /// See [`Unreadable`].
-    pub async fn catalog(&self) -> Result<Catalog, Unreadable> {
+    /// The store's.
+    pub async fn catalog(&self) -> Result<Catalog, StoreError> {
         let last = self.last.lock().clone();
         let catalog = Catalog::load(self.store.as_ref(), &last).await?;
         self.last.lock().clone_from(&catalog);
@@ -196,7 +196,7 @@ struct Plan {
 impl Plan {
     fn new(change: &Change, before: &Catalog, validate: &Validate) -> Result<Self, Refusal> {
         for (id, revision) in &change.expectations {
-            let found = before.get(id).map_or(Revision(0), |stored| stored.revision);
+            let found = before.revision_of(id).unwrap_or_default();
             if found != *revision {
                 return Err(Refusal::Changed {
                     id: id.clone(),
@@ -207,15 +207,17 @@ impl Plan {
         let mut after = before.clone();
         let mut puts = Vec::new();
         let mut applied = Vec::new();
+        let mut faults = Vec::new();
         for document in &change.documents {
             let id = &document.resource.id;
-            let stored = before.get(id);
-            let outcome = match stored {
+            let outcome = match before.get(id) {
+                _ if before.unread_at(id).is_some() => WriteOutcome::Updated,
                 None => WriteOutcome::Created,
                 Some(stored) if *stored.resource == document.resource => WriteOutcome::Unchanged,
                 Some(_) => WriteOutcome::Updated,
             };
             if outcome != WriteOutcome::Unchanged {
+                faults.extend(document.check_storable().err());
                 let resource = Arc::new(document.resource.clone());
                 puts.push(resource.clone());
                 after.insert(Stored {
@@ -228,12 +230,16 @@ impl Plan {
             applied.push(Applied {
                 id: id.clone(),
                 outcome,
-                revision: stored.map_or(Revision::default(), |stored| stored.revision),
+                revision: before.revision_of(id).unwrap_or_default(),
                 warnings: Vec::new(),
             });
         }
+        if !faults.is_empty() {
+            faults.truncate(FAULTS_MAX);
+            return Err(Refusal::Faults(faults));
+        }
         for id in &change.deletions {
-            if after.remove(id).is_none() {
+            if !after.delete(id) {
                 return Err(Refusal::NotFound(id.clone()));
             }
         }
@@ -247,7 +253,7 @@ impl Plan {
             applied,
         };
         plan.allot()?;
-        plan.judge(change, validate)?;
+        plan.judge(change, before, validate)?;
         for applied in &mut plan.applied {
             applied.warnings = warnings(&plan.after, &applied.id);
         }
@@ -281,6 +287,10 @@ impl Plan {
                 self.allotted.push((host.clone(), number));
             }
         }
+        // What cannot be read may be the service of a host without one.
+        if self.after.unread().next().is_some() {
+            return Ok(());
+        }
         for (host, number) in current {
             if !needy.contains(&host) {
                 self.after.release(host.as_str());
@@ -290,8 +300,13 @@ impl Plan {
         Ok(())
     }
 
-    fn judge(&self, change: &Change, validate: &Validate) -> Result<(), Refusal> {
+    fn judge(&self, change: &Change, before: &Catalog, validate: &Validate) -> Result<(), Refusal> {
         let mut findings = check(&self.after);
+        if before.unread().next().is_some() {
+            // Others may miss what cannot be read; that is no fault of this change.
+            let known = check(before);
+            findings.retain(|finding| !known.contains(finding));
+        }
         if findings.is_empty() {
             // What does not fit together cannot be compiled.
             findings = validate(&self.after);
@@ -331,18 +346,22 @@ impl Plan {
         let deletions = self.deletions.iter().map(|id| (id, None));
         let mut transaction = guarded;
         for (id, json) in puts.chain(deletions) {
-            let old = before.get(id).map(|stored| stored.resource.to_json());
+            let stored = || before.get(id).map(|stored| stored.resource.to_json());
+            let unread = before.unread_at(id).map(|unread| unread.text.to_string());
+            let old = unread.or_else(stored);
             let action = match (&old, &json) {
                 (_, None) => audit::Action::Deleted,
                 (None, Some(_)) => audit::Action::Created,
                 (Some(_), Some(_)) => audit::Action::Updated,
             };
+            // Both of two large ones do not fit one event; the history has the older one.
+            let bytes = json.as_ref().map_or(0, String::len);
             let event = audit::Event {
                 at_ms,
                 who: who.to_owned(),
                 action,
                 subject: id.to_string(),
-                before: old,
+                before: old.filter(|old| old.len() + bytes <= CANONICAL_BYTES_MAX),
                 after: json.clone(),
                 reason: None,
             };
@@ -406,13 +425,7 @@ fn located(change: &Change, finding: Finding) -> Fault {
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
-        Self::Unreadable(error.into())
-    }
-}
-
-impl From<Unreadable> for Refusal {
-    fn from(error: Unreadable) -> Self {
-        Self::Unreadable(error)
+        Self::Store(error)
     }
 }
 

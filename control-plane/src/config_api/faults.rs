@@ -6,10 +6,7 @@ use tonic::{Code, Status};
 use tracing::error;
 
 use super::Refusal;
-use crate::{
-    model::{Fault, Unreadable},
-    store::StoreError,
-};
+use crate::{model::Fault, store::StoreError};
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
@@ -22,19 +19,13 @@ impl From<Refusal> for Status {
             Refusal::NotFound(id) => Self::not_found(format!("there is no {id}")),
             Refusal::Contended => Self::aborted("other changes kept coming in between; try again"),
             Refusal::NoAddress => Self::resource_exhausted("no address is left to allot"),
-            Refusal::Unreadable(Unreadable::Store(StoreError::Compacted { oldest })) => {
-                Self::out_of_range(format!(
-                    "changes up to revision {oldest} are no longer kept; list again"
-                ))
-            }
-            Refusal::Unreadable(Unreadable::Store(StoreError::Refused(why))) => {
+            Refusal::Store(StoreError::Compacted { oldest }) => Self::out_of_range(format!(
+                "changes up to revision {oldest} are no longer kept; list again"
+            )),
+            Refusal::Store(StoreError::Refused(why)) => {
                 Self::invalid_argument(format!("the store refuses the transaction: {why}"))
             }
-            Refusal::Unreadable(Unreadable::Record { key, why }) => {
-                error!(%key, %why, "stored configuration cannot be read");
-                Self::data_loss(format!("stored {key} cannot be read: {why}"))
-            }
-            Refusal::Unreadable(Unreadable::Store(error)) => {
+            Refusal::Store(error) => {
                 error!(error = &error as &dyn std::error::Error, "the store failed");
                 Self::unavailable(error.to_string())
             }

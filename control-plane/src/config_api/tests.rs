@@ -1,5 +1,7 @@
 //! The service over a real store: what is refused, what is stored, what is told afterwards.
 
+use std::collections::BTreeMap;
+
 use heddle_shell::{publish::Published, tls::TrustBundle};
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -434,9 +436,7 @@ async fn a_catalog_that_follows_a_watch_is_the_one_that_is_read() {
     fixture.delete("VirtualService", "web").await.unwrap();
     let last = fixture.apply(&service("api")).await.unwrap().revision;
     while followed.revision < Revision(last) {
-        followed
-            .update(&watch.next().await.unwrap().unwrap())
-            .unwrap();
+        followed.update(&watch.next().await.unwrap().unwrap());
     }
     let read = fixture.desired.catalog().await.unwrap();
     let ids = |catalog: &Catalog| {
@@ -453,14 +453,93 @@ async fn a_catalog_that_follows_a_watch_is_the_one_that_is_read() {
     assert!(followed.routes("web.default.svc.cluster.local").is_none());
 }
 
-#[tokio::test]
-async fn stored_resources_that_cannot_be_read_stop_everything() {
-    let fixture = Fixture::new();
-    let record = r#"{"writtenAtMs":1,"writtenBy":"x","json":"{}"}"#;
-    let write = Transaction::default().put("config/PeerAuthentication/default/x", record);
+/// Stores what no version of ours would have written.
+async fn damage(fixture: &Fixture, kind: &str, name: &str, value: &str) {
+    let key = format!("config/{kind}/default/{name}");
+    let write = Transaction::default().put(key, value.to_owned());
     fixture.desired.store().commit(write).await.unwrap();
-    let status = fixture.apply(&service("web")).await.unwrap_err();
-    assert_eq!(status.code(), Code::DataLoss);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_told_and_can_be_deleted_and_stops_nothing_else() {
+    let fixture = Fixture::new();
+    fixture
+        .apply(&(service("web") + &rule("web") + &routes("web")))
+        .await
+        .unwrap();
+    let of_other_rules = r#"{"writtenAtMs":1,"writtenBy":"x","json":"{\"spec\":7}"}"#;
+    damage(&fixture, "ServiceEntry", "web", of_other_rules).await;
+    damage(&fixture, "PeerAuthentication", "torn", r#"{"wri"#).await;
+
+    fixture.apply(&service("api")).await.unwrap();
+    let list = v1::ListRequest::default();
+    let listed = fixture.service.list(by_admin(list)).await.unwrap();
+    let stored: BTreeMap<String, String> = listed
+        .into_inner()
+        .resources
+        .into_iter()
+        .map(|one| {
+            let id = one.r#ref.unwrap();
+            (format!("{}/{}", id.kind, id.name), one.json)
+        })
+        .collect();
+    assert_eq!(stored.len(), 5, "{stored:?}");
+    assert_eq!(stored["ServiceEntry/web"], r#"{"spec":7}"#);
+    assert_eq!(stored["PeerAuthentication/torn"], r#"{"wri"#);
+
+    fixture.delete("PeerAuthentication", "torn").await.unwrap();
+    let again = fixture.delete("PeerAuthentication", "torn").await;
+    assert_eq!(again.unwrap_err().code(), Code::NotFound);
+    // Replaced as if it were another text of the same resource; its address stays its own.
+    let address = |catalog: &Catalog| {
+        let host = "web.default.svc.cluster.local";
+        let mut all = catalog.allotments();
+        all.find_map(|(known, number)| (known.as_str() == host).then_some(number))
+    };
+    let before = address(&fixture.desired.catalog().await.unwrap());
+    assert!(before.is_some());
+    let applied = fixture.apply(&service("web")).await.unwrap().applied;
+    assert_eq!(applied[0].outcome(), v1::applied::Outcome::Updated);
+    let after = fixture.desired.catalog().await.unwrap();
+    assert_eq!(address(&after), before);
+    assert_eq!(after.unread().count(), 0);
+}
+
+#[tokio::test]
+async fn what_would_not_come_back_from_the_store_is_refused() {
+    let fixture = Fixture::new();
+    let mut faults = Vec::new();
+    let text = service("web");
+    let mut document = document::parse("f.yaml", &text, "default", &mut faults).remove(0);
+    // No text of a user's says this, so no text can bring it back.
+    document.resource.id.name = "Not A Name".to_owned();
+    let change = |document| Change {
+        who: "x".to_owned(),
+        documents: vec![document],
+        deletions: Vec::new(),
+        expectations: Vec::new(),
+        dry_run: false,
+    };
+    let refusal = fixture.desired.change(&change(document)).await.unwrap_err();
+    let status = Status::from(refusal);
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(
+        status.message(),
+        "f.yaml:4:18: metadata.name: cannot be stored: `Not A Name` is not a DNS name in lower case"
+    );
+
+    let mut document = document::parse("f.yaml", &text, "default", &mut faults).remove(0);
+    let large = "v".repeat(1_000_000);
+    document.resource.annotations.insert("k".to_owned(), large);
+    let refusal = fixture.desired.change(&change(document)).await.unwrap_err();
+    let status = Status::from(refusal);
+    assert!(
+        status
+            .message()
+            .starts_with("f.yaml:2:1: cannot be stored: with 1000"),
+        "{}",
+        status.message()
+    );
 }
 
 #[tokio::test]

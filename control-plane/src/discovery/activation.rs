@@ -1,7 +1,10 @@
 //! What other parts ask of discovery: whether a change is active everywhere, and whether
 //! sidecars would accept it at all.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use heddle_policy::snapshot::{
     Health,
@@ -42,7 +45,10 @@ impl Activation for Fleet {
             tokio::select! {
                 // Order does not matter: both lead to the same look.
                 biased;
-                _ = changed.changed() => {}
+                _ = changed.changed() => {
+                    // Changes come in bursts; each look is worth more than one of them.
+                    clock::sleep_until(deadline.min(clock::now() + TOGETHER)).await;
+                }
                 () = clock::sleep_until(deadline) => {}
             }
         }
@@ -122,8 +128,13 @@ impl Discovery {
         };
         let of_kind = changed().find(|(id, _)| kinds(&refused.resource).contains(&id.kind));
         let found: Option<&ResourceId> = of_kind.or_else(|| changed().next()).map(|(id, _)| id);
-        // A deletion has no resource left to blame but any that remains.
-        let id = found.or_else(|| candidate.iter().next().map(|(id, _)| id));
+        // Else something is gone that kept it acceptable.
+        let deleted = || {
+            let mut ids = before.catalog.iter().map(|(id, _)| id);
+            ids.find(|id| candidate.get(id).is_none())
+        };
+        let any = || candidate.iter().next().map(|(id, _)| id);
+        let id = found.or_else(deleted).or_else(any);
         id.map(|id| Finding {
             id: id.clone(),
             path: "spec".to_owned(),
@@ -133,6 +144,9 @@ impl Discovery {
         .collect()
     }
 }
+
+/// Changes this close are looked at together.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 /// Routes are the same for every node.
 fn version(compiler: &Compiler, routes: &ResourceName) -> Option<Arc<str>> {

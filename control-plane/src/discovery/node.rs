@@ -29,9 +29,12 @@ pub(super) fn check(wire: &WireNode, session: &Session) -> Result<(Node, Introdu
     let [namespace, account, instance] = parts[..] else {
         return Err(malformed(&wire.id));
     };
+    // Of the names, since only the instance is of few characters.
+    let is_printable = wire.id.bytes().all(|byte| byte.is_ascii_graphic());
     if [namespace, account].contains(&"")
         || !is_instance(instance)
         || wire.id.len() > NODE_ID_BYTES_MAX
+        || !is_printable
     {
         return Err(malformed(&wire.id));
     }
@@ -89,6 +92,17 @@ fn flavour(wire: &WireNode) -> Result<(Flavour, &'static str), Status> {
         Some(value::Kind::StringValue(directory)) => directory.as_str(),
         _ => CERTIFICATES,
     };
+    // It is in every cluster of the client, several times.
+    let is_path = certificates.starts_with('/')
+        && certificates
+            .bytes()
+            .all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    if !is_path || certificates.len() > CERTIFICATES_BYTES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "heddle.certificates must be an absolute path in ASCII, at most \
+             {CERTIFICATES_BYTES_MAX} bytes"
+        )));
+    }
     let certificates = certificates.into();
     Ok((Flavour::Envoy { certificates }, "envoy"))
 }
@@ -96,7 +110,8 @@ fn flavour(wire: &WireNode) -> Result<(Flavour, &'static str), Status> {
 fn build(wire: &WireNode) -> String {
     match &wire.user_agent_version_type {
         Some(UserAgentVersionType::UserAgentVersion(version)) => {
-            version.chars().take(BUILD_CHARS_MAX).collect()
+            let printable = version.chars().filter(char::is_ascii_graphic);
+            printable.take(BUILD_CHARS_MAX).collect()
         }
         Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
             .version
@@ -122,4 +137,5 @@ fn malformed(id: &str) -> Status {
 }
 
 const NODE_ID_BYTES_MAX: usize = 512;
+const CERTIFICATES_BYTES_MAX: usize = 256;
 const BUILD_CHARS_MAX: usize = 64;

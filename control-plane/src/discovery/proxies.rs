@@ -34,6 +34,8 @@ struct State {
     streams: BTreeMap<StreamId, Connected>,
     /// Node id -> its streams.
     by_node: HashMap<Arc<str>, u32>,
+    /// Which streams hold a name.
+    by_name: HashMap<ResourceName, HashSet<StreamId>>,
     next_report: u64,
     /// By node id, with the stream that reports.
     reports: HashMap<Arc<str>, (u64, Reported)>,
@@ -152,6 +154,9 @@ impl Proxies {
     pub fn disconnect(&self, id: StreamId) {
         let mut state = self.state.lock();
         if let Some(stream) = state.streams.remove(&id) {
+            for name in stream.held.keys() {
+                state.let_go(name, id);
+            }
             let node_id = stream.introduction.node_id;
             if stream.introduction.flavour == HEDDLE {
                 let held = stream.held.into_iter();
@@ -216,11 +221,15 @@ impl Proxies {
         let state = self.state.lock();
         let mut held: HashMap<&Arc<str>, HashSet<&ResourceName>> = HashMap::new();
         // Others do not report.
-        let streams = state.streams.values();
-        for stream in streams.filter(|stream| stream.introduction.flavour == HEDDLE) {
-            let names = routes.keys().filter(|name| stream.holds(name));
-            let of_node = held.entry(&stream.introduction.node_id).or_default();
-            of_node.extend(names);
+        for name in routes.keys() {
+            let streams = state.by_name.get(name).into_iter().flatten();
+            let streams = streams.filter_map(|id| state.streams.get(id));
+            for stream in streams.filter(|stream| stream.introduction.flavour == HEDDLE) {
+                if stream.holds(name) {
+                    let of_node = held.entry(&stream.introduction.node_id).or_default();
+                    of_node.insert(name);
+                }
+            }
         }
         let awaited: Vec<_> = awaited.into_iter().collect();
         let nodes = held.keys().copied().chain(state.reports.keys());
@@ -238,8 +247,13 @@ impl Proxies {
 
     /// Names a stream holds no longer are forgotten.
     pub fn retain(&self, id: StreamId, holds: impl Fn(&ResourceName) -> bool) {
-        if let Some(stream) = self.state.lock().streams.get_mut(&id) {
-            stream.held.retain(|name, _| holds(name));
+        let mut state = self.state.lock();
+        let Some(stream) = state.streams.get_mut(&id) else {
+            return;
+        };
+        let gone: Vec<_> = stream.held.extract_if(|name, _| !holds(name)).collect();
+        for (name, _) in &gone {
+            state.let_go(name, id);
         }
     }
 
@@ -277,7 +291,7 @@ impl Proxies {
                 .find_map(|(_, version)| version.as_deref())
                 .unwrap_or_default()
                 .to_owned(),
-            message: message.chars().take(REJECTION_CHARS_MAX).collect(),
+            message: printable(message, REJECTION_CHARS_MAX),
             at_ms: clock::unix_ms(clock::wall()),
         };
         if let Some(stream) = self.state.lock().streams.get_mut(&id) {
@@ -296,7 +310,10 @@ impl Proxies {
         note: impl Fn(&mut Versions, &Option<Arc<str>>),
     ) {
         let mut state = self.state.lock();
-        let Some(stream) = state.streams.get_mut(&id) else {
+        let State {
+            streams, by_name, ..
+        } = &mut *state;
+        let Some(stream) = streams.get_mut(&id) else {
             return;
         };
         for (name, version) in what {
@@ -304,6 +321,9 @@ impl Proxies {
                 kind,
                 name: Arc::clone(name),
             };
+            if !stream.held.contains_key(&name) {
+                by_name.entry(name.clone()).or_default().insert(id);
+            }
             note(stream.held.entry(name).or_default(), version);
         }
         drop(state);
@@ -361,36 +381,12 @@ impl Proxies {
         self.changed();
     }
 
-    /// What clients hold of the resources that `concerns` picks.
+    /// What clients hold of the resources that `concerns` picks, which is asked once for each name
+    /// that anybody holds.
     pub fn held(&self, concerns: impl Fn(&ResourceName) -> bool) -> Vec<Held> {
         let state = self.state.lock();
-        let mut all = Vec::new();
-        for stream in state.streams.values() {
-            let introduction = &stream.introduction;
-            let report = state.reports.get(&introduction.node_id);
-            for (name, versions) in &stream.held {
-                let Some(sent) = &versions.sent else {
-                    continue;
-                };
-                if !concerns(name) {
-                    continue;
-                }
-                let in_force = if introduction.flavour == HEDDLE {
-                    report.and_then(|(_, report)| report.active.get(name))
-                } else {
-                    versions.accepted.as_ref()
-                };
-                all.push(Held {
-                    node_id: Arc::clone(&introduction.node_id),
-                    flavour: introduction.flavour,
-                    name: name.clone(),
-                    sent: Arc::clone(sent),
-                    in_force: in_force.cloned(),
-                    is_known: introduction.flavour != HEDDLE || report.is_some(),
-                });
-            }
-        }
-        all
+        let names = state.by_name.keys().filter(|name| concerns(name));
+        names.flat_map(|name| state.holders(name)).collect()
     }
 
     /// For `Status.ListProxies`: a page of those that connected after stream `after`, of all
@@ -464,6 +460,43 @@ impl State {
     }
 }
 
+impl State {
+    /// A stream holds a name no longer.
+    fn let_go(&mut self, name: &ResourceName, id: StreamId) {
+        if let Some(streams) = self.by_name.get_mut(name) {
+            streams.remove(&id);
+            if streams.is_empty() {
+                self.by_name.remove(name);
+            }
+        }
+    }
+
+    fn holders<'a>(&'a self, name: &'a ResourceName) -> impl Iterator<Item = Held> + 'a {
+        let ids = self.by_name.get(name).into_iter().flatten();
+        ids.filter_map(move |id| {
+            let stream = self.streams.get(id)?;
+            let introduction = &stream.introduction;
+            let versions = stream.held.get(name)?;
+            let sent = versions.sent.as_ref()?;
+            let report = self.reports.get(&introduction.node_id);
+            let is_reporting = report.is_some();
+            let in_force = if introduction.flavour == HEDDLE {
+                report.and_then(|(_, report)| report.active.get(name))
+            } else {
+                versions.accepted.as_ref()
+            };
+            Some(Held {
+                node_id: Arc::clone(&introduction.node_id),
+                flavour: introduction.flavour,
+                name: name.clone(),
+                sent: Arc::clone(sent),
+                in_force: in_force.cloned(),
+                is_known: introduction.flavour != HEDDLE || is_reporting,
+            })
+        })
+    }
+}
+
 impl Connected {
     fn holds(&self, name: &ResourceName) -> bool {
         self.held.get(name).is_some_and(|held| held.sent.is_some())
@@ -507,6 +540,12 @@ impl Connected {
 
 /// Of `Status.ListProxies`; clients take 4 MiB.
 const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// The beginning of a client's text, without what a terminal or a log would take for its own.
+pub(super) fn printable(text: &str, chars_max: usize) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(chars_max).map(printable).collect()
+}
 /// The flavour that reports.
 pub const HEDDLE: &str = "heddle";
 /// Of a client's text, so that it cannot fill our memory.

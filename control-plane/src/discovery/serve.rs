@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Discovery, Wake, node,
-    proxies::{HEDDLE, StreamId},
+    proxies::{HEDDLE, StreamId, printable},
     sidecars::{Presence, Sidecars},
     stream::{Answer, Dependents, Form, Request, Resources, Stream, Violation},
     wire::Dialect,
@@ -105,10 +105,10 @@ impl<D: Dialect> Serve<D> {
         let mut ended = std::pin::pin!(session.ended());
         loop {
             if due.is_some_and(|due| due <= clock::now()) {
-                due = None;
                 // Also when both came at once: whoever may not go on hears nothing more.
                 session.check(clock::wall())?;
                 self.round(&mut stream, node, connected)?;
+                due = stream.warming_until();
             }
             let beat = presence.as_ref().map(|presence| presence.beat);
             tokio::select! {
@@ -132,7 +132,7 @@ impl<D: Dialect> Serve<D> {
         }
     }
 
-    /// Takes a request. Returns when to look for responses.
+    /// Takes a request. Returns when to look for responses, if it may have made any.
     fn take(
         &self,
         stream: &mut Stream,
@@ -174,25 +174,27 @@ impl<D: Dialect> Serve<D> {
                     .take(&who, clock::now())
                     .is_ok()
                 {
-                    let message: String = message.chars().take(LOGGED_CHARS_MAX).collect();
-                    warn!(node = &*connected.node_id, r#type = %kind, message, "a configuration was refused");
+                    let reason = printable(&message, LOGGED_CHARS_MAX);
+                    warn!(node = &*connected.node_id, r#type = %kind, reason, "a configuration was refused");
                 }
                 proxies.refused(connected.id, kind, &resources, &message);
                 self.discovery.metrics.rejected(kind);
             }
         }
-        Ok(Some(clock::now()))
+        Ok(stream.has_news().then(clock::now))
     }
 
     /// Sends all there is to send.
     fn round(&self, stream: &mut Stream, node: &Node, connected: &Connected) -> Result<(), Status> {
+        let now = clock::now();
+        let world = self.compiler.world();
         let mut round = Round {
             compiler: &self.compiler,
             node,
             seen: HashMap::new(),
             topics: HashSet::new(),
         };
-        while let Some(response) = stream.next(&mut round) {
+        while let Some(response) = stream.next(now, &mut round) {
             let sent: Vec<_> = response
                 .resources
                 .iter()
@@ -219,26 +221,17 @@ impl<D: Dialect> Serve<D> {
         if stream.has_wildcard() {
             round.topics.insert(Topic::Anything);
         }
-        let seen = round.versions();
         let mut index = self.discovery.index.lock();
         index.depend(connected.id, round.topics);
         drop(index);
         self.discovery
             .proxies
             .retain(connected.id, |name| names.contains(name));
-        // The world may have moved on between compiling and being woken by it.
-        if seen
-            .into_iter()
-            .any(|(name, version)| self.version(node, &name) != version)
-        {
+        // The world may have moved on before what this stream depends on was known.
+        if !Arc::ptr_eq(&world, &self.compiler.world()) {
             connected.wake.within(super::ENDPOINTS_PATIENCE);
         }
         Ok(())
-    }
-
-    fn version(&self, node: &Node, name: &ResourceName) -> Option<Arc<str>> {
-        let (compiled, _) = self.compiler.get(node, name);
-        compiled.map(|compiled| Arc::clone(&compiled.version))
     }
 }
 
@@ -261,20 +254,6 @@ struct Round<'a> {
     node: &'a Node,
     seen: HashMap<ResourceName, Option<Arc<Compiled>>>,
     topics: HashSet<Topic>,
-}
-
-impl Round<'_> {
-    fn versions(&self) -> Vec<(ResourceName, Option<Arc<str>>)> {
-        self.seen
-            .iter()
-            .map(|(name, compiled)| {
-                (
-                    name.clone(),
-                    compiled.as_ref().map(|c| Arc::clone(&c.version)),
-                )
-            })
-            .collect()
-    }
 }
 
 impl Resources for Round<'_> {
@@ -338,6 +317,9 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
+/// Of a refusal; the whole is in what `Status.ListProxies` tells.
+const LOGGED_CHARS_MAX: usize = 256;
+
 /// For a branch that is not polled then.
 fn far() -> Instant {
     clock::now()
@@ -345,5 +327,3 @@ fn far() -> Instant {
 
 /// For the first request.
 const INTRODUCTION: Duration = Duration::from_secs(10);
-/// Of a client's words, in the log.
-const LOGGED_CHARS_MAX: usize = 256;

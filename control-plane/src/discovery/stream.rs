@@ -7,10 +7,11 @@
 //!                  └──────────── Held per name ───────┘
 //! ```
 //!
-//! Rules that are easy to break (`proto/README.md`, "Server"):
+//! Rules that are easy to break:
 //! * a response waits for the answer to the one before it, per type; what waits is re-read when
 //!   it is sent, so a slow client skips versions and nothing queues up;
-//! * listeners and routes wait until every cluster and its endpoints are on their way;
+//! * listeners and routes wait until every cluster and its endpoints are on their way; a client
+//!   of everything asks for the endpoints of a new cluster itself, so they wait for that too;
 //! * endpoints are sent again after their cluster changed: Envoy waits for them;
 //! * what was delivered is removed only when nothing else is waiting;
 //! * a version that was refused is not sent again.
@@ -18,6 +19,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use heddle_policy::snapshot::xds::{ResourceName, ResourceType};
@@ -59,6 +61,21 @@ pub struct Stream {
     dependents: Dependents,
     types: BTreeMap<ResourceType, Subscription>,
     nonce: u64,
+    warming: Option<Warming>,
+    /// Whether there may be something to send that there was not before.
+    has_news: bool,
+    /// Whether something waits for an answer.
+    is_blocked: bool,
+}
+
+/// New clusters that a client of everything was sent. It uses them when it has their endpoints,
+/// which it asks for when it has them.
+#[derive(Debug)]
+struct Warming {
+    /// Not longer than this.
+    until: Instant,
+    /// That were not sent yet.
+    endpoints: BTreeSet<Arc<str>>,
 }
 
 /// A request, delta or state of the world.
@@ -180,6 +197,9 @@ impl Stream {
             dependents,
             types: types.into(),
             nonce: 0,
+            warming: None,
+            has_news: false,
+            is_blocked: false,
         }
     }
 
@@ -205,9 +225,14 @@ impl Stream {
         let form = self.form;
         let subscription = self.subscription(kind);
         let answer = subscription.answer(&request.nonce, request.error.take());
-        match form {
+        let is_changed = match form {
             Form::Delta => subscription.change(kind, &request),
             Form::StateOfTheWorld => subscription.replace(kind, &request.subscribe),
+        };
+        self.has_news |= is_changed || (answer.is_some() && self.is_blocked);
+        if kind == ResourceType::Cluster && matches!(answer, Some(Answer::Refused { .. })) {
+            // What it refused it does not warm.
+            self.warming = None;
         }
         if self.types[&kind].asked() > SUBSCRIPTIONS_MAX {
             return Err(Violation::TooManySubscriptions);
@@ -224,8 +249,26 @@ impl Stream {
         Ok(answer)
     }
 
+    /// Whether requests since the last [`Stream::next`] may have made something to send: most only
+    /// say that all is well.
+    pub fn has_news(&self) -> bool {
+        self.has_news
+    }
+
+    /// When to call [`Stream::next`] again although nothing happened.
+    pub fn warming_until(&self) -> Option<Instant> {
+        self.warming.as_ref().map(|warming| warming.until)
+    }
+
     /// The next response, if there is one to send. Call until there is none.
-    pub fn next(&mut self, resources: &mut impl Resources) -> Option<Response> {
+    pub fn next(&mut self, now: Instant, resources: &mut impl Resources) -> Option<Response> {
+        self.is_blocked = false;
+        let response = self.look(now, resources);
+        self.has_news = response.is_some();
+        response
+    }
+
+    fn look(&mut self, now: Instant, resources: &mut impl Resources) -> Option<Response> {
         self.expand_wildcards(resources);
         if self.dependents == Dependents::Unasked {
             self.follow_dependents(resources);
@@ -235,7 +278,8 @@ impl Stream {
             // Clusters and endpoints first; those two do not wait for each other, since Envoy
             // answers a cluster only when it has its endpoints.
             let is_last = matches!(kind, ResourceType::Listener | ResourceType::Route);
-            if is_last && is_waiting {
+            if is_last && (self.is_warming(now) || is_waiting) {
+                self.is_blocked = true;
                 return None;
             }
             let Some(pending) = self.pending(kind, resources) else {
@@ -245,12 +289,62 @@ impl Stream {
                 is_waiting = true;
                 continue;
             }
-            return Some(self.respond(kind, pending, Removals::Wait, resources));
+            let new = self.new_clusters(kind, &pending);
+            let response = self.respond(kind, pending, Removals::Wait, resources);
+            self.warm(&new, &response, now);
+            return Some(response);
         }
         if is_waiting {
+            self.is_blocked = true;
             return None;
         }
         self.remove(resources)
+    }
+
+    /// Of clusters that are to be sent, those that a client of everything does not have.
+    fn new_clusters(&self, kind: ResourceType, names: &[Arc<str>]) -> BTreeSet<Arc<str>> {
+        let subscription = &self.types[&kind];
+        let is_warmed = self.dependents == Dependents::Asked
+            && kind == ResourceType::Cluster
+            && subscription.is_wildcard;
+        let is_new = |name: &&Arc<str>| {
+            let held = subscription.held.get(*name);
+            is_warmed && held.is_none_or(|held| !held.was_delivered)
+        };
+        names.iter().filter(is_new).map(Arc::clone).collect()
+    }
+
+    fn warm(&mut self, new: &BTreeSet<Arc<str>>, sent: &Response, now: Instant) {
+        let endpoints: Vec<_> = sent
+            .resources
+            .iter()
+            .filter(|compiled| new.contains(&compiled.name))
+            .flat_map(|compiled| &compiled.dependents)
+            .map(|dependent| Arc::clone(&dependent.name))
+            .collect();
+        if !endpoints.is_empty() {
+            let warming = self.warming.get_or_insert_with(|| Warming {
+                until: now + WARMING_MAX,
+                endpoints: BTreeSet::new(),
+            });
+            warming.endpoints.extend(endpoints);
+        }
+    }
+
+    fn is_warming(&mut self, now: Instant) -> bool {
+        let Some(warming) = &mut self.warming else {
+            return false;
+        };
+        let endpoints = &self.types[&ResourceType::Endpoints].held;
+        warming.endpoints.retain(|name| {
+            let held = endpoints.get(name);
+            held.is_none_or(|held| held.told == Told::Nothing)
+        });
+        let is_warming = !warming.endpoints.is_empty() && now < warming.until;
+        if !is_warming {
+            self.warming = None;
+        }
+        is_warming
     }
 
     /// Every name that is held, for the index of who holds what.
@@ -356,11 +450,10 @@ impl Stream {
     /// Delivered resources that are gone. Listeners first, so that nothing is left without its
     /// cluster.
     fn remove(&mut self, resources: &mut impl Resources) -> Option<Response> {
-        for kind in ResourceType::ALL.into_iter().rev() {
-            if self.types[&kind].in_flight.is_some() {
-                // Until the client has the new routes it may use the old clusters.
-                return None;
-            }
+        let mut is_waiting = false;
+        for kind in REMOVED_IN_ORDER {
+            // Until the client has the new routes it may use the old clusters.
+            is_waiting |= self.types[&kind].in_flight.is_some();
             let gone: Vec<_> = self.types[&kind]
                 .held
                 .iter()
@@ -373,6 +466,10 @@ impl Stream {
                 })
                 .map(|(name, _)| Arc::clone(name))
                 .collect();
+            if !gone.is_empty() && is_waiting {
+                self.is_blocked = true;
+                return None;
+            }
             if !gone.is_empty() {
                 return Some(self.respond(kind, gone, Removals::Now, resources));
             }
@@ -469,6 +566,7 @@ impl Stream {
                 && matches!(held.told, Told::Version(_))
             {
                 held.told = Told::Nothing;
+                held.refused = None;
             }
         }
     }
@@ -492,8 +590,8 @@ impl Subscription {
         Some(Answer::Refused { resources, message })
     }
 
-    /// Delta.
-    fn change(&mut self, kind: ResourceType, request: &Request) {
+    /// Delta. Whether it changes anything.
+    fn change(&mut self, kind: ResourceType, request: &Request) -> bool {
         let is_first = !self.has_begun;
         self.has_begun = true;
         if is_first {
@@ -525,6 +623,8 @@ impl Subscription {
             // Asked for again by name: the client may have lost it. What came unasked it has.
             if held.why.by_name && !is_first {
                 held.told = Told::Nothing;
+                // It may have been refused for another one in the same response.
+                held.refused = None;
             }
             held.why.by_name = true;
         }
@@ -542,13 +642,15 @@ impl Subscription {
             held.why.by_wildcard &= is_wildcard;
             held.why != Why::default()
         });
+        is_first || !(request.subscribe.is_empty() && request.unsubscribe.is_empty())
     }
 
-    /// State of the world: the list is all there is.
-    fn replace(&mut self, kind: ResourceType, names: &[String]) {
+    /// State of the world: the list is all there is. Whether it is another one than before.
+    fn replace(&mut self, kind: ResourceType, names: &[String]) -> bool {
         let has_wildcard_form = matches!(kind, ResourceType::Listener | ResourceType::Cluster);
         let was_wildcard = self.is_wildcard || !self.has_begun;
         let is_first = !self.has_begun;
+        let had_wildcard = self.is_wildcard;
         self.has_begun = true;
         self.is_wildcard = names.iter().any(|name| name == WILDCARD)
             || (has_wildcard_form && names.is_empty() && was_wildcard);
@@ -557,16 +659,22 @@ impl Subscription {
             .map(String::as_str)
             .filter(|name| *name != WILDCARD)
             .collect();
+        let mut is_changed = is_first || had_wildcard != self.is_wildcard;
         for name in &names {
-            self.held.entry((*name).into()).or_default().why.by_name = true;
+            let held = self.held.entry((*name).into()).or_default();
+            is_changed |= !held.why.by_name;
+            held.why.by_name = true;
         }
         let is_wildcard = self.is_wildcard;
         self.held.retain(|name, held| {
-            held.why.by_name = names.contains(&**name);
+            let is_named = names.contains(&**name);
+            is_changed |= held.why.by_name != is_named;
+            held.why.by_name = is_named;
             held.why.by_wildcard &= is_wildcard;
             held.why != Why::default()
         });
         self.is_due |= is_first && (self.is_wildcard || !self.held.is_empty());
+        is_changed
     }
 
     /// Names the client asked for itself.
@@ -588,6 +696,16 @@ impl Held {
     }
 }
 
+/// How long a new cluster may keep listeners and routes waiting: a client that never asks for its
+/// endpoints does not use it.
+const WARMING_MAX: Duration = Duration::from_secs(5);
+/// Users go before what they use.
+const REMOVED_IN_ORDER: [ResourceType; 4] = [
+    ResourceType::Listener,
+    ResourceType::Route,
+    ResourceType::Endpoints,
+    ResourceType::Cluster,
+];
 /// Subscribes to everything.
 const WILDCARD: &str = "*";
 /// Names one stream may ask for, of each type: a sidecar's 4096 destinations, with room for the

@@ -2,7 +2,10 @@
 
 use std::num::NonZeroU16;
 
-use heddle_policy::spiffe::SpiffeId;
+use heddle_policy::{
+    path::{Normal, Strictness},
+    spiffe::SpiffeId,
+};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
@@ -80,7 +83,7 @@ pub struct Source {
 /// What is called: all fields must hold, each by any of `values` and none of `not_values`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Operation {
-    /// The authority. HTTP only.
+    /// The authority, in lower case. HTTP only.
     pub hosts: Matches<Pattern>,
     /// The workload's port.
     pub ports: Matches<NonZeroU16>,
@@ -287,14 +290,15 @@ impl Decode for Action {
 impl Decode for Rule {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         let mut fields = decoder.fields(node)?;
-        let from = fields.or_default(decoder, "from");
-        let to = fields.or_default(decoder, "to");
-        let when = fields.or_default(decoder, "when");
+        // An empty list would hold of everything: a template that rendered nobody allows anybody.
+        let from = fields.or_default::<Filled<From>>(decoder, "from");
+        let to = fields.or_default::<Filled<To>>(decoder, "to");
+        let when = fields.or_default::<Filled<Condition>>(decoder, "when");
         fields.close(decoder);
         Some(Self {
-            from: from?,
-            to: to?,
-            when: when?,
+            from: from?.0,
+            to: to?.0,
+            when: when?.0,
         })
     }
 }
@@ -341,13 +345,13 @@ impl Decode for Source {
 impl Decode for Operation {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         let mut fields = decoder.fields(node)?;
-        let hosts = read(&mut fields, decoder, HOSTS);
+        let hosts = read::<Authority>(&mut fields, decoder, HOSTS);
         let ports = read::<Port>(&mut fields, decoder, PORTS);
         let methods = read(&mut fields, decoder, METHODS);
         let paths = read::<Path>(&mut fields, decoder, PATHS);
         fields.close(decoder);
         let operation = Self {
-            hosts: hosts?,
+            hosts: hosts?.map(|host| host.0),
             ports: ports?.map(|port| port.0),
             methods: methods?,
             paths: paths?.map(|path| path.0),
@@ -467,18 +471,69 @@ struct Path(Pattern);
 impl Decode for Path {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         let pattern = Pattern::decode(node, decoder)?;
-        let is_reachable = match &pattern {
-            Pattern::Exact(text) | Pattern::Prefix(text) => text.starts_with('/'),
-            Pattern::Suffix(_) | Pattern::Present => true,
-        };
         if pattern.to_string().contains(['{', '}']) {
             return decoder.refuse(node, "path templates are not implemented");
         }
-        if is_reachable {
-            Some(Self(pattern))
-        } else {
-            decoder.refuse(node, "must begin with `/` or `*`: no path could match")
+        match &pattern {
+            Pattern::Exact(text) | Pattern::Prefix(text) if !text.starts_with('/') => {
+                decoder.refuse(node, "must begin with `/` or `*`: no path could match")
+            }
+            Pattern::Exact(text) if !is_normal(text) => {
+                let normal = Normal::parse(text, Strictness::default()).ok();
+                decoder.refuse(node, no_path(text, normal))
+            }
+            Pattern::Prefix(text) if !ENDS.iter().any(|end| is_normal(&format!("{text}{end}"))) => {
+                decoder.refuse(node, no_path(text, None))
+            }
+            Pattern::Suffix(text)
+                if !BEGINNINGS
+                    .iter()
+                    .any(|begin| is_normal(&format!("{begin}{text}"))) =>
+            {
+                decoder.refuse(node, no_path(text, None))
+            }
+            _ => Some(Self(pattern)),
         }
+    }
+}
+
+/// Whether sidecars see a path in this very form; they compare no other.
+fn is_normal(path: &str) -> bool {
+    Normal::parse(path, Strictness::default())
+        .is_ok_and(|normal| normal.path == path && normal.query.is_none())
+}
+
+fn no_path(text: &str, normal: Option<Normal<'_>>) -> String {
+    let text = shown(text);
+    match normal {
+        Some(normal) => format!(
+            "`{text}` matches nothing: paths are compared in their normal form, such as `{}`",
+            shown(&normal.path)
+        ),
+        None => format!(
+            "`{text}` matches nothing: paths are compared without a query, empty and dot \
+             segments, and with what need not be escaped as it is"
+        ),
+    }
+}
+
+/// What can make a normal path of its beginning: nothing, more of a segment, the rest of an escape.
+const ENDS: [&str; 4] = ["", "x", "20", "0"];
+/// What can make a normal path of its end.
+const BEGINNINGS: [&str; 3] = ["", "/", "/x"];
+
+/// What a policy says of the authority, which is seen in lower case.
+struct Authority(Pattern);
+
+impl Decode for Authority {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let pattern = match Pattern::decode(node, decoder)? {
+            Pattern::Exact(text) => Pattern::Exact(text.to_ascii_lowercase()),
+            Pattern::Prefix(text) => Pattern::Prefix(text.to_ascii_lowercase()),
+            Pattern::Suffix(text) => Pattern::Suffix(text.to_ascii_lowercase()),
+            Pattern::Present => Pattern::Present,
+        };
+        Some(Self(pattern))
     }
 }
 

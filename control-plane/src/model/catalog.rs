@@ -9,9 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tracing::error;
 
 use super::{
-    CONFIG, DestinationRule, Fault, Host, Resource, ResourceId, ServiceEntry, Spec, VirtualService,
+    CONFIG, DestinationRule, Fault, Host, Kind, Resource, ResourceId, ServiceEntry, Spec,
+    VirtualService,
 };
 use crate::{
     addresses,
@@ -32,6 +34,23 @@ pub struct Catalog {
     addresses: HashMap<Host, [IpAddr; 2]>,
     /// Deleted resources whose history is kept.
     tombstones: BTreeMap<ResourceId, Revision>,
+    /// By key of the store.
+    unread: BTreeMap<Arc<str>, Unread>,
+}
+
+/// What the store holds under one key and we cannot read: it was written by a version with other
+/// rules, or is damaged. Until it is replaced or deleted, what the key held before stays in force.
+#[derive(Clone, Debug)]
+pub struct Unread {
+    /// Revision of its last write.
+    pub revision: Revision,
+    /// What is wrong with it.
+    pub why: Arc<str>,
+    /// It as it is; what is no text is shown as good as it can be.
+    pub text: Arc<str>,
+    /// Nobody here knows what the key held before: whatever is made of this catalog may lack a
+    /// policy, or the mark that an address is meshed.
+    pub is_blind: bool,
 }
 
 /// What the store holds under a resource's key. A deletion is written, not done, so that its
@@ -47,7 +66,7 @@ pub struct Record {
     pub json: Option<String>,
 }
 
-/// Why desired state could not be read. Nothing is left out silently: that could be a policy.
+/// Why the store's content could not be read.
 #[derive(Debug, Error)]
 pub enum Unreadable {
     /// The store did not answer.
@@ -100,35 +119,65 @@ impl Catalog {
     /// A watch from [`Catalog::revision`] with [`Catalog::update`] continues without a gap.
     ///
     /// # Errors
-    /// See [`Unreadable`].
-    pub async fn load(store: &dyn Store, previous: &Self) -> Result<Self, Unreadable> {
+    /// The store's. What it holds and cannot be read is [`Unread`].
+    pub async fn load(store: &dyn Store, previous: &Self) -> Result<Self, StoreError> {
         let config = store.list(CONFIG).await?;
         let allotted = store.list(addresses::HOSTS).await?;
         let mut catalog = Self {
             revision: config.revision,
             ..Self::default()
         };
+        let is_first = previous.revision == Revision(0);
         for entry in config.entries.iter().chain(&allotted.entries) {
-            catalog.read(entry, previous)?;
+            catalog.take(entry, previous, is_first);
         }
         Ok(catalog)
     }
 
     /// Applies changes of any keys; those it does not know are skipped. Applying them twice is
     /// the same as once.
-    ///
-    /// # Errors
-    /// See [`Unreadable`].
-    pub fn update(&mut self, changes: &Changes) -> Result<(), Unreadable> {
+    pub fn update(&mut self, changes: &Changes) {
         let none = Self::default();
         for event in &changes.events {
             match event {
-                Event::Put(entry) => self.read(entry, &none)?,
+                Event::Put(entry) => self.take(entry, &none, false),
                 Event::Deleted { key, .. } => self.forget(key),
             }
         }
         self.revision = self.revision.max(changes.revision);
-        Ok(())
+    }
+
+    /// Takes what is under a key; when that cannot be read, what was there before.
+    fn take(&mut self, entry: &Entry, previous: &Self, is_first: bool) {
+        let Err(unreadable) = self.read(entry, previous) else {
+            self.unread.remove(&entry.key);
+            return;
+        };
+        let key = &entry.key;
+        let before = previous.unread.get(key).or_else(|| self.unread.get(key));
+        let is_blind = before.map_or(is_first, |before| before.is_blind);
+        if before.is_none_or(|before| before.revision != entry.modified) {
+            error!(
+                %key,
+                error = %unreadable,
+                "what it held before stays in force until it is replaced or deleted"
+            );
+        }
+        let record = Record::read(entry).ok().and_then(|record| record.json);
+        let text = record.unwrap_or_else(|| String::from_utf8_lossy(&entry.value).into_owned());
+        let unread = Unread {
+            revision: entry.modified,
+            why: unreadable.to_string().into(),
+            text: text.into(),
+            is_blind,
+        };
+        if let Some(id) = ResourceId::from_key(key) {
+            self.tombstones.remove(&id);
+            if let Some(known) = previous.get(&id) {
+                self.insert(known.clone());
+            }
+        }
+        self.unread.insert(Arc::clone(key), unread);
     }
 
     fn read(&mut self, entry: &Entry, previous: &Self) -> Result<(), Unreadable> {
@@ -180,6 +229,23 @@ impl Catalog {
             self.remove(&id);
             self.tombstones.remove(&id);
         }
+        self.unread.remove(key);
+    }
+
+    /// What cannot be read, by key of the store.
+    pub fn unread(&self) -> impl Iterator<Item = (&str, &Unread)> {
+        self.unread.iter().map(|(key, unread)| (&**key, unread))
+    }
+
+    /// The text of a resource that cannot be read.
+    pub fn unread_at(&self, id: &ResourceId) -> Option<&Unread> {
+        self.unread.get(&*id.key())
+    }
+
+    /// Revision of a resource's last write, whether it can be read or not.
+    pub fn revision_of(&self, id: &ResourceId) -> Option<Revision> {
+        let unread = self.unread_at(id).map(|unread| unread.revision);
+        unread.or_else(|| self.get(id).map(|stored| stored.revision))
     }
 
     /// Deleted resources whose history is kept, with the revision of their deletion.
@@ -190,6 +256,24 @@ impl Catalog {
     /// Every resource, by kind, namespace and name.
     pub fn iter(&self) -> impl Iterator<Item = (&ResourceId, &Stored)> {
         self.resources.iter()
+    }
+
+    /// Every resource of a kind in a namespace, by name.
+    pub fn of(
+        &self,
+        kind: Kind,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&ResourceId, &Stored)> + use<'_> {
+        let first = ResourceId {
+            kind,
+            namespace: namespace.to_owned(),
+            name: String::new(),
+        };
+        let namespace = namespace.to_owned();
+        let is_of = move |id: &ResourceId| id.kind == kind && id.namespace == namespace;
+        self.resources
+            .range(first..)
+            .take_while(move |(id, _)| is_of(id))
     }
 
     /// One resource.
@@ -241,7 +325,14 @@ impl Catalog {
             index.extend(hosts.iter().map(|host| (host.clone(), id.clone())));
         }
         self.tombstones.remove(&id);
+        self.unread.remove(&*id.key());
         self.resources.insert(id, stored);
+    }
+
+    /// Takes a resource out, be it one that cannot be read. `false`: there is none.
+    pub fn delete(&mut self, id: &ResourceId) -> bool {
+        let unread = self.unread.remove(&*id.key());
+        self.remove(id).is_some() || unread.is_some()
     }
 
     /// Takes a resource out.

@@ -193,20 +193,28 @@ impl<'a> Decoder<'a> {
         mut entry: impl FnMut(&Field, &mut Self) -> Option<(K, T)>,
     ) -> Option<BTreeMap<K, T>> {
         let fields = self.fields(node)?;
-        let decoded: Vec<_> = fields
-            .entries
-            .iter()
-            .map(|field| {
-                let quoted = field.name.contains(['.', '[', '/', ' ']);
-                let segment = if quoted {
-                    format!("[{:?}]", field.name)
-                } else {
-                    format!(".{}", field.name)
+        let mut decoded = BTreeMap::new();
+        let mut is_whole = true;
+        for field in fields.entries {
+            let quoted = field.name.contains(['.', '[', '/', ' ']);
+            let segment = if quoted {
+                format!("[{:?}]", field.name)
+            } else {
+                format!(".{}", field.name)
+            };
+            is_whole &= self.within(format_args!("{segment}"), |decoder| {
+                let Some((key, value)) = entry(field, decoder) else {
+                    return false;
                 };
-                self.within(format_args!("{segment}"), |decoder| entry(field, decoder))
-            })
-            .collect();
-        decoded.into_iter().collect()
+                let is_new = decoded.insert(key, value).is_none();
+                if !is_new {
+                    // Two spellings of one key: either could be the one that is meant.
+                    decoder.fault(field.at, "says the same as an earlier key");
+                }
+                is_new
+            });
+        }
+        is_whole.then_some(decoded)
     }
 }
 

@@ -65,6 +65,31 @@ impl Document {
         }
     }
 
+    /// Checks that the store would give back what it is given: what it does not can never be read
+    /// again, by anybody.
+    pub(crate) fn check_storable(&self) -> Result<(), Fault> {
+        let json = self.resource.to_json();
+        if json.len() > CANONICAL_BYTES_MAX {
+            let message = format!(
+                "cannot be stored: with {} bytes it is larger than {CANONICAL_BYTES_MAX}",
+                json.len()
+            );
+            return Err(self.fault("", message));
+        }
+        match Resource::from_json(&json) {
+            Ok(again) if again == self.resource => Ok(()),
+            Ok(_) => Err(self.fault(
+                "",
+                "cannot be stored: it would be read back as something else, which is a fault of \
+                 Heddle's",
+            )),
+            Err(fault) => {
+                let message = format!("cannot be stored: {}", fault.message);
+                Err(self.fault(&fault.path, message))
+            }
+        }
+    }
+
     /// A fault of this document at a path of it.
     pub fn fault(&self, path: &str, message: impl Into<String>) -> Fault {
         Fault {
@@ -99,17 +124,19 @@ impl Resource {
     /// # Errors
     /// What is wrong with it: it was written by a version with other rules.
     pub fn from_json(json: &str) -> Result<Self, Fault> {
+        let fault = |message: String| Fault {
+            file: String::new(),
+            at: yaml::Position::default(),
+            path: String::new(),
+            message,
+        };
+        let root = yaml::read_back(json).map_err(|error| fault(format!("is not JSON: {error}")))?;
         let mut faults = Vec::new();
-        let mut documents = parse("", json, "default", &mut faults);
-        match (documents.pop(), faults.pop()) {
-            (Some(document), None) => Ok(document.resource),
+        let resource = Self::decode(&root, &mut Decoder::new("", "default", &mut faults));
+        match (resource, faults.into_iter().next()) {
             (_, Some(fault)) => Err(fault),
-            (None, None) => Err(Fault {
-                file: String::new(),
-                at: yaml::Position::default(),
-                path: String::new(),
-                message: "is empty".to_owned(),
-            }),
+            (Some(resource), None) => Ok(resource),
+            (None, None) => Err(fault("is nothing that we know".to_owned())),
         }
     }
 }
@@ -265,6 +292,8 @@ impl Decode for DnsLabel {
     }
 }
 
+/// Longest canonical form: quoted once more, in its record, it fits the store's values.
+pub const CANONICAL_BYTES_MAX: usize = 1_000_000;
 /// What may be written, and its group.
 const API_VERSIONS: [(&str, &str); 5] = [
     ("networking.istio.io/v1", "networking.istio.io"),

@@ -88,8 +88,10 @@ impl Decode for Ports {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         let ports = decoder.entries(node, |field, decoder| {
             let port = field.name.parse::<NonZeroU16>().ok();
+            let port = port.filter(|port| port.to_string() == field.name);
             if port.is_none() {
-                decoder.fault(field.at, "is not a port: must be 1 to 65535");
+                let message = "is not a port: must be 1 to 65535, without a leading zero or sign";
+                decoder.fault(field.at, message);
             }
             let mtls = Mtls::decode(&field.node, decoder);
             Some((port?, mtls?))

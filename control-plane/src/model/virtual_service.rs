@@ -365,14 +365,15 @@ impl Decode for HttpMatch {
         let uri = fields.optional(decoder, "uri");
         let headers = fields.or_default::<HeaderMatches>(decoder, "headers");
         let method = fields.optional(decoder, "method");
-        let authority = fields.optional(decoder, "authority");
+        let authority = fields.optional::<StringMatch>(decoder, "authority");
         fields.close(decoder);
         Some(Self {
             name: name?,
             uri: uri?,
             headers: headers?.0,
             method: method?,
-            authority: authority?,
+            // It is compared in lower case.
+            authority: authority?.map(StringMatch::in_lower_case),
         })
     }
 }
@@ -396,6 +397,16 @@ impl Decode for HeaderMatches {
             Some((name?, value?))
         });
         matches.map(Self)
+    }
+}
+
+impl StringMatch {
+    fn in_lower_case(self) -> Self {
+        match self {
+            Self::Exact(text) => Self::Exact(text.to_ascii_lowercase()),
+            Self::Prefix(text) => Self::Prefix(text.to_ascii_lowercase()),
+            Self::Regex(_) | Self::Present => self,
+        }
     }
 }
 

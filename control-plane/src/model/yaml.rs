@@ -110,6 +110,15 @@ pub fn parse(text: &str) -> Result<Vec<Node>, Malformed> {
     Ok(documents.into_iter().map(Node::from).collect())
 }
 
+/// The tree of a text that we wrote ourselves: JSON, without the limits on what users write and
+/// without positions.
+///
+/// # Errors
+/// Why it is not JSON.
+pub fn read_back(json: &str) -> Result<Node, serde_json::Error> {
+    serde_json::from_str(json).map(Node::unplaced)
+}
+
 /// The crate's words without its snippet, its position and its advice to programmers.
 fn first_line(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
@@ -121,6 +130,33 @@ fn first_line(error: &serde_saphyr::Error) -> String {
 }
 
 impl Node {
+    fn unplaced(json: serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match json {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(value),
+            Json::Number(number) => number
+                .as_i128()
+                .map(Value::Integer)
+                .or_else(|| number.as_f64().map(Value::Float))
+                .unwrap_or(Value::Null),
+            Json::String(text) => Value::Text(text),
+            Json::Array(items) => Value::List(items.into_iter().map(Self::unplaced).collect()),
+            Json::Object(fields) => {
+                let fields = fields.into_iter().map(|(name, json)| Field {
+                    name,
+                    at: Position::default(),
+                    node: Self::unplaced(json),
+                });
+                Value::Map(fields.collect())
+            }
+        };
+        Self {
+            value,
+            at: Position::default(),
+        }
+    }
+
     /// The node at a path such as `spec.http[0].route`, or the deepest one on the way there.
     pub fn nearest(&self, path: &str) -> &Self {
         let mut node = self;

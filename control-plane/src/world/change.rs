@@ -127,7 +127,9 @@ fn allotted(before: &World, after: &World, topics: &mut HashSet<Topic>) {
 }
 
 fn registration(before: &World, after: &World, workload: &Workload, topics: &mut HashSet<Topic>) {
-    topics.insert(Topic::Outbound);
+    if before.knows(workload.address) != after.knows(workload.address) {
+        topics.insert(Topic::Outbound);
+    }
     topics.insert(Topic::Address(workload.address));
     for world in [before, after] {
         for host in world.hosts_touched_by(workload) {

@@ -468,6 +468,22 @@ fn short_names_stand_for_hosts_of_the_own_namespace() {
 }
 
 #[test]
+fn a_registration_is_news_of_the_meshs_addresses_only_where_one_comes_or_goes() {
+    let before = Fixture::shop();
+    let mut after = before.clone();
+    let mut heavier = workload("v1-a", "user", "10.1.0.1", "v1");
+    heavier.weight = NonZeroU32::new(7).unwrap();
+    after.register(heavier);
+    let topics = changes(&before.world(), &after.world());
+    assert!(topics.contains(&Topic::Address("10.1.0.1".parse().unwrap())));
+    assert!(!topics.contains(&Topic::Outbound), "{topics:?}");
+    after.register(workload("v1-c", "user", "10.1.0.9", "v1"));
+    for (a, b) in [(&before, &after), (&after, &before)] {
+        assert!(changes(&a.world(), &b.world()).contains(&Topic::Outbound));
+    }
+}
+
+#[test]
 fn a_change_names_what_depends_on_it_and_nothing_else() {
     let before = Fixture::shop();
     assert!(changes(&before.world(), &before.world()).is_empty());

@@ -132,3 +132,39 @@ fn who_drains_is_leaving_until_its_last_stream_has_gone() {
     proxies.registration_ended(WEB);
     assert!(!proxies.is_leaving(WEB));
 }
+
+#[test]
+fn who_holds_a_name_is_known_by_it_until_it_is_let_go() {
+    let proxies = Proxies::default();
+    let connect = |node: &str| {
+        proxies.connect(Introduction {
+            node_id: node.into(),
+            identity: None,
+            flavour: "envoy",
+            build: String::new(),
+        })
+    };
+    let (a, b) = (connect("n/s/a"), connect("n/s/b"));
+    let version = Some("1".into());
+    for (id, names) in [(a, ["x", "y"]), (b, ["y", "z"])] {
+        let what = names.map(|name| (name.into(), version.clone()));
+        proxies.sent(id, ResourceType::Route, &what);
+        proxies.accepted(id, ResourceType::Route, &what);
+    }
+    let holders = |name: &str| {
+        let held = proxies.held(|held| *held == route(name));
+        assert!(held.iter().all(|held| held.in_force == version));
+        let mut nodes: Vec<_> = held.iter().map(|held| held.node_id.to_string()).collect();
+        nodes.sort();
+        nodes
+    };
+    assert_eq!(holders("x"), ["n/s/a"]);
+    assert_eq!(holders("y"), ["n/s/a", "n/s/b"]);
+    assert_eq!(proxies.held(|name| *name.name != *"y").len(), 2);
+    proxies.retain(a, |name| *name.name == *"x");
+    assert_eq!(holders("y"), ["n/s/b"]);
+    proxies.disconnect(b);
+    assert_eq!(holders("y").len() + holders("z").len(), 0);
+    assert_eq!(holders("x"), ["n/s/a"]);
+    assert_eq!(proxies.state.lock().by_name.len(), 1);
+}

@@ -66,6 +66,11 @@ impl Resources for Model {
     }
 }
 
+fn at(seconds: u64) -> Instant {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *START.get_or_init(heddle_shell::clock::now) + Duration::from_secs(seconds)
+}
+
 fn names(list: &[&str]) -> Vec<String> {
     list.iter().map(|&name| name.to_owned()).collect()
 }
@@ -107,7 +112,7 @@ fn told(response: &Response) -> String {
 /// Everything there is to send, each answered with an ACK when `form` is delta.
 fn drain(stream: &mut Stream, model: &mut Model) -> Vec<String> {
     let mut lines = Vec::new();
-    while let Some(response) = stream.next(model) {
+    while let Some(response) = stream.next(at(0), model) {
         lines.push(told(&response).trim_end().to_owned());
         if stream.form == Form::Delta {
             stream
@@ -132,7 +137,7 @@ fn a_listener_brings_what_it_needs_in_one_burst_clusters_first() {
     let mut stream = Stream::new(Form::Delta, Dependents::Unasked);
     stream.request(LDS, subscribe(&["l"])).unwrap();
     // Without a single answer in between.
-    let burst: Vec<_> = std::iter::from_fn(|| stream.next(&mut model))
+    let burst: Vec<_> = std::iter::from_fn(|| stream.next(at(0), &mut model))
         .map(|r| told(&r))
         .collect();
     assert_eq!(
@@ -142,7 +147,7 @@ fn a_listener_brings_what_it_needs_in_one_burst_clusters_first() {
     // Subscribing to what came unasked sends nothing again.
     stream.request(RDS, subscribe(&["r"])).unwrap();
     stream.request(CDS, subscribe(&["c"])).unwrap();
-    assert!(stream.next(&mut model).is_none());
+    assert!(stream.next(at(0), &mut model).is_none());
 }
 
 #[test]
@@ -165,16 +170,19 @@ fn routes_wait_while_a_cluster_cannot_be_sent() {
     let mut model = Model::destination();
     let mut stream = Stream::new(Form::Delta, Dependents::Unasked);
     stream.request(LDS, subscribe(&["l"])).unwrap();
-    let first = stream.next(&mut model).unwrap();
-    while stream.next(&mut model).is_some() {}
+    let first = stream.next(at(0), &mut model).unwrap();
+    while stream.next(at(0), &mut model).is_some() {}
     model.put(CDS, "c", "2", &[name(EDS, "c")]);
     model.put(RDS, "r", "2", &[name(CDS, "c")]);
     assert!(
-        stream.next(&mut model).is_none(),
+        stream.next(at(0), &mut model).is_none(),
         "the first cluster is not answered"
     );
     stream.request(CDS, answer(&first, &[], None)).unwrap();
-    assert_eq!(told(&stream.next(&mut model).unwrap()), "cluster c@2");
+    assert_eq!(
+        told(&stream.next(at(0), &mut model).unwrap()),
+        "cluster c@2"
+    );
 }
 
 #[test]
@@ -187,7 +195,7 @@ fn endpoints_are_sent_again_after_their_cluster_changed() {
             stream.request(kind, subscribe(&["c"])).unwrap();
         }
         for _ in 0..2 {
-            let response = stream.next(&mut model).unwrap();
+            let response = stream.next(at(0), &mut model).unwrap();
             stream
                 .request(response.kind, answer(&response, &["c"], None))
                 .unwrap();
@@ -206,10 +214,10 @@ fn one_response_of_a_type_is_in_flight_and_versions_in_between_are_skipped() {
     let mut model = Model::destination();
     let mut stream = delta();
     stream.request(EDS, subscribe(&["c"])).unwrap();
-    let first = stream.next(&mut model).unwrap();
+    let first = stream.next(at(0), &mut model).unwrap();
     for version in ["2", "3"] {
         model.put(EDS, "c", version, &[]);
-        assert!(stream.next(&mut model).is_none());
+        assert!(stream.next(at(0), &mut model).is_none());
     }
     stream.request(EDS, answer(&first, &[], None)).unwrap();
     assert_eq!(drain(&mut stream, &mut model), ["endpoints c@3"]);
@@ -221,18 +229,18 @@ fn a_stale_nonce_acknowledges_nothing_but_its_names_count() {
     model.put(EDS, "d", "1", &[]);
     for mut stream in [delta(), state_of_the_world()] {
         stream.request(EDS, subscribe(&["c"])).unwrap();
-        let first = stream.next(&mut model).unwrap();
+        let first = stream.next(at(0), &mut model).unwrap();
         let mut stale = answer(&first, &["c", "d"], None);
         stale.nonce = "0".to_owned();
         assert_eq!(stream.request(EDS, stale).unwrap(), None);
         assert!(
-            stream.next(&mut model).is_none(),
+            stream.next(at(0), &mut model).is_none(),
             "the first is still in flight"
         );
         stream
             .request(EDS, answer(&first, &["c", "d"], None))
             .unwrap();
-        assert!(told(&stream.next(&mut model).unwrap()).contains("d@1"));
+        assert!(told(&stream.next(at(0), &mut model).unwrap()).contains("d@1"));
     }
 }
 
@@ -242,7 +250,7 @@ fn a_refused_version_is_recorded_and_not_sent_again() {
     for mut stream in [delta(), state_of_the_world()] {
         model.put(RDS, "r", "1", &[]);
         stream.request(RDS, subscribe(&["r"])).unwrap();
-        let first = stream.next(&mut model).unwrap();
+        let first = stream.next(at(0), &mut model).unwrap();
         let refusal = Request {
             subscribe: if stream.form == Form::Delta {
                 Vec::new()
@@ -255,9 +263,9 @@ fn a_refused_version_is_recorded_and_not_sent_again() {
         let resources = vec![("r".into(), Some("1".into()))];
         let message = "no".to_owned();
         assert_eq!(answered, Some(Answer::Refused { resources, message }));
-        assert!(stream.next(&mut model).is_none());
+        assert!(stream.next(at(0), &mut model).is_none());
         model.put(RDS, "r", "2", &[]);
-        assert_eq!(told(&stream.next(&mut model).unwrap()), "route r@2");
+        assert_eq!(told(&stream.next(at(0), &mut model).unwrap()), "route r@2");
     }
 }
 
@@ -266,7 +274,7 @@ fn an_unknown_name_is_answered_at_once_and_delivered_when_it_appears() {
     for mut stream in [delta(), state_of_the_world()] {
         let mut model = Model::default();
         stream.request(LDS, subscribe(&["l"])).unwrap();
-        let first = stream.next(&mut model).unwrap();
+        let first = stream.next(at(0), &mut model).unwrap();
         assert_eq!(told(&first), "listener -l");
         let wanted: &[&str] = if stream.form == Form::Delta {
             &[]
@@ -274,9 +282,12 @@ fn an_unknown_name_is_answered_at_once_and_delivered_when_it_appears() {
             &["l"]
         };
         stream.request(LDS, answer(&first, wanted, None)).unwrap();
-        assert!(stream.next(&mut model).is_none());
+        assert!(stream.next(at(0), &mut model).is_none());
         model.put(LDS, "l", "1", &[]);
-        assert_eq!(told(&stream.next(&mut model).unwrap()), "listener l@1");
+        assert_eq!(
+            told(&stream.next(at(0), &mut model).unwrap()),
+            "listener l@1"
+        );
     }
 }
 
@@ -334,24 +345,69 @@ fn removals_come_last_and_users_go_before_what_they_use() {
 }
 
 #[test]
+fn listeners_are_removed_before_their_routes() {
+    let mut model = Model::destination();
+    let mut stream = delta();
+    for (kind, list) in [(LDS, "l"), (RDS, "r"), (CDS, "c"), (EDS, "c")] {
+        stream.request(kind, subscribe(&[list])).unwrap();
+    }
+    drain(&mut stream, &mut model);
+    model.existing.clear();
+    assert_eq!(
+        drain(&mut stream, &mut model),
+        ["listener -l", "route -r", "endpoints -c", "cluster -c"]
+    );
+}
+
+#[test]
+fn what_was_refused_with_another_comes_again_when_it_is_asked_for() {
+    let mut model = Model::destination();
+    model.put(EDS, "d", "1", &[]);
+    let mut stream = delta();
+    stream.request(EDS, subscribe(&["c", "d"])).unwrap();
+    let first = stream.next(at(0), &mut model).unwrap();
+    // One of the two was bad; which, the client does not say.
+    stream
+        .request(EDS, answer(&first, &[], Some("d is bad")))
+        .unwrap();
+    assert!(stream.next(at(0), &mut model).is_none());
+    stream.request(EDS, subscribe(&["c"])).unwrap();
+    assert_eq!(drain(&mut stream, &mut model), ["endpoints c@1"]);
+    // So do endpoints whose cluster comes anew.
+    model.put(EDS, "c", "2", &[]);
+    let second = stream.next(at(0), &mut model).unwrap();
+    stream
+        .request(EDS, answer(&second, &[], Some("no")))
+        .unwrap();
+    stream.request(CDS, subscribe(&["c"])).unwrap();
+    assert_eq!(
+        drain(&mut stream, &mut model),
+        ["cluster c@1", "endpoints c@2"]
+    );
+}
+
+#[test]
 fn the_whole_world_keeps_a_cluster_until_its_route_is_gone() {
     let mut model = Model::destination();
     model.put(CDS, "old", "1", &[]);
     let mut stream = state_of_the_world();
     stream.request(CDS, subscribe(&["c", "old"])).unwrap();
-    let first = stream.next(&mut model).unwrap();
+    let first = stream.next(at(0), &mut model).unwrap();
     assert_eq!(told(&first), "cluster c@1 old@1");
     stream
         .request(CDS, answer(&first, &["c", "old"], None))
         .unwrap();
     model.remove(CDS, "old");
     model.put(CDS, "c", "2", &[]);
-    let second = stream.next(&mut model).unwrap();
+    let second = stream.next(at(0), &mut model).unwrap();
     assert_eq!(told(&second), "cluster c@2 old@1");
     stream
         .request(CDS, answer(&second, &["c", "old"], None))
         .unwrap();
-    assert_eq!(told(&stream.next(&mut model).unwrap()), "cluster c@2 -old");
+    assert_eq!(
+        told(&stream.next(at(0), &mut model).unwrap()),
+        "cluster c@2 -old"
+    );
 }
 
 #[test]
@@ -360,16 +416,16 @@ fn everything_is_a_star_or_a_first_request_without_names() {
         for mut stream in [delta(), state_of_the_world()] {
             let mut model = Model::destination();
             stream.request(CDS, request.clone()).unwrap();
-            let first = stream.next(&mut model).unwrap();
+            let first = stream.next(at(0), &mut model).unwrap();
             assert_eq!(told(&first), "cluster c@1");
             let mut acknowledged = answer(&first, &[], None);
             if stream.form == Form::StateOfTheWorld {
                 acknowledged.subscribe.clone_from(&request.subscribe);
             }
             stream.request(CDS, acknowledged).unwrap();
-            assert!(stream.next(&mut model).is_none());
+            assert!(stream.next(at(0), &mut model).is_none());
             model.put(CDS, "d", "1", &[]);
-            assert!(told(&stream.next(&mut model).unwrap()).contains("d@1"));
+            assert!(told(&stream.next(at(0), &mut model).unwrap()).contains("d@1"));
         }
     }
 }
@@ -378,9 +434,9 @@ fn everything_is_a_star_or_a_first_request_without_names() {
 fn everything_of_nothing_is_answered() {
     for mut stream in [delta(), state_of_the_world()] {
         stream.request(CDS, subscribe(&[])).unwrap();
-        let response = stream.next(&mut Model::default()).unwrap();
+        let response = stream.next(at(0), &mut Model::default()).unwrap();
         assert!(response.resources.is_empty() && response.absent.is_empty());
-        assert!(stream.next(&mut Model::default()).is_none());
+        assert!(stream.next(at(0), &mut Model::default()).is_none());
     }
 }
 
@@ -392,7 +448,7 @@ fn what_is_not_subscribed_any_more_is_not_sent() {
     drain(&mut stream, &mut model);
     stream.request(EDS, unsubscribe(&["c"])).unwrap();
     model.put(EDS, "c", "2", &[]);
-    assert!(stream.next(&mut model).is_none());
+    assert!(stream.next(at(0), &mut model).is_none());
     // Back again: from the beginning.
     stream.request(EDS, subscribe(&["c"])).unwrap();
     assert_eq!(drain(&mut stream, &mut model), ["endpoints c@2"]);
@@ -419,7 +475,7 @@ fn responses_are_cut_where_a_part_is_allowed() {
     let mut stream = state_of_the_world();
     stream.request(CDS, subscribe(&all)).unwrap();
     assert_eq!(
-        stream.next(&mut model).unwrap().resources.len(),
+        stream.next(at(0), &mut model).unwrap().resources.len(),
         5,
         "a part would delete the rest"
     );
@@ -468,5 +524,105 @@ fn the_names_of_all_types_together_are_bounded() {
         stream.request(EDS, some(0..fill - fill / 2)).unwrap();
         let over = stream.request(RDS, some(0..1)).unwrap_err();
         assert_eq!(over, Violation::NamesTooLong);
+    }
+}
+
+/// A client of everything that has what is there, as Envoy has.
+fn warm(form: Form, model: &mut Model) -> Stream {
+    let mut stream = Stream::new(form, Dependents::Asked);
+    for (kind, list) in [(CDS, "*"), (EDS, "c"), (LDS, "*"), (RDS, "r")] {
+        stream.request(kind, subscribe(&[list])).unwrap();
+        let response = stream.next(at(0), model).unwrap();
+        assert_eq!(response.kind, kind);
+        acknowledge(&mut stream, &response, list);
+    }
+    assert!(stream.next(at(0), model).is_none());
+    stream
+}
+
+fn acknowledge(stream: &mut Stream, response: &Response, list: &str) {
+    let wanted: Vec<&str> = match stream.form {
+        Form::Delta => Vec::new(),
+        Form::StateOfTheWorld => list.split(' ').collect(),
+    };
+    let request = answer(response, &wanted, None);
+    stream.request(response.kind, request).unwrap();
+}
+
+#[test]
+fn a_route_waits_for_the_endpoints_that_its_new_cluster_is_warmed_with() {
+    for form in [Form::Delta, Form::StateOfTheWorld] {
+        let mut model = Model::destination();
+        let mut stream = warm(form, &mut model);
+        model.put(RDS, "r", "2", &[name(CDS, "c"), name(CDS, "d")]);
+        model.put(CDS, "d", "1", &[name(EDS, "d")]);
+        model.put(EDS, "d", "1", &[]);
+        let clusters = stream.next(at(1), &mut model).unwrap();
+        assert_eq!(clusters.kind, CDS);
+        assert!(stream.next(at(1), &mut model).is_none(), "{form:?}");
+        acknowledge(&mut stream, &clusters, "*");
+        assert!(stream.next(at(1), &mut model).is_none(), "{form:?}");
+        stream.request(EDS, subscribe(&["c", "d"])).unwrap();
+        assert!(stream.has_news());
+        let endpoints = stream.next(at(1), &mut model).unwrap();
+        assert_eq!(endpoints.kind, EDS);
+        let route = stream.next(at(1), &mut model).unwrap();
+        assert_eq!(told(&route), "route r@2");
+        assert_eq!(stream.warming_until(), None);
+    }
+}
+
+#[test]
+fn a_cluster_that_is_never_warmed_keeps_routes_waiting_no_longer_than_that() {
+    let mut model = Model::destination();
+    for has_refused in [false, true] {
+        let mut stream = warm(Form::Delta, &mut model);
+        model.put(RDS, "r", "2", &[]);
+        model.put(CDS, "d", "1", &[name(EDS, "d")]);
+        let clusters = stream.next(at(1), &mut model).unwrap();
+        let error = has_refused.then_some("no");
+        stream.request(CDS, answer(&clusters, &[], error)).unwrap();
+        let until = if has_refused { at(1) } else { at(6) };
+        if !has_refused {
+            let just_before = until - Duration::from_millis(1);
+            assert!(stream.next(just_before, &mut model).is_none());
+            assert_eq!(stream.warming_until(), Some(until));
+        }
+        assert_eq!(told(&stream.next(until, &mut model).unwrap()), "route r@2");
+        model = Model::destination();
+    }
+}
+
+#[test]
+fn a_mere_acknowledgement_is_no_news() {
+    for mut stream in [delta(), state_of_the_world()] {
+        let mut model = Model::destination();
+        stream.request(EDS, subscribe(&["c"])).unwrap();
+        assert!(stream.has_news());
+        let first = stream.next(at(0), &mut model).unwrap();
+        assert!(stream.next(at(0), &mut model).is_none());
+        let mut unknown = answer(&first, &["c"], None);
+        if stream.form == Form::Delta {
+            unknown.subscribe.clear();
+        }
+        let acknowledged = unknown.clone();
+        unknown.nonce = "77".to_owned();
+        stream.request(EDS, unknown).unwrap();
+        assert!(!stream.has_news());
+        stream.request(EDS, acknowledged.clone()).unwrap();
+        assert!(!stream.has_news());
+        // But for what came while the answer was awaited.
+        model.put(EDS, "c", "2", &[]);
+        let second = stream.next(at(0), &mut model).unwrap();
+        model.put(EDS, "c", "3", &[]);
+        assert!(stream.next(at(0), &mut model).is_none());
+        let mut acknowledged = acknowledged;
+        acknowledged.nonce.clone_from(&second.nonce);
+        stream.request(EDS, acknowledged).unwrap();
+        assert!(stream.has_news());
+        assert!(stream.next(at(0), &mut model).is_some());
+        // And for other names.
+        stream.request(EDS, subscribe(&["c", "d"])).unwrap();
+        assert!(stream.has_news());
     }
 }

@@ -81,7 +81,7 @@ fn every_fault_of_every_document_is_told() {
             "f.yaml:12:14: spec.http[0].timeout: `soon` is not a duration such as 10s or 100ms",
             "f.yaml:13:5: spec.http[0].fault: is not implemented by this version of Heddle",
             "f.yaml:19:16: spec.mtls.mode: `strict` must be one of UNSET, STRICT, PERMISSIVE, DISABLE",
-            "f.yaml:20:19: spec.portLevelMtls.99999: is not a port: must be 1 to 65535",
+            "f.yaml:20:19: spec.portLevelMtls.99999: is not a port: must be 1 to 65535, without a leading zero or sign",
             "f.yaml:22:7: kind: `Gateway` must be one of AuthorizationPolicy, DestinationRule, PeerAuthentication, ServiceEntry, VirtualService, WorkloadEntry",
         ],
     );
@@ -228,6 +228,39 @@ fn each_bad_value_says_what_is_right() {
             "f.yaml:5:18: spec.portLevelMtls: needs a selector: ports belong to a workload",
         ),
         (
+            document("AuthorizationPolicy", "rules: [{from: []}]"),
+            "f.yaml:5:18: spec.rules[0].from: is empty; leave it out",
+        ),
+        (
+            document("AuthorizationPolicy", "rules: [{to: []}]"),
+            "f.yaml:5:16: spec.rules[0].to: is empty; leave it out",
+        ),
+        (
+            document("AuthorizationPolicy", "rules: [{when: []}]"),
+            "f.yaml:5:18: spec.rules[0].when: is empty; leave it out",
+        ),
+        (
+            document(
+                "AuthorizationPolicy",
+                "rules: [{to: [{operation: {paths: [//a]}}]}]",
+            ),
+            "f.yaml:5:38: spec.rules[0].to[0].operation.paths[0]: `//a` matches nothing: paths are compared in their normal form, such as `/a`",
+        ),
+        (
+            document(
+                "PeerAuthentication",
+                "selector: {matchLabels: {app: a}}\nportLevelMtls: {8080: {mode: STRICT}, '08080': {mode: DISABLE}}",
+            ),
+            "f.yaml:6:41: spec.portLevelMtls.08080: is not a port: must be 1 to 65535, without a leading zero or sign",
+        ),
+        (
+            document(
+                "VirtualService",
+                "hosts: [w]\nhttp: [{match: [{headers: {X-A: {exact: b}, x-a: {exact: c}}}], route: [{destination: {host: a}}]}]",
+            ),
+            "f.yaml:6:47: spec.http[0].match[0].headers.x-a: says the same as an earlier key",
+        ),
+        (
             document("WorkloadEntry", "address: 10.0.0.1\nweight: 0"),
             "f.yaml:6:11: spec.weight: must be 1 to 1000",
         ),
@@ -285,6 +318,36 @@ fn the_canonical_form_says_the_same_and_is_stable() {
 }
 
 #[test]
+fn every_character_comes_back_from_the_store() {
+    let mut resource = resource(&document("WorkloadEntry", "address: 10.0.0.1"));
+    let all: Vec<char> = ('\0'..=char::MAX).collect();
+    for some in all.chunks(1000) {
+        let text: String = some.iter().collect();
+        resource.annotations = Labels::from([(text.clone(), text)]);
+        let again = Resource::from_json(&resource.to_json());
+        assert_eq!(again.as_ref(), Ok(&resource));
+    }
+    // The reader of users' texts takes this one as an escape only, and we write it as it is.
+    resource.annotations = Labels::from([("note".to_owned(), "\x7f".to_owned())]);
+    let mut faults = Vec::new();
+    parse("", &resource.to_json(), "shop", &mut faults);
+    assert_ne!(faults, []);
+}
+
+#[test]
+fn limits_of_what_users_write_are_not_limits_of_what_is_stored() {
+    let mut resource = resource(&full()[0]);
+    // Each was once more than the reader of users' texts takes: a long key, many nodes, many bytes.
+    resource.labels.insert("k".repeat(2000), "v".repeat(5));
+    for number in 0..120_000 {
+        resource.annotations.insert(number.to_string(), "v".into());
+    }
+    let json = resource.to_json();
+    assert!(json.len() > yaml::TEXT_BYTES_MAX, "{}", json.len());
+    assert_eq!(Resource::from_json(&json), Ok(resource));
+}
+
+#[test]
 fn the_canonical_form_is_this() {
     let text = document(
         "VirtualService",
@@ -339,4 +402,50 @@ fn random_damage_never_panics_and_never_passes_silently() {
             &mut Vec::new(),
         );
     }
+}
+
+/// Whether a path of a policy is taken.
+fn takes_path(path: &str) -> bool {
+    let spec = format!("rules: [{{to: [{{operation: {{paths: ['{path}']}}}}]}}]");
+    let text = document("AuthorizationPolicy", &spec);
+    let mut faults = Vec::new();
+    parse("f", &text, "shop", &mut faults);
+    faults.is_empty()
+}
+
+#[test]
+fn a_path_that_no_request_has_is_refused() {
+    for path in [
+        "/", "/a", "/a/", "/.a", "/a..", "/a/*", "/a/.*", "/a/..*", "/%20", "/a%*", "/a%2*", "*/b",
+        "*b", "*.", "*/.b", "*%20", "*",
+    ] {
+        assert!(takes_path(path), "{path}");
+    }
+    for path in [
+        "//a", "/a//b", "/a/../b", "/a/./b", "/a/..", "/a?x=1", "/a#b", "/%41", "/%2f", "/a b",
+        "//*", "/a//*", "/a/../*", "/a?*", "*//b", "*/../b", "*?x", "*%41",
+    ] {
+        assert!(!takes_path(path), "{path}");
+    }
+}
+
+#[test]
+fn hosts_are_compared_in_lower_case() {
+    let text = document(
+        "AuthorizationPolicy",
+        "rules: [{to: [{operation: {hosts: [Admin.Shop, 'A*'], notHosts: ['*B']}}]}]",
+    );
+    let json = resource(&text).to_json();
+    let operation = r#"{"hosts":["admin.shop","a*"],"notHosts":["*b"]}"#;
+    assert!(json.contains(operation), "{json}");
+    let text = document(
+        "VirtualService",
+        "hosts: [w]\nhttp: [{match: [{authority: {exact: Admin.Shop}}, {authority: {prefix: A}}], route: [{destination: {host: a}}]}]",
+    );
+    let json = resource(&text).to_json();
+    assert!(
+        json.contains(r#""authority":{"exact":"admin.shop"}"#),
+        "{json}"
+    );
+    assert!(json.contains(r#""authority":{"prefix":"a"}"#), "{json}");
 }
