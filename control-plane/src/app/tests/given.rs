@@ -111,17 +111,17 @@ async fn a_wrong_root_is_refused_at_the_start_with_its_file_and_the_reason() {
     };
     let hour = Duration::from_secs(3600);
     with("expired", &|params| {
-        params.not_after = (clock::wall() - hour / 2).into()
+        params.not_after = (clock::wall() - hour / 2).into();
     });
     with("early", &|params| {
-        params.not_before = (clock::wall() + hour).into()
+        params.not_before = (clock::wall() + hour).into();
     });
     with("leaf", &|params| params.is_ca = IsCa::ExplicitNoCa);
     with("crls", &|params| {
-        params.key_usages = vec![KeyUsagePurpose::CrlSign]
+        params.key_usages = vec![KeyUsagePurpose::CrlSign];
     });
     with("last", &|params| {
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0))
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     });
     for (name, why) in [
         ("expired", "expired"),
