@@ -157,20 +157,6 @@ impl<'a> Bench<'a> {
         self.file("token", &token)
     }
 
-    fn issue<'w>(&self, token: &'w str, out: &'w str, root: &'w str) -> [&'w str; 8] {
-        let [certs, issue] = ["certs", "issue"];
-        [
-            certs,
-            issue,
-            "--token",
-            token,
-            "--out",
-            out,
-            "--trust-anchor",
-            root,
-        ]
-    }
-
     fn root(&self) -> String {
         self.plane.root().display().to_string()
     }
@@ -212,6 +198,21 @@ impl<'a> Bench<'a> {
         let file = self.file("token", &minted.token)?;
         Ok((file, clock::from_unix_ms(minted.not_after_ms)))
     }
+}
+
+/// The words that issue a certificate.
+fn issue<'w>(token: &'w str, out: &'w str, root: &'w str) -> [&'w str; 8] {
+    let [certs, issue] = ["certs", "issue"];
+    [
+        certs,
+        issue,
+        "--token",
+        token,
+        "--out",
+        out,
+        "--trust-anchor",
+        root,
+    ]
 }
 
 impl From<Output> for Run {
@@ -322,7 +323,7 @@ type Lazy = (
 
 async fn lazy_sidecar(bench: &Bench<'_>) -> Result<Lazy> {
     let (token, out) = (bench.token()?, bench.directory.join("web"));
-    bench.ok(&bench.issue(&token, &out.display().to_string(), &bench.root()))?;
+    bench.ok(&issue(&token, &out.display().to_string(), &bench.root()))?;
     let features = Wire {
         kind: Some(value::Kind::NumberValue(1.0)),
     };
@@ -399,7 +400,7 @@ async fn an_identity_is_denied_and_allowed_again() -> Result<()> {
     let bench = Bench::start(&directory, json!({})).await?;
     let (token, root) = (bench.token()?, bench.root());
     let out = directory.path().join("web").display().to_string();
-    let issue = bench.issue(&token, &out, &root);
+    let issue = issue(&token, &out, &root);
     bench.ok(&issue)?;
     let denied = bench.json(&["certs", "deny", WEB])?;
     ensure!(denied["outcome"] == "denied" && denied["identity"] == WEB);
@@ -430,7 +431,7 @@ async fn a_certificate_renews_itself_when_its_token_has_ended() -> Result<()> {
     let (token, ends) = bench.short_token(Duration::from_secs(2)).await?;
     let out: PathBuf = directory.path().join("web");
     let (words, root) = (out.display().to_string(), bench.root());
-    let mut issue = bench.command(&bench.issue(&token, &words, &root))?;
+    let mut issue = bench.command(&issue(&token, &words, &root))?;
     issue.arg("--renew");
     let log = directory.path().join("renew.log");
     let mut renewing = Process::start("certs issue".to_owned(), &mut issue, log)?;
