@@ -231,13 +231,14 @@ impl Parts {
             filter: Published::new(config.log.clone()),
             drain,
         });
-        for (name, address, interface) in [
-            ("health", config.health_listen, Interface::Platform),
-            ("admin", config.admin_listen, Interface::Admin),
+        let (health, admin_page) = (config.health_listen, config.admin_listen);
+        for (name, setting, address, interface) in [
+            ("health", "telemetry.listen", health, Interface::Platform),
+            ("admin", "admin.listen", admin_page, Interface::Admin),
         ] {
             let listener = intercept::listen(address)
                 .and_then(TcpListener::from_std)
-                .with_context(|| format!("binding the {name} listener to {address}"))?;
+                .with_context(|| format!("binding the {name} listener to {address} ({setting}); is it another sidecar's?"))?;
             tasks.spawn(name, admin::serve(Arc::clone(&admin), listener, interface));
         }
         Ok(asked)
@@ -270,7 +271,8 @@ impl Parts {
                     warn!(%address, %error, "DNS is not served here: there is no such IPv6 address");
                 }
                 Err(error) => {
-                    return Err(error).with_context(|| format!("binding DNS to {address}"));
+                    return Err(error)
+                        .with_context(|| format!("binding DNS to {address} (dns.listen)"));
                 }
             }
         }

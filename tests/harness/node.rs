@@ -25,7 +25,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -143,10 +143,25 @@ impl Place<'_> {
     }
 }
 
-/// A loopback address that was free a moment ago.
+/// A loopback address that was free a moment ago, of a port that the kernel gives to nobody who
+/// dials: between now and the program that listens there, others do.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // Processes of one run begin apart.
+    let first = std::process::id().wrapping_mul(97);
+    for _ in 0..PORTS {
+        let tried = first.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(PORT_MIN + tried % PORTS)?;
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return Ok(listener.local_addr()?);
+        }
+    }
+    bail!("no port is free from {PORT_MIN} on")
 }
+
+/// Below what Linux gives to those who dial (`ip_local_port_range`).
+const PORT_MIN: u32 = 20_000;
+const PORTS: u32 = 10_000;
 
 /// A directory in memory that a user may write to; keys are stored nowhere else.
 fn scratch(owner: User) -> Result<TempDir> {
