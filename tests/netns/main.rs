@@ -13,6 +13,7 @@ mod dns;
 mod interception;
 mod memory;
 mod mesh;
+mod quickstart;
 mod secrecy;
 
 use std::{
@@ -55,6 +56,7 @@ fn cases() -> Vec<Case> {
         clocks::cases(),
         adoption::cases(),
         memory::cases(),
+        quickstart::cases(),
     ]
     .into_iter()
     .flatten()
@@ -116,5 +118,5 @@ fn run(arguments: &[String]) -> Result<usize> {
 
 /// Debian: iproute2, util-linux, coreutils, nftables, iptables, tcpdump.
 const REQUIRED: &[&str] = &[
-    "ip", "nsenter", "setpriv", "timeout", "nft", "iptables", "tcpdump",
+    "ip", "nsenter", "setpriv", "timeout", "nft", "iptables", "tcpdump", "bash", "curl", "python3",
 ];
