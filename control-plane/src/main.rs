@@ -35,11 +35,7 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = format!("heddle-control-plane: {error}");
-            for cause in error.chain().skip(1) {
-                text.push_str(&format!(": {cause}"));
-            }
-            text.push('\n');
+            let text = format!("heddle-control-plane: {error:#}\n");
             // Nobody is left to hear of a failure to write it.
             drop(std::io::stderr().write_all(text.as_bytes()));
             ExitCode::FAILURE

@@ -35,9 +35,9 @@ use tracing::{info, warn};
 
 use crate::{
     admin::{self, Admin, Interface},
+    capacity,
     config::{AccessLog, Authority, Config, Mode},
     demand::{Asks, Demand},
-    descriptors,
     dns::{Dns, Search, Sockets},
     drain::{self, Awaited, Drain},
     health::Health,
@@ -362,7 +362,7 @@ fn data_plane_settings(config: &Config) -> Settings {
         bounds: config.bounds(),
     };
     let wanted = settings.bounds.connections_max;
-    settings.bounds.connections_max = descriptors::connections_max(wanted);
+    settings.bounds.connections_max = capacity::connections_max(wanted);
     match &config.mode {
         Mode::Intercept { outbound, inbound } => {
             settings.outbound.intercepted = Some(*outbound);

@@ -10,7 +10,6 @@
 //!   inbound: [{listen: 0.0.0.0:18080, forward: 127.0.0.1:8080, protocol: http2}]
 //! ```
 
-mod cpus;
 mod raw;
 mod show;
 
@@ -32,7 +31,7 @@ use heddle_policy::{
 use heddle_shell::{settings, tls::Anchor};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::settings::Bounds;
+use crate::{machine, settings::Bounds};
 
 pub use raw::{RawConfig, RawInbound, RawOutbound};
 pub use show::show;
@@ -197,7 +196,7 @@ impl Machine {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Self {
             host_name: read("/proc/sys/kernel/hostname").trim().to_owned(),
-            cpus: cpus::limit(),
+            cpus: machine::cpus(),
             resolv_conf: read("/etc/resolv.conf"),
         }
     }

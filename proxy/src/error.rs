@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use heddle_policy::outcome::Outcome;
+use heddle_shell::causes::chain;
 use http::{HeaderValue, Response, StatusCode, header};
 use rustls::{AlertDescription, CertificateError, OtherError};
 use thiserror::Error;
@@ -205,12 +206,7 @@ impl ProxyError {
             grpc,
             reason,
         } = self.disposition();
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(&self);
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
+        let text = chain(&self);
         let mut response = if spoken == Spoken::Grpc {
             let mut response = Response::new(Body::Empty);
             let headers = response.headers_mut();

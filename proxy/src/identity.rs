@@ -18,6 +18,7 @@ use heddle_proto::v1::{
     certificate_authority_client::CertificateAuthorityClient,
 };
 use heddle_shell::{
+    causes::chain,
     clock,
     publish::Published,
     tls::{Identity, IdentityError, KeyRequest, TrustBundle},
@@ -34,7 +35,7 @@ use crate::{
     backoff::Backoff,
     state::SavedIdentity,
     tls::Credentials,
-    uplink::{Uplink, UplinkError},
+    uplink::{Uplink, UplinkError, words},
 };
 
 use renewal::Renewal;
@@ -96,7 +97,7 @@ enum IssueError {
     Uplink(#[from] UplinkError),
     #[error("the control plane did not answer in {} s", ISSUE_TIMEOUT.as_secs())]
     Timeout,
-    #[error("the control plane refused: {}", .0.message())]
+    #[error("the control plane refused: {}", words(.0))]
     Refused(Box<Status>),
     #[error("what was issued is not usable")]
     Identity(#[from] IdentityError),
@@ -371,17 +372,16 @@ impl Issuer {
             .as_ref()
             .map_or(0, |bundle| bundle.revision);
         let mut client = CertificateAuthorityClient::new(link.channel.clone());
-        let told = |status: Status| status.message().to_owned();
         let mut bundles = client
             .watch_trust_bundle(WatchTrustBundleRequest { revision })
             .await
-            .map_err(told)?
+            .map_err(|status| words(&status))?
             .into_inner();
         loop {
             let bundle = tokio::select! {
                 biased; // The old stream's end must not count as a failure.
                 () = self.uplink.superseded(&link) => return Ok(()),
-                bundle = bundles.message() => bundle.map_err(told)?,
+                bundle = bundles.message() => bundle.map_err(|status| words(&status))?,
             };
             let bundle = bundle.ok_or("the control plane ended the stream")?;
             backoff.succeeded();
@@ -436,17 +436,6 @@ fn read_bundle(wire: &v1::TrustBundle, ours: &TrustDomain) -> Result<TrustBundle
         return Err(BundleError::NoRoot);
     }
     Ok(bundle)
-}
-
-/// An error with its causes, for one log line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Between attempts right after a jump of the clock, when everybody waits.

@@ -6,20 +6,20 @@ use heddle_proto::v1::{
     RegisterRequest, RegisterResponse, WorkloadState, register_response::Event,
     registry_client::RegistryClient,
 };
+use heddle_shell::causes::chain;
 use rand::rngs::StdRng;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 use tracing::{info, warn};
 
 use crate::{
     backoff::Backoff,
     config::Workload,
-    identity::chain,
-    uplink::{Link, Uplink},
+    uplink::{Link, Uplink, words},
 };
 
 /// How long an old stream is kept for the new one to be confirmed.
@@ -109,7 +109,7 @@ impl Registration {
                             }
                         }
                         Ok(Ok(None)) => "the control plane ended the stream".to_owned(),
-                        Ok(Err(status)) => status.message().to_owned(),
+                        Ok(Err(status)) => words(&status),
                         Err(_elapsed) => "the control plane does not answer".to_owned(),
                     }
                 }
@@ -128,11 +128,10 @@ impl Registration {
         requests
             .try_send(self.current())
             .map_err(|error| error.to_string())?;
-        let told = |status: Status| chain(&status);
         let responses = RegistryClient::new(link.channel.clone())
             .register(ReceiverStream::new(queue))
             .await
-            .map_err(told)?
+            .map_err(|status| words(&status))?
             .into_inner();
         Ok(Lease {
             requests,
@@ -169,7 +168,7 @@ impl Registration {
             match response {
                 Ok(Some(response)) => self.told(response),
                 Ok(None) => return Err("the control plane ended the stream".to_owned()),
-                Err(status) => return Err(status.message().to_owned()),
+                Err(status) => return Err(words(&status)),
             }
         }
     }

@@ -5,17 +5,16 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use heddle_policy::snapshot::xds::ResourceName;
 use heddle_proto::v1::{self, ActiveResource, ReportRequest, status_client::StatusClient};
-use heddle_shell::{clock, publish::Published};
+use heddle_shell::{causes::chain, clock, publish::Published};
 use rand::rngs::StdRng;
 use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 use tracing::debug;
 
 use crate::{
     backoff::Backoff,
-    identity::{Held, chain},
-    uplink::Uplink,
+    identity::Held,
+    uplink::{Uplink, words},
 };
 
 /// A report is due after this also when nothing changed.
@@ -67,11 +66,10 @@ impl Reporter {
                 .map_err(|error| error.to_string())
         };
         send(self.report(&mut told))?;
-        let failed = |status: Status| chain(&status);
         let mut responses = StatusClient::new(link.channel.clone())
             .report(ReceiverStream::new(queue))
             .await
-            .map_err(failed)?
+            .map_err(|status| words(&status))?
             .into_inner();
         backoff.succeeded();
         loop {
@@ -79,7 +77,7 @@ impl Reporter {
                 biased; // The old stream's end must not count as a failure.
                 () = self.uplink.superseded(&link) => return Ok(()),
                 response = responses.message() => {
-                    response.map_err(failed)?.ok_or("the control plane ended the stream")?;
+                    response.map_err(|status| words(&status))?.ok_or("the control plane ended the stream")?;
                 }
                 Ok(()) = active.changed() => send(self.report(&mut told))?,
                 Ok(()) = held.changed() => send(self.report(&mut told))?,

@@ -17,6 +17,7 @@ use std::{
 
 use heddle_policy::spiffe::SpiffeId;
 use heddle_shell::{
+    causes::chain,
     clock,
     publish::Published,
     tls::{self, Accept, Identity, Trust},
@@ -27,7 +28,10 @@ use parking_lot::Mutex;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     config::{Authority, ControlPlane},
@@ -74,6 +78,15 @@ pub enum UplinkError {
     /// Ours does not fit rustls.
     #[error("building a TLS configuration")]
     Tls(#[from] rustls::Error),
+}
+
+/// Why a call ended, for one log line: what the control plane said, or what the transport could
+/// not do. The text of a status has the latter only as Debug of its causes.
+pub fn words(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(cause) => chain(cause),
+        None => format!("{}: {}", status.code(), status.message()),
+    }
 }
 
 impl Uplink {

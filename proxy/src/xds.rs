@@ -32,7 +32,7 @@ use heddle_proto::xds::{
     },
     google::protobuf::{Struct, Value, value},
 };
-use heddle_shell::{clock, publish::Published};
+use heddle_shell::{causes::chain, clock, publish::Published};
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -42,9 +42,8 @@ use tracing::{debug, info, warn};
 use crate::{
     backoff::Backoff,
     demand::Asks,
-    identity::chain,
     state::SavedResource,
-    uplink::{Link, Uplink},
+    uplink::{Link, Uplink, words},
     view::{View, reconcile},
 };
 
@@ -245,7 +244,7 @@ impl Client {
                                 .map(|()| self.settle(clock::now()))
                         }
                         (Ok(_), _) => Err("the control plane ended the stream".to_owned()),
-                        (Err(status), _) => Err(status.message().to_owned()),
+                        (Err(status), _) => Err(words(&status)),
                     };
                     if let Err(why) = outcome {
                         phase = self.lost(&why, &mut backoff);
@@ -496,7 +495,7 @@ impl Client {
                 .max_decoding_message_size(RESPONSE_BYTES_MAX)
                 .delta_aggregated_resources(ReceiverStream::new(queue))
                 .await
-                .map_err(|status| chain(&status))?
+                .map_err(|status| words(&status))?
                 .into_inner();
             Ok(Connection {
                 requests,

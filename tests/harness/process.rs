@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -141,15 +142,19 @@ impl MemoryLimit {
             group.directory.join("memory.limit_in_bytes"),
             bytes.to_string(),
         )?;
+        // For whoever the program runs as.
+        fs::set_permissions(group.entrance(), fs::Permissions::from_mode(0o666))?;
         Ok(group)
     }
 
-    /// Moves a process into the group.
-    pub fn add(&self, process: &Process) -> Result<()> {
-        Ok(fs::write(
-            self.directory.join("cgroup.procs"),
-            process.id().to_string(),
-        )?)
+    fn entrance(&self) -> PathBuf {
+        self.directory.join("cgroup.procs")
+    }
+
+    /// What to put before the words of a program that is to start within the group.
+    pub fn words(&self) -> Vec<String> {
+        let enter = format!("echo 0 > {}; exec \"$@\"", self.entrance().display());
+        ["sh", "-c", &enter, "sh"].map(str::to_owned).into()
     }
 
     /// The most the group ever used, page cache included.

@@ -104,7 +104,7 @@ async fn refused(channel: tonic::transport::Channel) -> Status {
 async fn a_workloads_certificate_does_not_make_a_control_plane() {
     for id in [WEB, ECHO] {
         for status in check(id, 0).await {
-            let text = heddle_proxy::identity::chain(&status);
+            let text = heddle_shell::causes::chain(&status);
             assert!(text.contains("spiffe://td/ns/heddle-system/"), "{text}");
             assert!(text.contains(id), "{text}");
         }

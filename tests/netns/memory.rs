@@ -26,6 +26,9 @@ pub(crate) fn cases() -> Vec<Case> {
             Box::pin(at_rest())
         }),
         Case::new("memory::under_load".into(), || Box::pin(under_load())),
+        Case::new("memory::more_connections_than_fit".into(), || {
+            Box::pin(more_connections_than_fit())
+        }),
     ]
 }
 
@@ -124,6 +127,45 @@ async fn under_load() -> Result<()> {
         let peak = pod.sidecar.process().peak_bytes()?;
         let what = format!("{} at its peak", pod.pod.name());
         within(&what, peak, MEMORY_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+/// Connections that are held open, more than a sidecar with 128 MiB takes at once: the others
+/// wait, and nothing is killed and nothing lost.
+async fn more_connections_than_fit() -> Result<()> {
+    if shipped_bytes()?.is_none() {
+        return Ok(());
+    }
+    let lab = Lab::new(&[PLANE, "a", "b"])?;
+    let plane = control_plane(&lab).await?;
+    let service = Service::of_workloads("b", 1);
+    plane.apply(&service.entry(Family::V4))?;
+    let (labels, mut pods) = (["app=b"], Vec::new());
+    for (name, labels) in [("b", &labels[..]), ("a", &[])] {
+        let workload = workload(name, labels, Family::V4);
+        let think = ["--delay-ms=5000"];
+        pods.push(MeshedPod::start(&plane, lab.pod(name), &workload, &think).await?);
+    }
+    for pod in &pods {
+        let log = pod.sidecar.process().log();
+        ensure!(
+            log.contains("the memory limit of the cgroup limits"),
+            "{log}"
+        );
+    }
+    let to = call(Wire::Tcp, service.address(Family::V4), "held");
+    // 300 a second for 5 s each are 1,500 at once.
+    let load = Load::start(lab.pod("a").into(), 300, &to)?;
+    load.answers(2_000).await?;
+    load.finish().await?.without_failures()?;
+    for pod in &pods {
+        let peak = pod.sidecar.process().peak_bytes()?;
+        within(
+            &format!("{} at its peak", pod.pod.name()),
+            peak,
+            MEMORY_BYTES_MAX,
+        )?;
     }
     Ok(())
 }

@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::Context;
 use futures_util::{TryStreamExt, stream};
-use heddle_shell::tls::{self, Accept, Anchor, Identity, Trust};
+use heddle_shell::{
+    causes::chain,
+    tls::{self, Accept, Anchor, Identity, Trust},
+};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
@@ -209,17 +212,4 @@ fn forge(id: &str) -> anyhow::Result<Identity> {
     let leaf = leaf.signed_by(&key, &ca)?;
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     Ok(Identity::new(vec![leaf.der().clone()], key)?)
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -214,15 +214,12 @@ fn launch(
     clock: Option<&Clock>,
     memory: Option<&MemoryLimit>,
 ) -> Result<Process> {
-    let mut words = clock.map(Clock::words).unwrap_or_default();
+    let mut words = memory.map(MemoryLimit::words).unwrap_or_default();
+    words.extend(clock.map(Clock::words).unwrap_or_default());
     words.push(program("heddle-proxy")?.display().to_string());
     words.extend(["run".to_owned(), "--config".to_owned()]);
     words.push(directory.join("settings.json").display().to_string());
-    let process = place.start("sidecar", PROXY, &words)?;
-    if let Some(memory) = memory {
-        memory.add(&process)?;
-    }
-    Ok(process)
+    place.start("sidecar", PROXY, &words)
 }
 
 /// The sum of the series of `name` that have all `labels`; an error when there is none of the
