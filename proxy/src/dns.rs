@@ -2,6 +2,7 @@
 //! came and with their answer as it came.
 
 mod answer;
+mod query;
 
 use std::{
     io,

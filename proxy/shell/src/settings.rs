@@ -82,13 +82,19 @@ fn read_file<T: DeserializeOwned>(file: &Path) -> Result<T, SettingsError> {
 }
 
 /// `settings` with the field at `path` (`a__b`) set to the YAML in `text`.
+///
+/// One decoder, of the whole type, reads it all: each further one is a tenth of a MiB.
 fn with<T: DeserializeOwned + Serialize>(
     settings: &T,
     path: &str,
     text: &str,
 ) -> Result<T, String> {
-    let value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-    let mut tree = serde_json::to_value(settings).map_err(|error| error.to_string())?;
+    let decode = |yaml: &str| serde_saphyr::from_str(yaml).map_err(|error| words(&error));
+    let tree = |settings: &T| serde_json::to_value(settings).map_err(|error| error.to_string());
+    let alone: T = decode(&document(path, text))?;
+    let pointer = format!("/{}", path.replace("__", "/"));
+    let value = tree(&alone)?.pointer(&pointer).cloned();
+    let mut tree = tree(settings)?;
     let mut at = &mut tree;
     for field in path.split("__") {
         if at.is_null() {
@@ -100,9 +106,20 @@ fn with<T: DeserializeOwned + Serialize>(
             .entry(field)
             .or_insert(Value::Null);
     }
-    *at = value;
-    // JSON is YAML: one decoder for the whole type is half a megabyte less than two.
-    serde_saphyr::from_str(&tree.to_string()).map_err(|error| words(&error))
+    *at = value.unwrap_or_default();
+    // JSON is YAML.
+    decode(&tree.to_string())
+}
+
+/// `text` under the fields of `path`, indented so that none of its lines leaves them.
+fn document(path: &str, text: &str) -> String {
+    let mut document = String::new();
+    let mut indent = "\n".to_owned();
+    for field in path.split("__") {
+        document += &format!("{indent}{}:", Value::from(field));
+        indent.push_str("  ");
+    }
+    document + &indent + &text.replace('\n', &indent)
 }
 
 /// The decoder's words without its snippet and position, which are of a text nobody wrote.
@@ -169,6 +186,25 @@ mod tests {
             Ok(("b", 2)),
         );
         check("{}", &[("HEDDLE_OUTBOUND__WORKERS", "4")], Ok(("", 4)));
+        check(
+            "outbound: {listen: a, workers: 2}",
+            &[("HEDDLE_OUTBOUND__LISTEN", "null")],
+            Ok(("", 2)),
+        );
+    }
+
+    #[test]
+    fn a_variable_sets_one_field() {
+        let listen = |text| [("HEDDLE_OUTBOUND__LISTEN", text)];
+        check("{}", &listen("|-\n  a\n  b"), Ok(("a\nb", 0)));
+        for text in ["a\nworkers: 9", "\n\nworkers: 9", "a, workers: 9}"] {
+            check("{}", &listen(text), Err("HEDDLE_OUTBOUND__LISTEN"));
+        }
+        check(
+            "{}",
+            &[("HEDDLE_OUTBOUND: 1__LISTEN", "a")],
+            Err("unknown field"),
+        );
     }
 
     #[test]

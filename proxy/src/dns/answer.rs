@@ -7,7 +7,7 @@ use hickory_proto::{
     rr::{DNSClass, RData, Record, RecordType},
 };
 
-use super::Over;
+use super::{Over, query::Asked};
 
 /// How long a mesh name may be remembered: addresses are allotted stably.
 const TTL_SECONDS: u32 = 30;
@@ -50,14 +50,14 @@ pub(super) fn answer(
     search: &Search,
     over: Over,
 ) -> Answer {
-    let Ok(message) = Message::from_vec(query) else {
+    let Ok(asked) = Asked::read(query) else {
         return Answer::NotDns;
     };
-    let header = &message.metadata;
+    let header = &asked.metadata;
     if header.message_type != MessageType::Query {
         return Answer::NotDns;
     }
-    let [question] = &message.queries[..] else {
+    let [question] = &asked.questions[..] else {
         return Answer::Forward;
     };
     if header.op_code != OpCode::Query || question.query_class() != DNSClass::IN {
@@ -67,7 +67,7 @@ pub(super) fn answer(
     let Some(addresses) = find(name.trim_end_matches('.'), hosts, search) else {
         return Answer::Forward;
     };
-    let mut response = reply(&message, ResponseCode::NoError);
+    let mut response = reply(&asked, ResponseCode::NoError);
     for address in addresses {
         let data = match (address, question.query_type()) {
             (IpAddr::V4(ip), RecordType::A) => RData::A((*ip).into()),
@@ -82,9 +82,9 @@ pub(super) fn answer(
             data,
         ));
     }
-    let limit = match (over, &message.edns) {
+    let limit = match (over, asked.edns_payload) {
         (Over::Tcp, _) => u16::MAX,
-        (Over::Udp, Some(edns)) => edns.max_payload().clamp(PLAIN_UDP_BYTES, EDNS_UDP_BYTES),
+        (Over::Udp, Some(bytes)) => bytes.clamp(PLAIN_UDP_BYTES, EDNS_UDP_BYTES),
         (Over::Udp, None) => PLAIN_UDP_BYTES,
     };
     encode(response, limit).map_or(Answer::NotDns, Answer::Ours)
@@ -92,8 +92,8 @@ pub(super) fn answer(
 
 /// An error under the query's number.
 pub(super) fn failure(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
-    let message = Message::from_vec(query).ok()?;
-    encode(reply(&message, code), PLAIN_UDP_BYTES)
+    let asked = Asked::read(query).ok()?;
+    encode(reply(&asked, code), PLAIN_UDP_BYTES)
 }
 
 fn find<'a>(
@@ -112,13 +112,13 @@ fn find<'a>(
     })
 }
 
-fn reply(query: &Message, code: ResponseCode) -> Message {
-    let mut response = Message::response(query.metadata.id, query.metadata.op_code);
-    response.metadata.recursion_desired = query.metadata.recursion_desired;
+fn reply(asked: &Asked, code: ResponseCode) -> Message {
+    let mut response = Message::response(asked.metadata.id, asked.metadata.op_code);
+    response.metadata.recursion_desired = asked.metadata.recursion_desired;
     response.metadata.recursion_available = true;
     response.metadata.response_code = code;
-    response.add_queries(query.queries.iter().cloned());
-    if query.edns.is_some() {
+    response.add_queries(asked.questions.iter().cloned());
+    if asked.edns_payload.is_some() {
         let mut edns = Edns::new();
         edns.set_max_payload(EDNS_UDP_BYTES);
         response.set_edns(edns);
@@ -242,6 +242,21 @@ mod tests {
         let over_tcp = ask(&message, Over::Tcp).unwrap();
         assert!(!over_tcp.metadata.truncation);
         assert_eq!(over_tcp.answers.len(), 100);
+    }
+
+    #[test]
+    fn only_the_question_of_a_query_is_read() {
+        let mut bytes = query("web.", RecordType::A).to_vec().unwrap();
+        // One additional record: of type 257, class IN, whose data is not what it should be.
+        bytes[11] = 1;
+        bytes.extend([0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 3, 0, 9, b'x']);
+        let search = Search::of_namespace("shop");
+        let answered = answer(&bytes, &hosts(), &search, Over::Udp);
+        assert!(matches!(answered, Answer::Ours(_)), "{answered:?}");
+        // A byte less than the record says.
+        bytes.pop();
+        let cut = answer(&bytes, &hosts(), &search, Over::Udp);
+        assert_eq!(cut, Answer::NotDns);
     }
 
     #[test]
