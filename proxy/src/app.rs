@@ -10,16 +10,13 @@
 //! ```
 
 use std::{
-    io,
-    net::IpAddr,
-    panic,
+    io, panic,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use anyhow::Context;
-use heddle_policy::snapshot::DestinationKey;
 use heddle_proto::xds::envoy::config::core::v3::Node;
 use heddle_shell::{clock, log::Level, publish::Published, task::Tasks};
 use rand::{
@@ -36,7 +33,7 @@ use tracing::{info, warn};
 use crate::{
     admin::{self, Admin, Interface},
     capacity,
-    config::{AccessLog, Authority, Config, Mode},
+    config::{AccessLog, Config, Mode},
     demand::{Asks, Demand},
     dns::{Dns, Search, Sockets},
     drain::{self, Awaited, Drain},
@@ -45,7 +42,7 @@ use crate::{
     intercept,
     register::{Registration, Stage},
     report::Reporter,
-    settings::{InboundForward, InboundListeners, OutboundListeners, OutboundPort, Settings},
+    settings::{InboundListeners, OutboundListeners, Settings},
     state::{Binding, KeyStorage, StateDirectory, keeper, key_storage},
     telemetry::{Telemetry, access_log, trace},
     uplink::Uplink,
@@ -374,30 +371,9 @@ fn data_plane_settings(config: &Config) -> Settings {
             outbound,
         } => {
             settings.outbound.http = Some(*http);
-            settings.outbound.fixed = outbound
-                .iter()
-                .map(|port| OutboundPort {
-                    listen: port.listen,
-                    destination: destination(&port.destination),
-                })
-                .collect();
-            settings.inbound.ports = inbound
-                .iter()
-                .map(|port| InboundForward {
-                    port: port.port,
-                    listen: port.listen,
-                    forward: port.forward,
-                    protocol: port.protocol,
-                })
-                .collect();
+            settings.outbound.fixed.clone_from(outbound);
+            settings.inbound.ports.clone_from(inbound);
         }
     }
     settings
-}
-
-fn destination(authority: &Authority) -> DestinationKey {
-    match authority.host.parse::<IpAddr>() {
-        Ok(ip) => DestinationKey::Address((ip, authority.port).into()),
-        Err(_name) => DestinationKey::Host(authority.host.as_str().into(), authority.port),
-    }
 }

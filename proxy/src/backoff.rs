@@ -24,6 +24,12 @@ impl Backoff {
         }
     }
 
+    /// Between streams to the control plane: short, because a fleet without configuration is worse
+    /// than a few connects.
+    pub fn reconnecting(rng: StdRng) -> Self {
+        Self::new(RECONNECT_BASE, RECONNECT_MAX, rng)
+    }
+
     /// Counts a failure and says how long to wait after it.
     pub fn failed(&mut self) -> Duration {
         let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
@@ -37,6 +43,9 @@ impl Backoff {
         self.failures = 0;
     }
 }
+
+const RECONNECT_BASE: Duration = Duration::from_millis(250);
+const RECONNECT_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use heddle_policy::outcome::grpc;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -270,7 +271,7 @@ impl Observed {
                 self.is_over = true;
                 let reason = self.ending.broke();
                 let failed = Failed {
-                    grpc: UNAVAILABLE,
+                    grpc: grpc::UNAVAILABLE,
                     reason,
                     error: BodyError::Broken(error),
                 };
@@ -284,7 +285,7 @@ impl Observed {
         self.is_over = true;
         let reason = self.ending.timed_out();
         Poll::Ready(Some(self.fail(Failed {
-            grpc: DEADLINE_EXCEEDED,
+            grpc: grpc::DEADLINE_EXCEEDED,
             reason,
             error: BodyError::Deadline,
         })))
@@ -307,7 +308,7 @@ impl Observed {
 }
 
 struct Failed {
-    grpc: u16,
+    grpc: u32,
     reason: &'static str,
     error: BodyError,
 }
@@ -357,6 +358,3 @@ fn copy(frame: &Frame<Bytes>) -> Frame<Bytes> {
         (None, None) => Frame::data(Bytes::new()),
     }
 }
-
-const DEADLINE_EXCEEDED: u16 = 4;
-const UNAVAILABLE: u16 = 14;

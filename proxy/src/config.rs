@@ -25,13 +25,16 @@ use std::{
 use anyhow::Context;
 use heddle_policy::{
     path::{EmptySegments, EscapedSlashes, Strictness},
-    snapshot::Protocol,
+    snapshot::{DestinationKey, Protocol},
     spiffe::{SpiffeId, TrustDomain},
 };
 use heddle_shell::{settings, tls::Anchor};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::{machine, settings::Bounds};
+use crate::{
+    machine,
+    settings::{Bounds, InboundForward, OutboundPort},
+};
 
 pub use raw::{RawConfig, RawInbound, RawOutbound};
 pub use show::show;
@@ -120,33 +123,10 @@ pub enum Mode {
         /// Outbound HTTP, routed by authority.
         http: SocketAddr,
         /// The workload's own ports.
-        inbound: Vec<InboundListen>,
+        inbound: Vec<InboundForward>,
         /// Outbound TCP, one listener per destination.
-        outbound: Vec<OutboundListen>,
+        outbound: Vec<OutboundPort>,
     },
-}
-
-/// One of the workload's own ports, without interception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InboundListen {
-    /// The application's port as services (`targetPort`), modes and rules name it; that of
-    /// `forward` unless set.
-    pub port: u16,
-    /// Where the mesh dials; registered for `port`.
-    pub listen: SocketAddr,
-    /// Where the application is.
-    pub forward: SocketAddr,
-    /// What it carries.
-    pub protocol: Protocol,
-}
-
-/// One destination, without interception.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutboundListen {
-    /// Where the application dials.
-    pub listen: SocketAddr,
-    /// What it means.
-    pub destination: Authority,
 }
 
 /// Settings of the DNS server.
@@ -439,7 +419,7 @@ impl Faults {
         }
     }
 
-    fn inbound(&mut self, field: &str, raw: &RawInbound) -> Option<InboundListen> {
+    fn inbound(&mut self, field: &str, raw: &RawInbound) -> Option<InboundForward> {
         let listen = self.address(&format!("{field}.listen"), Some(&raw.listen));
         let forward = self.address(&format!("{field}.forward"), Some(&raw.forward));
         let protocol = match raw.protocol.as_deref() {
@@ -454,7 +434,7 @@ impl Faults {
             }
         };
         let forward = forward?;
-        Some(InboundListen {
+        Some(InboundForward {
             port: raw.port.unwrap_or(forward.port()),
             listen: listen?,
             forward,
@@ -462,12 +442,13 @@ impl Faults {
         })
     }
 
-    fn outbound(&mut self, field: &str, raw: &RawOutbound) -> Option<OutboundListen> {
+    fn outbound(&mut self, field: &str, raw: &RawOutbound) -> Option<OutboundPort> {
         let listen = self.address(&format!("{field}.listen"), Some(&raw.listen));
         let destination = self.authority(&format!("{field}.destination"), &raw.destination);
-        Some(OutboundListen {
+        let Authority { host, port } = destination?;
+        Some(OutboundPort {
             listen: listen?,
-            destination: destination?,
+            destination: DestinationKey::new(&host, port),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use heddle_policy::outcome::Outcome;
+use heddle_policy::outcome::{Outcome, grpc};
 use heddle_shell::causes::chain;
 use http::{HeaderValue, Response, StatusCode, header};
 use rustls::{AlertDescription, CertificateError, OtherError};
@@ -17,6 +17,13 @@ use crate::{
 /// Carries the reason word of an answer that the proxy made itself. Nobody else may set it: it
 /// is stripped where traffic enters.
 pub const REASON: http::HeaderName = http::HeaderName::from_static("x-heddle-reason");
+
+/// Reason word of what broke after its response had begun, and of bytes.
+pub const RESET: &str = "reset";
+/// Reason word of what took too long, before or after its response had begun.
+pub const DEADLINE: &str = "deadline";
+/// Reason word of a client that gave up.
+pub const CANCELLED: &str = "cancelled";
 
 /// Why the proxy answers in place of an endpoint.
 #[derive(Debug, Error)]
@@ -118,7 +125,7 @@ pub struct Disposition {
     /// For HTTP.
     pub status: StatusCode,
     /// For gRPC.
-    pub grpc: u16,
+    pub grpc: u32,
     /// `x-heddle-reason`, and the label in metrics.
     pub reason: &'static str,
 }
@@ -126,29 +133,29 @@ pub struct Disposition {
 impl ProxyError {
     /// The one place a failure becomes a status and a label.
     pub fn disposition(&self) -> Disposition {
-        let (status, grpc, reason) = match self {
-            Self::UnknownDestination => (502, UNAVAILABLE, "unknown_destination"),
-            Self::Undescribed(_) => (503, UNAVAILABLE, "undescribed"),
-            Self::OnceMeshed(_) => (503, UNAVAILABLE, "once_meshed"),
-            Self::NoRoute => (404, UNIMPLEMENTED, "no_route"),
-            Self::NoEndpoint(_) => (503, UNAVAILABLE, "no_endpoint"),
-            Self::Connect { source, .. } => (503, UNAVAILABLE, source.reason()),
-            Self::Refused(_) => (503, UNAVAILABLE, "refused"),
-            Self::Reset(_) => (503, UNAVAILABLE, "reset"),
-            Self::Deadline => (504, DEADLINE_EXCEEDED, "deadline"),
-            Self::Queued => (504, DEADLINE_EXCEEDED, "deadline"),
-            Self::AttemptTimeout => (504, DEADLINE_EXCEEDED, "attempt_timeout"),
-            Self::Overloaded(_) => (503, UNAVAILABLE, "overloaded"),
-            Self::Denied => (403, PERMISSION_DENIED, "denied"),
-            Self::PlaintextRefused => (403, PERMISSION_DENIED, "plaintext_refused"),
-            Self::BadRequest(_) => (400, INTERNAL, "bad_request"),
-            Self::BadResponse(_) => (502, UNAVAILABLE, "bad_response"),
-            Self::HeadersTooLarge => (431, RESOURCE_EXHAUSTED, "headers_too_large"),
-            Self::ConnectRefused => (405, UNIMPLEMENTED, "connect_refused"),
+        let (status, code, reason) = match self {
+            Self::UnknownDestination => (502, grpc::UNAVAILABLE, "unknown_destination"),
+            Self::Undescribed(_) => (503, grpc::UNAVAILABLE, "undescribed"),
+            Self::OnceMeshed(_) => (503, grpc::UNAVAILABLE, "once_meshed"),
+            Self::NoRoute => (404, grpc::UNIMPLEMENTED, "no_route"),
+            Self::NoEndpoint(_) => (503, grpc::UNAVAILABLE, "no_endpoint"),
+            Self::Connect { source, .. } => (503, grpc::UNAVAILABLE, source.reason()),
+            Self::Refused(_) => (503, grpc::UNAVAILABLE, "refused"),
+            Self::Reset(_) => (503, grpc::UNAVAILABLE, RESET),
+            Self::Deadline => (504, grpc::DEADLINE_EXCEEDED, DEADLINE),
+            Self::Queued => (504, grpc::DEADLINE_EXCEEDED, DEADLINE),
+            Self::AttemptTimeout => (504, grpc::DEADLINE_EXCEEDED, "attempt_timeout"),
+            Self::Overloaded(_) => (503, grpc::UNAVAILABLE, "overloaded"),
+            Self::Denied => (403, grpc::PERMISSION_DENIED, "denied"),
+            Self::PlaintextRefused => (403, grpc::PERMISSION_DENIED, "plaintext_refused"),
+            Self::BadRequest(_) => (400, grpc::INTERNAL, "bad_request"),
+            Self::BadResponse(_) => (502, grpc::UNAVAILABLE, "bad_response"),
+            Self::HeadersTooLarge => (431, grpc::RESOURCE_EXHAUSTED, "headers_too_large"),
+            Self::ConnectRefused => (405, grpc::UNIMPLEMENTED, "connect_refused"),
         };
         Disposition {
             status: StatusCode::from_u16(status).expect("the table holds valid codes"),
-            grpc,
+            grpc: code,
             reason,
         }
     }
@@ -233,6 +240,17 @@ impl ProxyError {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// The answer to an HTTP/1.1 connection that is closed before HTTP is spoken on it.
+    pub fn http1_bytes(&self) -> String {
+        let Disposition { status, reason, .. } = self.disposition();
+        let text = format!("{self}\n");
+        format!(
+            "HTTP/1.1 {status}\r\n{REASON}: {reason}\r\nconnection: close\r\n\
+             content-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n{text}",
+            text.len()
+        )
     }
 }
 
@@ -326,13 +344,6 @@ pub fn grpc_message(text: &str) -> HeaderValue {
     }
     HeaderValue::try_from(encoded).expect("only printable ASCII is left")
 }
-
-const DEADLINE_EXCEEDED: u16 = 4;
-const PERMISSION_DENIED: u16 = 7;
-const RESOURCE_EXHAUSTED: u16 = 8;
-const UNIMPLEMENTED: u16 = 12;
-const INTERNAL: u16 = 13;
-const UNAVAILABLE: u16 = 14;
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,11 @@ use std::{
 
 use bytes::Bytes;
 use heddle_policy::{
-    admission::Slot, outcome::Outcome, route::Route, snapshot::ClusterName, spiffe::Peer,
+    admission::Slot,
+    outcome::{Outcome, grpc},
+    route::Route,
+    snapshot::ClusterName,
+    spiffe::Peer,
 };
 use heddle_shell::clock;
 use http::{HeaderMap, Response};
@@ -26,7 +30,7 @@ use crate::{
     body::Body,
     channel::Lease,
     cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
-    error::ProxyError,
+    error::{CANCELLED, DEADLINE, ProxyError, RESET},
     relay::Passed,
     telemetry::Telemetry,
     view::{InUse, LiveDestination},
@@ -80,7 +84,7 @@ pub struct Record {
     /// Status sent to the client; `None` when none was sent.
     pub status: Option<u16>,
     /// gRPC status, from headers or trailers.
-    pub grpc_status: Option<u16>,
+    pub grpc_status: Option<u32>,
     /// The reason word of `error.rs` when the proxy itself answered or cut; from a closed set.
     pub reason: Option<&'static str>,
     /// Attempts made, re-picks included.
@@ -338,7 +342,7 @@ impl Ending {
     pub fn completed(&mut self) {
         let outcome = Outcome::Response {
             status: self.status,
-            grpc: self.exchange.record.grpc_status.map(u32::from),
+            grpc: self.exchange.record.grpc_status,
         };
         self.over(outcome);
     }
@@ -399,16 +403,8 @@ impl Drop for Ending {
 }
 
 /// `grpc-status` of headers or trailers.
-fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     let status = headers.get("grpc-status")?;
     let known = status.to_str().ok().and_then(|text| text.parse().ok());
-    Some(known.unwrap_or(UNKNOWN))
+    Some(known.unwrap_or(grpc::UNKNOWN))
 }
-
-/// The client gave up.
-const CANCELLED: &str = "cancelled";
-/// The same words as in `error.rs`.
-const RESET: &str = "reset";
-const DEADLINE: &str = "deadline";
-/// gRPC's status for a status that is none.
-const UNKNOWN: u16 = 2;

@@ -35,7 +35,7 @@ use crate::{
     backoff::Backoff,
     state::SavedIdentity,
     tls::Credentials,
-    uplink::{Uplink, UplinkError, words},
+    uplink::{Uplink, UplinkError, received, words},
 };
 
 use renewal::Renewal;
@@ -271,7 +271,7 @@ pub async fn renew(issuer: Arc<Issuer>, mut rng: StdRng) {
 
 /// Keeps the bundle stream open, forever.
 pub async fn watch_bundle(issuer: Arc<Issuer>, rng: StdRng) {
-    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10), rng);
+    let mut backoff = Backoff::reconnecting(rng);
     loop {
         issuer.uplink.certified().await;
         match Box::pin(issuer.follow_bundle(&mut backoff)).await {
@@ -381,9 +381,8 @@ impl Issuer {
             let bundle = tokio::select! {
                 biased; // The old stream's end must not count as a failure.
                 () = self.uplink.superseded(&link) => return Ok(()),
-                bundle = bundles.message() => bundle.map_err(|status| words(&status))?,
+                bundle = bundles.message() => received(bundle)?,
             };
-            let bundle = bundle.ok_or("the control plane ended the stream")?;
             backoff.succeeded();
             let revision = bundle.revision;
             match self.keyring.set_bundle(bundle) {

@@ -41,7 +41,7 @@ use crate::{
     exchange::{Direction, Exchange, Record, Spoken},
     head::{self, Head},
     intercept,
-    outbound::relay_until_cut,
+    relay::relay_until_cut,
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     settings::InboundForward,
@@ -313,14 +313,7 @@ impl Conn {
         let error = ProxyError::PlaintextRefused;
         self.refused(&error);
         if seen == Seen::Http1 {
-            let reason = error.disposition().reason;
-            let text = format!("{error}\n");
-            let answer = format!(
-                "HTTP/1.1 403 Forbidden\r\nx-heddle-reason: {reason}\r\nconnection: close\r\n\
-                 content-type: text/plain\r\ncontent-length: {}\r\n\r\n{text}",
-                text.len()
-            );
-            _ = stream.write_all(answer.as_bytes()).await;
+            _ = stream.write_all(error.http1_bytes().as_bytes()).await;
             _ = stream.shutdown().await;
             return;
         }

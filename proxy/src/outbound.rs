@@ -23,11 +23,7 @@ use heddle_shell::clock;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use rand::RngExt;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout_at,
-};
+use tokio::{net::TcpStream, time::timeout_at};
 
 use self::opaque::{pass_through, relay_to_endpoint, relay_unless_http};
 use crate::{
@@ -41,7 +37,6 @@ use crate::{
     exchange::{Attempt, Direction, Exchange, Held, Record, Spoken},
     head::{self, Head},
     intercept,
-    relay::{Passed, relay},
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     tls::{AsSocket, Carries, Stream},
@@ -94,7 +89,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
             serve_destination(worker, stream, client, key, &destination).await;
         }
         Ok(None) => pass_through(worker, stream, client, &key).await,
-        Err(error) => refuse(worker, stream, client, &name_of(&key), &error),
+        Err(error) => refuse(worker, stream, client, &name_of(Some(&key)), &error),
     }
 }
 
@@ -174,7 +169,7 @@ async fn serve_http(
         Ok(Seen::Http1) => serve_version(worker, stream, Version::Http1, client, dialled).await,
         Ok(Seen::Http2) => serve_version(worker, stream, Version::Http2, client, dialled).await,
         Ok(Seen::Tls | Seen::Other | Seen::Closed | Seen::Silence) | Err(_) => {
-            let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
+            let name = name_of(dialled.as_ref());
             refuse(worker, stream, client, &name, &NOT_HTTP);
         }
     }
@@ -187,7 +182,7 @@ async fn serve_version(
     client: SocketAddr,
     dialled: Option<DestinationKey>,
 ) {
-    let name = dialled.as_ref().map_or_else(|| "".into(), name_of);
+    let name = name_of(dialled.as_ref());
     let wait = worker.settings.bounds.header_wait;
     if version == Version::Http1 && !stream.has_head_within(wait).await {
         return refuse(worker, stream, client, &name, &NOT_HTTP);
@@ -220,7 +215,7 @@ impl Conn {
     /// Answers every request: a failure is a status with a reason, never a dropped stream.
     async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
         let spoken = head::spoken(&request);
-        let name = self.dialled.as_ref().map_or_else(|| "".into(), name_of);
+        let name = name_of(self.dialled.as_ref());
         let record = Record::new(Direction::Outbound, spoken, name, self.client);
         let telemetry = Arc::clone(&self.worker.telemetry);
         let mut exchange = Exchange::start(record, telemetry);
@@ -316,13 +311,8 @@ impl Conn {
 fn by_authority(authority: &str) -> Result<DestinationKey, ProxyError> {
     let invalid = |_invalid| ProxyError::BadRequest("the authority is not valid");
     let authority: http::uri::Authority = authority.parse().map_err(invalid)?;
-    let host = authority.host();
     let port = authority.port_u16().unwrap_or(HTTP_PORT);
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse();
-    Ok(match address {
-        Ok(ip) => DestinationKey::Address(SocketAddr::new(ip, port)),
-        Err(_a_name) => DestinationKey::Host(host.into(), port),
-    })
+    Ok(DestinationKey::new(authority.host(), port))
 }
 
 /// First match wins; its weights choose the cluster.
@@ -515,30 +505,6 @@ fn decide(
     retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut())
 }
 
-/// Relays until both sides have ended. The first error resets both, so that neither takes half
-/// of a conversation for all of it.
-pub async fn relay_until_cut<A, B>(worker: &Worker, a: &mut A, b: &mut B, exchange: &mut Exchange)
-where
-    A: AsyncRead + AsyncWrite + AsSocket + Unpin,
-    B: AsyncRead + AsyncWrite + AsSocket + Unpin,
-{
-    let passed = Passed::default();
-    let mut draining = worker.draining.clone();
-    let revoked = worker.configs.borrow().revoked(&exchange.record.peer);
-    let cut = tokio::select! {
-        biased;
-        relayed = relay(a, b, &worker.scratch, &passed) => relayed.err().map(|_broken| RESET),
-        () = draining.reached(Phase::Cut) => Some(RESET),
-        () = revoked => Some(ProxyError::Denied.disposition().reason),
-    };
-    if cut.is_some() {
-        exchange.record.reason = cut;
-        intercept::reset(a.socket());
-        intercept::reset(b.socket());
-    }
-    exchange.relayed(&passed);
-}
-
 /// Closes a connection for which there is no answer in its protocol.
 pub fn refuse(
     worker: &Worker,
@@ -557,15 +523,11 @@ fn record_refusal(worker: &Worker, client: SocketAddr, name: &str, error: &Proxy
     exchange.failed(error);
 }
 
-fn name_of(key: &DestinationKey) -> Arc<str> {
-    match key {
-        DestinationKey::Address(address) => address.to_string().into(),
-        DestinationKey::Host(host, port) => format!("{host}:{port}").into(),
-    }
+/// What a record calls it.
+fn name_of(key: Option<&DestinationKey>) -> Arc<str> {
+    key.map_or_else(|| "".into(), |key| key.to_string().into())
 }
 
 const HTTP_PORT: u16 = 80;
 const NOT_HTTP: ProxyError =
     ProxyError::BadRequest("this destination speaks HTTP; the client does not");
-/// The same word as in `error.rs`.
-const RESET: &str = "reset";

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::{
     backoff::Backoff,
     config::Workload,
-    uplink::{Link, Uplink, words},
+    uplink::{Link, Uplink, received, words},
 };
 
 /// How long an old stream is kept for the new one to be confirmed.
@@ -88,7 +88,7 @@ impl Registration {
     /// Keeps the registration alive, forever. After a renewal the new stream is opened before the
     /// old one ends, so that the workload is registered throughout.
     pub async fn run(mut self, rng: StdRng) {
-        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10), rng);
+        let mut backoff = Backoff::reconnecting(rng);
         let mut previous: Option<Lease> = None;
         loop {
             self.uplink.certified().await;
@@ -97,19 +97,20 @@ impl Registration {
                     let confirmed = timeout(HANDOVER, lease.responses.message()).await;
                     previous = None;
                     match confirmed {
-                        Ok(Ok(Some(response))) => {
-                            backoff.succeeded();
-                            self.told(response);
-                            match Box::pin(self.hold(&mut lease)).await {
-                                Ok(()) => {
-                                    previous = Some(lease);
-                                    continue;
+                        Ok(message) => match received(message) {
+                            Ok(response) => {
+                                backoff.succeeded();
+                                self.told(response);
+                                match Box::pin(self.hold(&mut lease)).await {
+                                    Ok(()) => {
+                                        previous = Some(lease);
+                                        continue;
+                                    }
+                                    Err(why) => why,
                                 }
-                                Err(why) => why,
                             }
-                        }
-                        Ok(Ok(None)) => "the control plane ended the stream".to_owned(),
-                        Ok(Err(status)) => words(&status),
+                            Err(why) => why,
+                        },
                         Err(_elapsed) => "the control plane does not answer".to_owned(),
                     }
                 }
@@ -165,11 +166,7 @@ impl Registration {
                 () = self.uplink.superseded(&lease.link) => return Ok(()),
                 response = lease.responses.message() => response,
             };
-            match response {
-                Ok(Some(response)) => self.told(response),
-                Ok(None) => return Err("the control plane ended the stream".to_owned()),
-                Err(status) => return Err(words(&status)),
-            }
+            self.told(received(response)?);
         }
     }
 

@@ -14,7 +14,7 @@ use tracing::debug;
 use crate::{
     backoff::Backoff,
     identity::Held,
-    uplink::{Uplink, words},
+    uplink::{Uplink, received, words},
 };
 
 /// A report is due after this also when nothing changed.
@@ -39,7 +39,7 @@ pub struct Reporter {
 impl Reporter {
     /// Reports, forever.
     pub async fn run(self, rng: StdRng) {
-        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10), rng);
+        let mut backoff = Backoff::reconnecting(rng);
         loop {
             self.uplink.certified().await;
             match Box::pin(self.stream(&mut backoff)).await {
@@ -77,7 +77,7 @@ impl Reporter {
                 biased; // The old stream's end must not count as a failure.
                 () = self.uplink.superseded(&link) => return Ok(()),
                 response = responses.message() => {
-                    response.map_err(|status| words(&status))?.ok_or("the control plane ended the stream")?;
+                    received(response)?;
                 }
                 Ok(()) = active.changed() => send(self.report(&mut told))?,
                 Ok(()) = held.changed() => send(self.report(&mut told))?,

@@ -54,7 +54,7 @@ pub struct InboundListeners {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboundForward {
     /// The application's port as services (`targetPort`), modes and rules name it: what the
-    /// original destination would say.
+    /// original destination would say. That of `forward` unless set.
     pub port: u16,
     /// Where peers dial; what is registered for `port`.
     pub listen: SocketAddr,

@@ -89,6 +89,15 @@ pub fn words(status: &Status) -> String {
     }
 }
 
+/// The next message of a stream of the control plane.
+///
+/// # Errors
+/// Why there is none, for one log line.
+pub fn received<T>(message: Result<Option<T>, Status>) -> Result<T, String> {
+    let message = message.map_err(|status| words(&status))?;
+    message.ok_or_else(|| "the control plane ended the stream".to_owned())
+}
+
 impl Uplink {
     /// Nothing is dialled before the first use.
     pub fn new(settings: ControlPlane, held: Arc<Published<Held>>) -> Self {

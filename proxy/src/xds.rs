@@ -43,7 +43,7 @@ use crate::{
     backoff::Backoff,
     demand::Asks,
     state::SavedResource,
-    uplink::{Link, Uplink, words},
+    uplink::{Link, Uplink, received, words},
     view::{View, reconcile},
 };
 
@@ -208,7 +208,7 @@ impl Client {
 
     /// Runs until the data path is gone.
     pub async fn run(mut self, uplink: Arc<Uplink>, mut asks: Asks, rng: StdRng) {
-        let mut backoff = Backoff::new(RECONNECT_BASE, RECONNECT_MAX, rng);
+        let mut backoff = Backoff::reconnecting(rng);
         let mut phase = Phase::Waiting(clock::now());
         let mut evict_at = clock::now() + EVICTION_TICK;
         let mut burst: Option<Instant> = None;
@@ -234,18 +234,18 @@ impl Client {
                     debug!("configuration stream moves to the new certificate");
                     phase = Phase::Waiting(clock::now());
                 }
-                Event::Received(received) => {
-                    let outcome = match (*received, &phase) {
-                        (Ok(Some(response)), Phase::Open(connection)) => {
-                            backoff.succeeded();
-                            self.take(response)
-                                // The answer first: it has the nonce the server waits for.
-                                .and_then(|reply| send(connection, reply))
-                                .map(|()| self.settle(clock::now()))
-                        }
-                        (Ok(_), _) => Err("the control plane ended the stream".to_owned()),
-                        (Err(status), _) => Err(words(&status)),
-                    };
+                Event::Received(message) => {
+                    let outcome = received(*message).and_then(|response| {
+                        let Phase::Open(connection) = &phase else {
+                            return Err("the stream is not open".to_owned());
+                        };
+                        backoff.succeeded();
+                        // The answer first: it has the nonce the control plane waits for.
+                        let reply = self.take(response)?;
+                        send(connection, reply)?;
+                        self.settle(clock::now());
+                        Ok(())
+                    });
                     if let Err(why) = outcome {
                         phase = self.lost(&why, &mut backoff);
                     }
@@ -595,10 +595,6 @@ pub fn node(workload: &crate::config::Workload) -> Node {
 
 /// What this sidecar understands: all of `proto/README.md`.
 const FEATURES: f64 = 1.0;
-
-/// Between streams: short, because a fleet without configuration is worse than a few connects.
-const RECONNECT_BASE: Duration = Duration::from_millis(250);
-const RECONNECT_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests;

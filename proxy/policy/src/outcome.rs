@@ -155,6 +155,8 @@ pub mod grpc {
     pub const UNKNOWN: u32 = 2;
     /// Time ran out.
     pub const DEADLINE_EXCEEDED: u32 = 4;
+    /// The caller is known and may not.
+    pub const PERMISSION_DENIED: u32 = 7;
     /// A quota, or an overload.
     pub const RESOURCE_EXHAUSTED: u32 = 8;
     /// No such method.

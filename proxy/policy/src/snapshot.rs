@@ -73,6 +73,26 @@ pub enum DestinationKey {
     Host(Arc<str>, u16),
 }
 
+impl DestinationKey {
+    /// Of an authority; IPv6 addresses with or without brackets.
+    pub fn new(host: &str, port: u16) -> Self {
+        match host.trim_start_matches('[').trim_end_matches(']').parse() {
+            Ok(ip) => Self::Address(SocketAddr::new(ip, port)),
+            Err(_a_name) => Self::Host(host.into(), port),
+        }
+    }
+}
+
+/// As one dials it: `host:port`.
+impl fmt::Display for DestinationKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
 /// One destination with all it needs; published as a unit.
 #[derive(Clone, Debug)]
 pub struct Destination {

@@ -97,7 +97,7 @@ pub struct RawPorts {
     pub outbound: Vec<RawOutbound>,
 }
 
-/// See [`super::InboundListen`].
+/// See [`InboundForward`](crate::settings::InboundForward).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawInbound {
@@ -114,7 +114,7 @@ pub struct RawInbound {
     pub protocol: Option<String>,
 }
 
-/// See [`super::OutboundListen`].
+/// See [`OutboundPort`](crate::settings::OutboundPort).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawOutbound {

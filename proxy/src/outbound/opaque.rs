@@ -14,12 +14,13 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{admit, cluster, name_of, pick, refuse, relay_until_cut, target};
+use super::{admit, cluster, name_of, pick, refuse, target};
 use crate::{
     detect::{Rewound, Told},
     error::{ConnectError, ProxyError},
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     intercept::{self, Leg},
+    relay::relay_until_cut,
     serve::Version,
     tls::{AsSocket, Carries, Stream},
     view::LiveDestination,
@@ -167,12 +168,12 @@ pub(super) async fn pass_through(
             worker,
             stream,
             client,
-            &name_of(key),
+            &name_of(Some(key)),
             &ProxyError::UnknownDestination,
         );
         return;
     };
-    let record = Record::new(Direction::Outbound, Spoken::Tcp, name_of(key), client);
+    let record = Record::new(Direction::Outbound, Spoken::Tcp, name_of(Some(key)), client);
     let mut exchange = Exchange::start(record, Arc::clone(&worker.telemetry));
     exchange.record.endpoint = Some(address);
     exchange.record.attempts = 1;

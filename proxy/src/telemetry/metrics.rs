@@ -159,9 +159,10 @@ impl Metrics {
             Some(status @ 100..600) => usize::from(status / 100),
             Some(_) | None => 0,
         };
-        let grpc = match record.grpc_status {
-            Some(status @ 0..=16) => usize::from(status),
-            Some(_) | None => GRPC.len() - 1,
+        let none = GRPC.len() - 1;
+        let grpc = match record.grpc_status.map(usize::try_from) {
+            Some(Ok(status)) => status.min(none),
+            Some(Err(_)) | None => none,
         };
         let kind = direction * SPOKEN.len() + spoken;
         self.requests[(kind * CODES.len() + code) * GRPC.len() + grpc].fetch_add(1, Relaxed);

@@ -126,13 +126,6 @@ impl Stream {
         }
     }
 
-    /// Whether a resource is subscribed.
-    pub fn wants(&self, name: &ResourceName) -> bool {
-        self.kinds
-            .get(&name.kind)
-            .is_some_and(|kind| kind.wanted.contains(&name.name))
-    }
-
     /// The accepted version of a resource.
     pub fn version(&self, name: &ResourceName) -> Option<&Arc<str>> {
         self.kinds.get(&name.kind)?.versions.get(&name.name)

@@ -93,11 +93,6 @@ impl Pieces {
         self.listeners.values()
     }
 
-    /// A cluster without its endpoints.
-    pub fn cluster_spec(&self, name: &str) -> Option<&Arc<ClusterSpec>> {
-        self.specs.get(name)
-    }
-
     /// Whether a piece is at hand.
     pub fn contains(&self, name: &ResourceName) -> bool {
         match name.kind {
