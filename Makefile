@@ -1,4 +1,3 @@
-# Convenience only: every recipe is plain commands, repeated in CONTRIBUTING.md.
 # `make help` lists the targets.
 
 SHELL := bash

@@ -692,7 +692,7 @@ const HTTP2_CONNECTIONS_MAX: usize = 64;
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 /// Received before the reader has read it, each stream.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
-/// Received before their readers have read it, all streams of a connection: 16 stalled readers
+/// Received before their readers have read it, all streams of a connection: 15 stalled readers
 /// do not stop the others.
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one HTTP/2 stream that wait for their receiver, whatever window it grants; a frame

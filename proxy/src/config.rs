@@ -32,7 +32,7 @@ use heddle_shell::{settings, tls::Anchor};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{
-    machine,
+    machine::Machine,
     settings::{Bounds, InboundForward, OutboundPort},
 };
 
@@ -157,29 +157,6 @@ pub fn read(
 ) -> anyhow::Result<Config> {
     let raw: RawConfig = settings::read(file, environment)?;
     Config::new(&raw.filled(&Machine::this()))
-}
-
-/// What defaults are taken from.
-#[derive(Clone, Debug)]
-pub struct Machine {
-    /// Default of `workload.name`.
-    pub host_name: String,
-    /// Default of `runtime.workers`.
-    pub cpus: NonZeroUsize,
-    /// Default of `dns.resolvers`: the text of `/etc/resolv.conf`.
-    pub resolv_conf: String,
-}
-
-impl Machine {
-    /// The one this process runs on.
-    pub fn this() -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        Self {
-            host_name: read("/proc/sys/kernel/hostname").trim().to_owned(),
-            cpus: machine::cpus(),
-            resolv_conf: read("/etc/resolv.conf"),
-        }
-    }
 }
 
 impl Config {

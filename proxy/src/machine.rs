@@ -1,12 +1,35 @@
-//! How much of the machine this process may use: CPUs by its affinity and the quota of its cgroup
-//! rounded up, memory by the limit of its cgroup.
+//! The machine: its name and resolvers, and how much of it this process may use: CPUs by its
+//! affinity and the quota of its cgroup rounded up, memory by the limit of its cgroup.
 //!
 //! The standard library rounds the quota down, so that 1.5 CPUs would be one worker.
 
 use std::{fs, num::NonZeroUsize, path::Path};
 
+/// What defaults of settings are taken from.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Default of `workload.name`.
+    pub host_name: String,
+    /// Default of `runtime.workers`.
+    pub cpus: NonZeroUsize,
+    /// Default of `dns.resolvers`: the text of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+}
+
+impl Machine {
+    /// The one this process runs on.
+    pub fn this() -> Self {
+        let read = |path| read(path).unwrap_or_default();
+        Self {
+            host_name: read("/proc/sys/kernel/hostname").trim().to_owned(),
+            cpus: cpus(),
+            resolv_conf: read("/etc/resolv.conf"),
+        }
+    }
+}
+
 /// At least one.
-pub fn cpus() -> NonZeroUsize {
+fn cpus() -> NonZeroUsize {
     let allowed = read("/proc/self/status").and_then(|status| allowed(&status));
     let quota = read("/proc/self/cgroup").and_then(|cgroups| tightest(&cgroups, &QUOTA, read));
     let cpus = match (allowed, quota) {

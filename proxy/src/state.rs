@@ -1,5 +1,5 @@
 //! The state directory: what lets a sidecar serve after a restart while the control plane is
-//! away (`DESIGN.md`, "State directory").
+//! away (`ARCHITECTURE.md`, invariants 5 and 10).
 //!
 //! One file per generation, written aside, synced and renamed. A file that is torn, changed,
 //! or of another identity, trust domain, anchor or format is as good as absent. A generation is

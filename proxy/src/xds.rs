@@ -65,7 +65,8 @@ const RESPONSE_BYTES_MAX: usize = 8 << 20;
 /// Forgotten destinations kept for a time without control plane; beyond it the oldest goes.
 const EVICTED_MAX: usize = 1024;
 
-/// Requests that the server has not taken. Beyond it the stream is given up: nobody reads there.
+/// Requests that the control plane has not taken. Beyond it the stream is given up: nobody reads
+/// there.
 const REQUESTS_MAX: usize = 256;
 
 /// What the configuration client tells the rest of the process.
@@ -288,7 +289,7 @@ impl Client {
         others.into_iter().flatten().fold(evict_at, Instant::min)
     }
 
-    /// Whether the server has to be asked.
+    /// Whether the control plane has to be asked.
     fn asked(&mut self, key: &DestinationKey, is_connected: bool) -> bool {
         if self.units.is_known(key) {
             return false;
@@ -478,7 +479,7 @@ impl Client {
         }
     }
 
-    /// Everything there is to say goes out before the server answers.
+    /// Everything there is to say goes out before the control plane answers.
     fn connect(&mut self, uplink: Arc<Uplink>) -> Connecting {
         self.stream.connected();
         let first = self.stream.outgoing(&mut Some(self.node.clone()));
@@ -555,7 +556,7 @@ async fn next_event(asks: &mut Asks, phase: &mut Phase, uplink: &Uplink, wake: I
         }
     };
     tokio::select! {
-        biased; // Timers, then the server, so that a flood of asks cannot hold up answers.
+        biased; // Timers, then the control plane, so that a flood of asks cannot hold up answers.
         () = clock::sleep_until(wake) => Event::Due,
         event = progress => event,
         key = asks.keys.recv() => key.map_or(Event::AskersGone, Event::Asked),

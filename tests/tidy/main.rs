@@ -57,6 +57,8 @@ fn no_place_outside_the_repository_is_named() {
         ["debian", ".org"],
         ["/wo", "rk/"],
         ["/ro", "ot/"],
+        ["DESI", "GN.md"],
+        ["STY", "LE.md"],
     ];
     let files: Vec<SourceFile> = tracked()
         .into_iter()

@@ -1,7 +1,8 @@
 //! The client's half of delta ADS, without I/O: messages in, messages and updates out.
 //!
-//! It knows what is wanted, what the server was told of that on this stream, and which version of
-//! each resource was accepted. It does not know what a resource means: `decode` is a parameter.
+//! It knows what is wanted, what the control plane was told of that on this stream, and which
+//! version of each resource was accepted. It does not know what a resource means: `decode` is a
+//! parameter.
 //!
 //! ```text
 //!            want / unwant                    receive
@@ -35,13 +36,13 @@ const RESPONSE_RESOURCES_MAX: usize = 16_384;
 /// one is a fault.
 const ENDED_MAX: usize = 4096;
 
-/// Longest NACK text, so that a server of nonsense cannot make us send more of it.
+/// Longest NACK text, so that a control plane that talks nonsense cannot make us send more of it.
 const NACK_BYTES_MAX: usize = 4096;
 
 /// Invalid argument, the code of every NACK.
 const INVALID_ARGUMENT: i32 = 3;
 
-/// What the client wants, and what the server knows of it.
+/// What the client wants, and what the control plane knows of it.
 #[derive(Debug, Default)]
 pub struct Stream {
     kinds: BTreeMap<ResourceType, Subscriptions>,
@@ -51,14 +52,14 @@ pub struct Stream {
 #[derive(Debug, Default)]
 struct Subscriptions {
     wanted: BTreeSet<Arc<str>>,
-    /// Of wanted resources that were accepted; told to the server of the next stream, so that it
-    /// sends only what changed.
+    /// Of wanted resources that were accepted; told on the next stream, so that only what changed
+    /// is sent there.
     versions: HashMap<Arc<str>, Arc<str>>,
     /// Not told on this stream yet.
     added: BTreeSet<Arc<str>>,
     /// Not told on this stream yet.
     dropped: BTreeSet<Arc<str>>,
-    /// Ended on this stream, the oldest first: the server may not have heard when it sends.
+    /// Ended on this stream, the oldest first: the control plane may not have heard when it sends.
     ended: VecDeque<Arc<str>>,
     /// Whether this stream has seen a request of this type. The first one carries the versions.
     is_open: bool,
@@ -69,7 +70,7 @@ struct Subscriptions {
 pub struct Update<P> {
     /// Valid resources.
     pub accepted: Vec<Accepted<P>>,
-    /// Wanted resources that the server does not have (any more).
+    /// Wanted resources that the control plane does not have (any more).
     pub removed: Vec<ResourceName>,
     /// Why resources were refused; their last accepted version stays.
     pub faults: Vec<String>,
@@ -82,7 +83,7 @@ pub struct Update<P> {
 pub struct Accepted<P> {
     /// Its name.
     pub name: ResourceName,
-    /// As the server calls it: a content hash.
+    /// As the control plane calls it: a content hash.
     pub version: Arc<str>,
     /// As it came, for the state directory.
     pub raw: Vec<u8>,
@@ -90,7 +91,8 @@ pub struct Accepted<P> {
     pub piece: P,
 }
 
-/// The server broke the protocol in a way that leaves nothing to answer: the stream must end.
+/// The control plane broke the protocol in a way that leaves nothing to answer: the stream must
+/// end.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum Violation {
     /// A response that cannot be acknowledged.
@@ -102,12 +104,12 @@ pub enum Violation {
 }
 
 impl Stream {
-    /// Subscribes; told to the server by the next [`Stream::outgoing`].
+    /// Subscribes; told to the control plane by the next [`Stream::outgoing`].
     pub fn want(&mut self, name: &ResourceName) {
         let kind = self.kinds.entry(name.kind).or_default();
         if kind.wanted.insert(Arc::clone(&name.name)) {
-            // Also when its end was not told yet: asking again makes the server send it again,
-            // and the resource itself is gone here.
+            // Also when its end was not told yet: asking again makes the control plane send it
+            // again, and the resource itself is gone here.
             kind.dropped.remove(&name.name);
             kind.added.insert(Arc::clone(&name.name));
         }
@@ -161,7 +163,7 @@ impl Stream {
         kind.versions.insert(Arc::clone(&name.name), version);
     }
 
-    /// A new stream: the server knows nothing yet.
+    /// A new stream: the control plane knows nothing yet.
     pub fn connected(&mut self) {
         for kind in self.kinds.values_mut() {
             kind.added.clone_from(&kind.wanted);
@@ -171,8 +173,8 @@ impl Stream {
         }
     }
 
-    /// What the server has to be told; at most one message per type. `node` is taken by the first
-    /// message of a stream.
+    /// What the control plane has to be told; at most one message per type. `node` is taken by the
+    /// first message of a stream.
     pub fn outgoing(&mut self, node: &mut Option<Node>) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = Vec::new();
         for (kind, subscriptions) in &mut self.kinds {

@@ -56,9 +56,9 @@ pub struct Units {
     held: BTreeMap<DestinationKey, Held>,
     /// Said to be absent, and when.
     absent: BTreeMap<DestinationKey, Instant>,
-    /// Removed by the server but still used: they live until no route names them.
+    /// Removed by the control plane but still used: they live until no route names them.
     doomed: BTreeSet<ResourceName>,
-    /// Said by the server not to exist.
+    /// Said by the control plane not to exist.
     unknown: BTreeSet<ResourceName>,
     /// Used by nothing, and since when.
     strays: BTreeMap<ResourceName, Instant>,
@@ -133,7 +133,7 @@ impl Units {
         self.dirty.insert(name);
     }
 
-    /// Takes the server's word that a resource does not exist (any more).
+    /// Takes the control plane's word that a resource does not exist (any more).
     pub fn remove(&mut self, name: ResourceName, now: Instant) {
         self.unknown.insert(name.clone());
         self.dirty.insert(name.clone());
