@@ -14,7 +14,6 @@ mod raw;
 mod show;
 
 use std::{
-    fs,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     ops::RangeInclusive,
@@ -22,14 +21,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use heddle_policy::{
     path::{EmptySegments, EscapedSlashes, Strictness},
     snapshot::{DestinationKey, Protocol},
     spiffe::{SpiffeId, TrustDomain},
 };
-use heddle_shell::{settings, tls::Anchor};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use heddle_shell::{causes, settings, tls::Anchor};
 
 use crate::{
     machine::Machine,
@@ -293,10 +290,10 @@ impl Faults {
                 );
                 None
             }
-            Some(text) => match anchor(text) {
+            Some(text) => match Anchor::read(text) {
                 Ok(anchor) => Some(anchor),
                 Err(error) => {
-                    self.add("control_plane.trust_anchor", format!("{error:#}"));
+                    self.add("control_plane.trust_anchor", causes::chain(&error));
                     None
                 }
             },
@@ -505,26 +502,6 @@ impl std::fmt::Display for Authority {
             write!(f, "{}:{}", self.host, self.port)
         }
     }
-}
-
-/// 64 hexadecimal digits, with or without `sha256:`, or the name of a PEM file.
-fn anchor(text: &str) -> anyhow::Result<Anchor> {
-    let digits = text.strip_prefix("sha256:").unwrap_or(text);
-    if digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        let mut hash = [0; 32];
-        for (i, byte) in hash.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16)?;
-        }
-        return Ok(Anchor::Sha256(hash));
-    }
-    let pem = fs::read(text).with_context(|| {
-        format!("{text} is not 64 hexadecimal digits, and reading it as a file failed")
-    })?;
-    let roots = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("{text} is not PEM"))?;
-    anyhow::ensure!(!roots.is_empty(), "{text} has no certificate");
-    Ok(Anchor::Roots(roots))
 }
 
 /// Longer than a certificate can be renewed without a token.

@@ -14,15 +14,15 @@ use heddle_proto::v1::{
     certificate_authority_client::CertificateAuthorityClient,
 };
 use heddle_shell::{
-    clock,
-    tls::{self, Anchor, Identity, KeyRequest},
+    causes, clock,
+    tls::{Anchor, Identity, KeyRequest},
 };
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tonic::{Code, Request, metadata::MetadataValue, transport::Channel};
 
 use crate::{
-    connect::{self, Target},
+    connect::Target,
     failure::Failure,
     output::{self, Format, Report},
     proxies,
@@ -72,7 +72,7 @@ struct IssueArgs {
     #[arg(long)]
     token: PathBuf,
 
-    /// The mesh's root: a PEM file, or `sha256:` and the hash that `heddle token` prints.
+    /// The mesh's root: a PEM file, or the hash that `heddle token` prints.
     #[arg(long, value_parser = anchor)]
     trust_anchor: Anchor,
 
@@ -286,12 +286,5 @@ fn bearer(file: &Path) -> Result<MetadataValue<tonic::metadata::Ascii>, Failure>
 }
 
 fn anchor(text: &str) -> Result<Anchor, String> {
-    if text.starts_with("sha256:") {
-        return text
-            .parse()
-            .map_err(|error: tls::NotAHash| error.to_string());
-    }
-    connect::roots(Path::new(text))
-        .map(Anchor::Roots)
-        .map_err(|failure| failure.to_string())
+    Anchor::read(text).map_err(|error| causes::chain(&error))
 }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use clap::Args;
-use heddle_shell::tls::{self, Accept, Anchor, Identity, Trust};
+use heddle_shell::{
+    causes,
+    tls::{self, Accept, Anchor, Identity, Trust},
+};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
 use tonic::transport::{Channel, Endpoint};
 
@@ -41,8 +44,9 @@ impl Target {
     /// A channel that presents the administrator's certificate.
     pub(crate) async fn administrator(&self) -> Result<Channel, Failure> {
         let identity = self.identity()?;
-        let root = roots(&self.credentials.join("root.pem"))?;
-        self.channel(Some(&identity), Anchor::Roots(root)).await
+        let root = Anchor::from_pem_file(&self.credentials.join("root.pem"))
+            .map_err(|error| Failure::Local(causes::chain(&error)))?;
+        self.channel(Some(&identity), root).await
     }
 
     /// A channel that presents `identity`, if any.
@@ -90,12 +94,6 @@ impl Target {
         let key = PrivatePkcs8KeyDer::from_pem_file(&key).map_err(|error| fault(&error))?;
         Identity::new(chain, key).map_err(|error| fault(&error))
     }
-}
-
-/// The root certificates in a PEM file.
-pub(crate) fn roots(file: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    certificates(file)
-        .map_err(|error| Failure::Local(format!("reading {}: {error}", file.display())))
 }
 
 fn certificates(

@@ -54,7 +54,7 @@ pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(
         Format::Table => {
             output::line(&minted.token);
             output::complain(&format!(
-                "root sha256 {}; valid for {}",
+                "root sha256:{}; valid for {}",
                 minted.root_sha256,
                 output::from_now(minted.not_after_ms)
             ));

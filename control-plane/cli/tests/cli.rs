@@ -239,3 +239,29 @@ async fn a_copy_of_the_administrators_files_is_good_until_it_is_revoked() {
     exits(&lab.heddle(&["get"]).await, 0);
     lab.control_plane.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hash_that_token_prints_is_a_trust_anchor() {
+    let lab = Lab::start().await;
+    let minted = lab.heddle(&["token", "web"]).await;
+    let (token, said) = exits(&minted, 0);
+    std::fs::write(lab.path("token"), token).unwrap();
+    let data = json(&lab.heddle(&["token", "web", "-o", "json"]).await);
+    let printed = said.split([' ', ';']).find(|word| word.len() >= 64);
+    let printed = printed.unwrap_or_else(|| panic!("no hash in {said}"));
+    let (token, out) = (lab.path("token"), lab.path("web"));
+    let other = "0".repeat(64);
+    let issue = |anchor| {
+        let files = ["certs", "issue", "--token", &token, "--out", &out];
+        [&files[..], &["--trust-anchor", anchor]].concat()
+    };
+    for anchor in [printed, data["rootSha256"].as_str().unwrap()] {
+        exits(&lab.heddle(&issue(anchor)).await, 0);
+    }
+    // It is what proves the control plane.
+    let (_, why) = exits(&lab.heddle(&issue(&other)).await, 3);
+    assert!(why.contains("cannot be reached"), "{why}");
+    let (_, why) = exits(&lab.heddle(&issue("sha256:ff")).await, 2);
+    assert!(why.contains("64 hexadecimal digits"), "{why}");
+    lab.control_plane.stop().await;
+}

@@ -22,7 +22,7 @@ use rustls::{
 
 pub use dial::dial;
 pub use identity::{Identity, IdentityError, KeyRequest};
-pub use trust::{Anchor, NotAHash, Trust, TrustBundle};
+pub use trust::{Anchor, AnchorError, Trust, TrustBundle};
 pub use verify::{PeerError, peer, spiffe_id};
 
 /// Which certificates a side accepts from the other.

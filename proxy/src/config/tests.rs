@@ -169,7 +169,7 @@ ports: {{inbound: [{{listen: '0.0.0.0:1', forward: x}}]}}"
 #[test]
 fn settings_are_shown_with_their_source() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), "control_plane: {addresses: ['cp:15012']}").unwrap();
+    std::fs::write(file.path(), "control_plane: {addresses: ['cp:15012']}").unwrap();
     let environment = [("HEDDLE_WORKLOAD__NAME".to_owned(), "web-1".to_owned())];
     let text = show(Some(file.path()), &environment).unwrap();
     let name = file.path().display();

@@ -296,6 +296,38 @@ async fn a_server_must_be_exactly_the_one_expected() {
     assert!(called.contains("the control plane"), "{called}");
 }
 
+#[test]
+fn an_anchor_is_a_hash_or_a_file_of_roots() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = directory.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let root = Authority::new("ours").root;
+    let good = file("root.pem", &root.pem());
+    let (digits, hash) = ("Ff".repeat(32), Anchor::Sha256([0xff; 32]));
+    for (text, anchor) in [
+        (&good, &Anchor::Roots(vec![root.der().clone()])),
+        (&digits, &hash),
+        (&format!("sha256:{digits}"), &hash),
+    ] {
+        assert_eq!(&Anchor::read(text).unwrap(), anchor, "{text}");
+    }
+    let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    for (text, why) in [
+        (format!("sha256:{}", &digits[1..]), "64 hexadecimal digits"),
+        (format!("sha256:{good}"), "64 hexadecimal digits"),
+        (digits[1..].to_owned(), "64 hexadecimal digits"),
+        ("é".repeat(32), "No such file"),
+        (file("empty.pem", ""), "has no certificate"),
+        (file("broken.pem", broken), "broken.pem"),
+    ] {
+        let refusal = crate::causes::chain(&Anchor::read(&text).unwrap_err());
+        assert!(refusal.contains(why), "{text}: {refusal}");
+    }
+}
+
 #[tokio::test]
 async fn first_contact_needs_the_root_or_its_hash() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));

@@ -3,13 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    str::FromStr,
+    path::Path,
     sync::Arc,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use heddle_policy::spiffe::{SpiffeId, TrustDomain};
-use rustls::pki_types::{CertificateDer, TrustAnchor};
+use rustls::pki_types::{
+    CertificateDer, TrustAnchor,
+    pem::{self, PemObject},
+};
 use thiserror::Error;
 
 /// The bundle the control plane hands out.
@@ -43,28 +46,70 @@ pub enum Trust {
     Anchor(Anchor),
 }
 
-/// A text that is not `sha256:` and 64 hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("a root's hash is written sha256: and 64 hexadecimal digits")]
-pub struct NotAHash;
+/// Why a text is no anchor.
+#[derive(Debug, Error)]
+pub enum AnchorError {
+    /// Begins as a hash does, and is none.
+    #[error("a root's hash is written sha256: and 64 hexadecimal digits")]
+    Hash,
+    /// Neither a hash nor a file that can be read.
+    #[error("reading {file} as a PEM file (the hash of a root has 64 hexadecimal digits)")]
+    File {
+        /// What was taken for a file.
+        file: String,
+        /// Why not.
+        source: pem::Error,
+    },
+    /// A file of something else.
+    #[error("{0} has no certificate")]
+    Empty(String),
+}
 
-/// Reads `sha256:<64 hexadecimal digits>`, as `heddle token` prints it.
-impl FromStr for Anchor {
-    type Err = NotAHash;
-
-    fn from_str(text: &str) -> Result<Self, NotAHash> {
-        let digits = text.strip_prefix("sha256:").ok_or(NotAHash)?.as_bytes();
-        let mut hash = [0; 32];
-        if digits.len() != 2 * hash.len() {
-            return Err(NotAHash);
+impl Anchor {
+    /// Reads what settings and command lines name an anchor by: the hash that `heddle token`
+    /// prints, with or without `sha256:`, or the name of a PEM file.
+    ///
+    /// # Errors
+    /// [`AnchorError`].
+    pub fn read(text: &str) -> Result<Self, AnchorError> {
+        let digits = text.strip_prefix("sha256:");
+        match (hash(digits.unwrap_or(text)), digits) {
+            (Some(hash), _) => Ok(Self::Sha256(hash)),
+            (None, Some(_)) => Err(AnchorError::Hash),
+            (None, None) => Self::from_pem_file(Path::new(text)),
         }
-        let nibble = |digit: u8| char::from(digit).to_digit(16).ok_or(NotAHash);
-        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-            let value = nibble(pair[0])? * 16 + nibble(pair[1])?;
-            *byte = u8::try_from(value).expect("two hexadecimal digits are at most 255");
-        }
-        Ok(Self::Sha256(hash))
     }
+
+    /// The roots in a PEM file.
+    ///
+    /// # Errors
+    /// [`AnchorError`], but for [`AnchorError::Hash`].
+    pub fn from_pem_file(file: &Path) -> Result<Self, AnchorError> {
+        let name = || file.display().to_string();
+        let roots = CertificateDer::pem_file_iter(file)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|source| AnchorError::File {
+                file: name(),
+                source,
+            })?;
+        match roots.is_empty() {
+            true => Err(AnchorError::Empty(name())),
+            false => Ok(Self::Roots(roots)),
+        }
+    }
+}
+
+fn hash(digits: &str) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    if digits.len() != 2 * hash.len() {
+        return None;
+    }
+    let nibble = |digit: u8| char::from(digit).to_digit(16);
+    for (byte, pair) in hash.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+        let value = nibble(pair[0])? * 16 + nibble(pair[1])?;
+        *byte = u8::try_from(value).ok()?;
+    }
+    Some(hash)
 }
 
 impl Trust {
