@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tonic::Status;
 
-pub use access::{Access, access, stream};
+pub use access::{Access, access, methods, stream};
 pub use gate::{
     Certificate, Connection, Gate, GateLayer, Gated, Recorded, Refusal, STREAMS_PER_IDENTITY_MAX,
     WARNING_INTERVAL, WARNINGS_BURST,

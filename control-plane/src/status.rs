@@ -123,7 +123,7 @@ impl Reports {
                 }
                 request = self.requests.message() => request,
             };
-            let Ok(Some(request)) = request else {
+            let Some(request) = request? else {
                 return Ok(());
             };
             silence = clock::now() + SILENCE_MAX;

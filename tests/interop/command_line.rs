@@ -76,9 +76,9 @@ spec:
 ";
 
 /// A control plane, and where files of the test are.
-struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     directory: &'a Path,
-    plane: ControlPlane<'a>,
+    pub(crate) plane: ControlPlane<'a>,
 }
 
 /// What a run of the program was.
@@ -89,14 +89,14 @@ struct Run {
 }
 
 impl<'a> Bench<'a> {
-    async fn start(directory: &'a TempDir, settings: Value) -> Result<Self> {
+    pub(crate) async fn start(directory: &'a TempDir, settings: Value) -> Result<Self> {
         Ok(Self {
             directory: directory.path(),
             plane: ControlPlane::start(Place::Loopback(directory.path()), settings).await?,
         })
     }
 
-    async fn shop(directory: &'a TempDir) -> Result<Self> {
+    pub(crate) async fn shop(directory: &'a TempDir) -> Result<Self> {
         let bench = Self::start(directory, json!({})).await?;
         let file = bench.file("shop.yaml", SHOP)?;
         let applied = bench.ok(&["apply", "-f", &file])?;
@@ -161,8 +161,19 @@ impl<'a> Bench<'a> {
         self.plane.root().display().to_string()
     }
 
+    /// A directory with a certificate of `web`.
+    pub(crate) fn web(&self) -> Result<PathBuf> {
+        let (token, out) = (self.token()?, self.directory.join("web"));
+        self.ok(&issue(&token, &out.display().to_string(), &self.root()))?;
+        Ok(out)
+    }
+
+    pub(crate) async fn as_administrator(&self) -> Result<Channel> {
+        self.channel(&self.plane.data().join("administrator")).await
+    }
+
     /// A channel that presents what is in a directory.
-    async fn channel(&self, credentials: &Path) -> Result<Channel> {
+    pub(crate) async fn channel(&self, credentials: &Path) -> Result<Channel> {
         let identity = identity(credentials)?;
         let root = CertificateDer::from_pem_file(self.plane.root())?;
         let trust = Trust::Anchor(Anchor::Roots(vec![root]));
@@ -182,9 +193,7 @@ impl<'a> Bench<'a> {
 
     /// A token of a life that the program does not offer, and its end.
     async fn short_token(&self, life: Duration) -> Result<(String, SystemTime)> {
-        let channel = self
-            .channel(&self.plane.data().join("administrator"))
-            .await?;
+        let channel = self.as_administrator().await?;
         let request = MintTokenRequest {
             namespace: "shop".to_owned(),
             service_account: "web".to_owned(),
@@ -316,14 +325,13 @@ async fn the_exit_code_says_what_went_wrong() -> Result<()> {
 }
 
 /// The streams of a sidecar that was given the routes of [`HOST`] and never reports.
-type Lazy = (
+pub(crate) type Lazy = (
     mpsc::Sender<DeltaDiscoveryRequest>,
     Streaming<DeltaDiscoveryResponse>,
 );
 
-async fn lazy_sidecar(bench: &Bench<'_>) -> Result<Lazy> {
-    let (token, out) = (bench.token()?, bench.directory.join("web"));
-    bench.ok(&issue(&token, &out.display().to_string(), &bench.root()))?;
+pub(crate) async fn lazy_sidecar(bench: &Bench<'_>) -> Result<Lazy> {
+    let web = bench.web()?;
     let features = Wire {
         kind: Some(value::Kind::NumberValue(1.0)),
     };
@@ -342,7 +350,7 @@ async fn lazy_sidecar(bench: &Bench<'_>) -> Result<Lazy> {
     };
     let (requests, queue) = mpsc::channel(4);
     requests.send(subscribe).await?;
-    let mut client = AggregatedDiscoveryServiceClient::new(bench.channel(&out).await?);
+    let mut client = AggregatedDiscoveryServiceClient::new(bench.channel(&web).await?);
     let incoming = client.delta_aggregated_resources(ReceiverStream::new(queue));
     let mut incoming = incoming.await?.into_inner();
     incoming.message().await?.context("the first routes")?;

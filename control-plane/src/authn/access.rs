@@ -16,12 +16,16 @@ pub enum Access {
     Administrator,
 }
 
+/// Every method that is served, and whom it is for.
+pub fn methods() -> impl Iterator<Item = (&'static str, Access)> {
+    TABLE.into_iter()
+}
+
 /// Whom the method at a gRPC path is for; none for a path that is not in the table.
 pub fn access(path: &str) -> Option<Access> {
-    TABLE
-        .iter()
+    methods()
         .find(|(method, _)| *method == path)
-        .map(|(_, access)| *access)
+        .map(|(_, access)| access)
 }
 
 /// What kind of long stream of a workload a method is; none for one that answers once.
@@ -125,7 +129,7 @@ mod tests {
     use super::*;
 
     /// Every method of our own API, from its descriptors.
-    fn methods() -> Vec<String> {
+    fn described() -> Vec<String> {
         let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
         let mut methods = Vec::new();
         for service in set.file.iter().flat_map(|file| &file.service) {
@@ -138,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_method_of_ours_has_a_row_and_every_row_of_ours_a_method() {
-        let methods = methods();
+        let methods = described();
         assert!(methods.len() > 10, "{methods:?}");
         for method in &methods {
             assert!(access(method).is_some(), "{method} has no row");

@@ -60,6 +60,9 @@ struct Held<'a> {
 enum End {
     /// The client closed it, or is not there any more.
     Gone,
+    /// What the client sent cannot be read, or did not come whole: told to it if it is still
+    /// there, and else as if it had gone.
+    Broken(Status),
     /// It has to be told.
     Told(Status),
 }
@@ -69,7 +72,7 @@ impl Registration {
     pub(super) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let end = Box::pin(self.serve(&shared)).await;
-        if let End::Told(status) = end {
+        if let End::Told(status) | End::Broken(status) = end {
             debug!(who = %self.proven.id, code = ?status.code(), why = status.message(), "a registration stream ends");
             // The client may have gone already.
             let _gone = self.responses.try_send(Err(status));
@@ -88,7 +91,8 @@ impl Registration {
             }
             request = self.requests.message() => match request {
                 Ok(Some(request)) => request,
-                Ok(None) | Err(_) => return End::Gone,
+                Ok(None) => return End::Gone,
+                Err(status) => return End::Broken(status),
             },
         };
         let (mut held, mut replaced) = match self.begin(shared, first).await {
@@ -113,7 +117,8 @@ impl Registration {
                     if let Err(status) = held.beat().await { break End::Told(status) }
                 }
                 request = self.requests.message() => match request {
-                    Ok(None) | Err(_) => break End::Gone,
+                    Ok(None) => break End::Gone,
+                    Err(status) => break End::Broken(status),
                     Ok(Some(request)) => {
                         if let Err(status) = self.update(&mut held, request).await {
                             break End::Told(status);
@@ -323,7 +328,9 @@ impl Held<'_> {
             return;
         }
         let is_over = match end {
-            End::Gone => self.record.grace().is_zero() || self.record.state == State::Draining,
+            End::Gone | End::Broken(_) => {
+                self.record.grace().is_zero() || self.record.state == State::Draining
+            }
             End::Told(status) => status.code() == Code::PermissionDenied,
         };
         let ended = if is_over {
