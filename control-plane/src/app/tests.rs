@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint, Uri},
@@ -78,6 +78,16 @@ impl Running {
         let trust = Trust::Anchor(anchor);
         let config = tls::client(identity, trust, Accept::ControlPlane, &[b"h2"]).unwrap();
         connect(self.control_plane.grpc, config).await.unwrap()
+    }
+
+    /// A connection on which nothing is said yet.
+    async fn tls(&self, identity: Option<&Identity>) -> TlsStream<TcpStream> {
+        let trust = Trust::Anchor(Anchor::Roots(vec![self.root()]));
+        let config = tls::client(identity, trust, Accept::ControlPlane, &[b"h2"]).unwrap();
+        let stream = TcpStream::connect(self.control_plane.grpc).await.unwrap();
+        let name = ServerName::try_from("control-plane").unwrap();
+        let connector = TlsConnector::from(config);
+        connector.connect(name, stream).await.unwrap()
     }
 
     async fn authority(&self, identity: Option<&Identity>) -> CertificateAuthorityClient<Channel> {
@@ -439,16 +449,7 @@ async fn garbage_is_closed_and_others_are_served() {
         drop(stream.read_to_end(&mut answer).await);
     }
     // Not HTTP/2 inside good TLS.
-    let trust = Trust::Anchor(Anchor::Roots(vec![running.root()]));
-    let config = tls::client(None, trust, Accept::ControlPlane, &[b"h2"]).unwrap();
-    let stream = TcpStream::connect(running.control_plane.grpc)
-        .await
-        .unwrap();
-    let name = ServerName::try_from("control-plane").unwrap();
-    let mut stream = TlsConnector::from(config)
-        .connect(name, stream)
-        .await
-        .unwrap();
+    let mut stream = running.tls(None).await;
     stream.write_all(&[0x55; 4096]).await.unwrap();
     let mut answer = Vec::new();
     drop(stream.read_to_end(&mut answer).await);
@@ -472,16 +473,7 @@ async fn a_directory_has_one_control_plane() {
 async fn certificates_of_seconds_are_renewed_in_time() {
     let running = Running::start("authority: {leaf_lifetime: 5s, leaf_lifetime_max: 5s}").await;
     let leaf = || async {
-        let trust = Trust::Anchor(Anchor::Roots(vec![running.root()]));
-        let config = tls::client(None, trust, Accept::ControlPlane, &[b"h2"]).unwrap();
-        let stream = TcpStream::connect(running.control_plane.grpc)
-            .await
-            .unwrap();
-        let name = ServerName::try_from("control-plane").unwrap();
-        let stream = TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .unwrap();
+        let stream = running.tls(None).await;
         let chain = stream.get_ref().1.peer_certificates().unwrap();
         assert_eq!(chain.len(), 3, "the root is last");
         chain[0].clone().into_owned()

@@ -152,7 +152,9 @@ impl Gate {
                      them without end?",
                     workload.id
                 ));
-                return Err((RequestRefusal::TooManyStreams, status));
+                let refused = (RequestRefusal::TooManyStreams, status);
+                self.audit(&workload.id, path, &refused);
+                return Err(refused);
             }
         }
         Ok(session.holding(held))

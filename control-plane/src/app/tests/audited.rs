@@ -22,7 +22,7 @@ impl Running {
     }
 
     /// Once there are so many: what the gate refuses is written aside.
-    async fn eventually_audited(&self, subject: &str, count: usize) -> Vec<AuditEvent> {
+    pub(super) async fn eventually_audited(&self, subject: &str, count: usize) -> Vec<AuditEvent> {
         let deadline = clock::now() + Duration::from_secs(20);
         loop {
             let events = self.audited(subject).await;

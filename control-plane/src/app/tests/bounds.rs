@@ -12,20 +12,6 @@ use crate::{authn::STREAMS_PER_IDENTITY_MAX, ca::Record, store::Outcome, store::
 /// So that nothing waits for the time limit of handshakes, which is 5 s.
 const SOON: Duration = Duration::from_secs(3);
 
-/// An idle connection without a certificate.
-async fn stranger(running: &Running) -> tokio_rustls::client::TlsStream<TcpStream> {
-    let trust = Trust::Anchor(Anchor::Roots(vec![running.root()]));
-    let config = tls::client(None, trust, Accept::ControlPlane, &[b"h2"]).unwrap();
-    let stream = TcpStream::connect(running.control_plane.grpc)
-        .await
-        .unwrap();
-    let name = ServerName::try_from("control-plane").unwrap();
-    TlsConnector::from(config)
-        .connect(name, stream)
-        .await
-        .unwrap()
-}
-
 #[tokio::test]
 async fn silent_connections_keep_nobody_out() {
     let running = Running::start("{}").await;
@@ -44,10 +30,10 @@ async fn silent_connections_keep_nobody_out() {
 #[tokio::test]
 async fn strangers_with_idle_connections_keep_nobody_out() {
     let running = Running::start("{}").await;
-    let mut first = stranger(&running).await;
+    let mut first = running.tls(None).await;
     let mut others = Vec::new();
     for _ in 0..64 {
-        others.push(stranger(&running).await);
+        others.push(running.tls(None).await);
     }
     // The oldest gave way; what it still hears is HTTP/2 settings and the end.
     let mut heard = Vec::new();
@@ -100,6 +86,9 @@ async fn the_streams_of_an_identity_are_bounded() {
     }
     let metrics = running.get("/metrics").await;
     assert!(metrics.contains("reason=\"too_many_streams\""), "{metrics}");
+    let events = running.eventually_audited("heddle.v1.Status/Report", 1);
+    let events = events.await;
+    assert!(events.iter().all(|event| event.who == WEB), "{events:?}");
 }
 
 #[tokio::test]
