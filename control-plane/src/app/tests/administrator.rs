@@ -1,8 +1,14 @@
 //! Who is taken as the administrator, and how that ends.
 
+use std::collections::BTreeSet;
+
 use heddle_proto::v1::{
     AuditRequest, ListRequest, RevokeAdministratorsRequest, WatchRequest, audit_event::Action,
     config_client::ConfigClient,
+};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
 use super::{
@@ -68,6 +74,66 @@ async fn another_intermediate_under_the_users_root_certifies_nobody_here() {
         Code::Unauthenticated,
         "no caller",
     );
+}
+
+#[tokio::test]
+async fn a_certificate_of_a_foreign_authority_ends_the_handshake() {
+    let running = Running::start("{}").await;
+    let foreign = Pki::new().make("root", &authority("somebody else"), None);
+    for (id, failed) in [(ADMINISTRATOR, 1), (WEB, 2)] {
+        let theirs = foreign.certify(id, None);
+        // In TLS 1.3 the client is done before the server has looked at its certificate.
+        let mut stream = running.tls(Some(&theirs)).await;
+        let mut heard = Vec::new();
+        let end = stream.read_to_end(&mut heard).await.unwrap_err();
+        assert!(end.to_string().contains("fatal alert"), "{id}: {end}");
+        assert!(heard.is_empty(), "{id} was told something");
+        let metrics = running.get("/metrics").await;
+        let line = format!("handshakes_failed_total{{reason=\"tls\"}} {failed}\n");
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+    running.lists(&running.administrator()).await.unwrap();
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services_to_administrators_only() {
+    let running = Running::start("{}").await;
+    let services = async |identity: Option<&Identity>| {
+        let anchor = Anchor::Roots(vec![running.root()]);
+        let channel = running.channel(identity, anchor).await;
+        let ask = ServerReflectionRequest {
+            message_request: Some(MessageRequest::ListServices(String::new())),
+            ..ServerReflectionRequest::default()
+        };
+        let answers = ServerReflectionClient::new(channel)
+            .server_reflection_info(tokio_stream::once(ask))
+            .await?;
+        let answer = answers.into_inner().message().await?.unwrap();
+        let Some(MessageResponse::ListServicesResponse(listed)) = answer.message_response else {
+            panic!("no list: {answer:?}");
+        };
+        let names = listed.service.into_iter().map(|service| service.name);
+        Ok::<_, Status>(BTreeSet::from_iter(names))
+    };
+    let administrator = running.administrator();
+    let listed = services(Some(&administrator)).await.unwrap();
+    assert_eq!(
+        Vec::from_iter(listed),
+        [
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "heddle.v1.CertificateAuthority",
+            "heddle.v1.Config",
+            "heddle.v1.Registry",
+            "heddle.v1.Status",
+            "heddle.v1.Traffic",
+        ]
+    );
+    let web = running.identity("web").await;
+    let refusal = services(Some(&web)).await;
+    refused(refusal, Code::PermissionDenied, "administrators");
+    let refusal = services(None).await;
+    refused(refusal, Code::Unauthenticated, "administrators");
 }
 
 #[tokio::test]
