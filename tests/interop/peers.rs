@@ -147,7 +147,8 @@ pub(crate) fn renewal(
     pod.spawn("renewal", user, &words)
 }
 
-/// Waits for a connected peer of this flavour, and checks that no proxy refused anything.
+/// Waits for a connected peer of this flavour, and checks that no proxy refused anything, also on
+/// streams that have ended.
 pub(crate) async fn nothing_was_refused(plane: &ControlPlane<'_>, flavour: &str) -> Result<()> {
     let mut proxies = Vec::new();
     eventually(PATIENCE, "a peer has acknowledged everything", || {
@@ -166,6 +167,12 @@ pub(crate) async fn nothing_was_refused(plane: &ControlPlane<'_>, flavour: &str)
         let rejections = proxy["rejections"].as_array();
         ensure!(rejections.is_some_and(Vec::is_empty), "{proxy}");
     }
+    let metrics = plane.metrics()?;
+    // A type that nobody refused has no line.
+    let mut counted = metrics
+        .lines()
+        .filter(|line| line.starts_with("heddle_control_plane_xds_rejections_total{"));
+    ensure!(counted.all(|line| line.ends_with(" 0")), "{metrics}");
     Ok(())
 }
 

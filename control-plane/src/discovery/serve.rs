@@ -177,8 +177,9 @@ impl<D: Dialect> Serve<D> {
                     let reason = printable(&message, LOGGED_CHARS_MAX);
                     warn!(node = &*connected.node_id, r#type = %kind, reason, "a configuration was refused");
                 }
-                proxies.refused(connected.id, kind, &resources, &message);
+                // Counted by the time it is listed.
                 self.discovery.metrics.rejected(kind);
+                proxies.refused(connected.id, kind, &resources, &message);
             }
         }
         Ok(stream.has_news().then(clock::now))

@@ -1,6 +1,7 @@
 //! The whole plane over real TLS: a token becomes a certificate, documents become resources, a
 //! registration becomes an endpoint, and a report lets a change count as active.
 
+mod refusing;
 mod returning;
 
 use std::collections::{BTreeMap, HashMap};
