@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::proxies::{HEDDLE, Introduction};
 use crate::{
-    authn::{Caller, Session},
+    authn::Session,
     compile::{Flavour, Node},
 };
 
@@ -38,31 +38,22 @@ pub(super) fn check(wire: &WireNode, session: &Session) -> Result<(Node, Introdu
     {
         return Err(malformed(&wire.id));
     }
-    let (labels, identity) = match &session.caller {
-        Caller::Workload(workload) => {
-            let id = &workload.id;
-            if id.namespace() != namespace || id.service_account() != account {
-                return Err(Status::permission_denied(format!(
-                    "{id} may not call itself {namespace}/{account}"
-                )));
-            }
-            (workload.labels.clone(), Some(id.clone()))
-        }
-        // Sees what such a workload without labels would.
-        Caller::Administrator => Default::default(),
-        Caller::Anonymous => {
-            return Err(Status::unauthenticated("xDS is for workloads of the mesh"));
-        }
-    };
+    let workload = session.workload()?;
+    let id = &workload.id;
+    if id.namespace() != namespace || id.service_account() != account {
+        return Err(Status::permission_denied(format!(
+            "{id} may not call itself {namespace}/{account}"
+        )));
+    }
     let (flavour, word) = flavour(wire)?;
     let node = Node {
         flavour,
         namespace: namespace.into(),
-        labels: Arc::new(labels),
+        labels: Arc::new(workload.labels.clone()),
     };
     let introduction = Introduction {
         node_id: wire.id.as_str().into(),
-        identity,
+        identity: id.clone(),
         flavour: word,
         build: build(wire),
     };

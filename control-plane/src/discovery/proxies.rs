@@ -56,8 +56,8 @@ pub struct StreamId(u64);
 pub struct Introduction {
     /// `Node.id`.
     pub node_id: Arc<str>,
-    /// Of the caller; `None` for the administrator.
-    pub identity: Option<SpiffeId>,
+    /// Of the caller.
+    pub identity: SpiffeId,
     /// `heddle`, `envoy` or `grpc`.
     pub flavour: &'static str,
     /// `Node.user_agent_version`.
@@ -515,12 +515,7 @@ impl Connected {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         v1::Proxy {
             node_id: self.introduction.node_id.to_string(),
-            identity: self
-                .introduction
-                .identity
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            identity: self.introduction.identity.to_string(),
             build: report
                 .filter(|report| !report.build.is_empty())
                 .map_or_else(

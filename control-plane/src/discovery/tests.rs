@@ -329,7 +329,7 @@ fn a_clients_words_carry_no_control_characters() {
     let (discovery, _) = shop();
     let introduction = proxies::Introduction {
         node_id: "shop/web/web-1".into(),
-        identity: None,
+        identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
         flavour: "envoy",
         build: String::new(),
     };
@@ -423,7 +423,7 @@ async fn proxies_are_listed_in_pages() {
     let connect = |instance: &str, namespace: &str| {
         proxies.connect(proxies::Introduction {
             node_id: format!("{namespace}/web/{instance}").into(),
-            identity: None,
+            identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
             flavour: "envoy",
             build: long.clone(),
         })

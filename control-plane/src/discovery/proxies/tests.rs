@@ -23,7 +23,7 @@ fn known(node_ids: &[&str]) -> Proxies {
 fn holds(proxies: &Proxies, routes: &[&str]) -> StreamId {
     let id = proxies.connect(Introduction {
         node_id: WEB.into(),
-        identity: None,
+        identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
         flavour: HEDDLE,
         build: String::new(),
     });
@@ -139,7 +139,7 @@ fn who_holds_a_name_is_known_by_it_until_it_is_let_go() {
     let connect = |node: &str| {
         proxies.connect(Introduction {
             node_id: node.into(),
-            identity: None,
+            identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
             flavour: "envoy",
             build: String::new(),
         })
