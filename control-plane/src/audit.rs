@@ -135,19 +135,24 @@ impl Audit {
         Ok(())
     }
 
-    /// The newest events about what begins with `subject`, newest first.
+    /// Events about what begins with `subject`, newest first, each with its key: all of them, or
+    /// those before a key.
     ///
     /// # Errors
     /// The store's.
-    pub async fn newest(&self, limit: usize, subject: &str) -> Result<Vec<Event>, StoreError> {
-        let entries = self.store.list(PREFIX).await?.entries;
+    pub async fn newest(
+        &self,
+        subject: &str,
+        before: &str,
+    ) -> Result<impl Iterator<Item = (Arc<str>, Event)>, StoreError> {
+        let entries = self.store.list(PREFIX).await?.entries.into_iter().rev();
         Ok(entries
-            .iter()
-            .rev()
-            .filter_map(|entry| serde_json::from_slice::<Event>(&entry.value).ok())
-            .filter(|event| event.subject.starts_with(subject))
-            .take(limit)
-            .collect())
+            .filter(move |entry| before.is_empty() || *entry.key < *before)
+            .filter_map(|entry| {
+                let event = serde_json::from_slice::<Event>(&entry.value).ok()?;
+                Some((entry.key, event))
+            })
+            .filter(move |(_, event)| event.subject.starts_with(subject)))
     }
 }
 
@@ -199,7 +204,8 @@ impl Refusals {
 pub const EVENTS_MAX: usize = 5_000;
 /// Events between two trims.
 pub const TRIM_EVERY: u32 = 256;
-const PREFIX: &str = "audit/";
+/// What the keys of events begin with.
+pub const PREFIX: &str = "audit/";
 /// Audited refusals of one identity.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(30);
 const REFUSALS_BURST: NonZeroU32 = NonZeroU32::new(20).unwrap();

@@ -15,7 +15,6 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use heddle_proto::v1::{self, audit_event::Action, config_server::Config};
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -28,6 +27,7 @@ use crate::{
     audit,
     authn::Session,
     model::{CONFIG, Fault, Kind, Record, ResourceId, document},
+    page::{self, Page},
     store::{Changes, Event, Revision, StoreError},
 };
 
@@ -127,41 +127,38 @@ impl Config for ConfigService {
             0 => PAGE,
             size => size.min(PAGE_MAX),
         } as usize;
+        let after = page::key(&request.page_token, &prefix)?;
         let listing = self
             .desired
             .store()
             .list(&prefix)
             .await
             .map_err(Refusal::from)?;
-        let mut resources = Vec::new();
-        let mut bytes = 0;
-        let mut next_page_token = String::new();
+        let mut page = Page::new(size);
+        let (mut last, mut next_page_token) = (String::new(), String::new());
         for entry in listing.entries {
             let id = ResourceId::from_key(&entry.key);
             let is_wanted = id.is_some_and(|id| {
                 request.namespace.is_empty() || id.namespace == request.namespace
             });
-            if !is_wanted || *entry.key <= *request.page_token {
+            if !is_wanted || *entry.key <= *after {
                 continue;
             }
+            let key = entry.key.to_string();
             let Some(resource) = change_of(&Event::Put(entry))
                 .filter(|change| !change.is_deletion)
                 .and_then(|change| change.resource)
             else {
                 continue;
             };
-            bytes += resource.encoded_len();
-            let is_full = bytes > PAGE_BYTES_MAX && !resources.is_empty();
-            if is_full || resources.len() == size {
-                let last: Option<&v1::Resource> = resources.last();
-                let last = last.and_then(|resource| id_of(resource.r#ref.as_ref()).ok());
-                next_page_token = last.map(|id| id.key()).unwrap_or_default();
+            if !page.take(resource) {
+                next_page_token = last;
                 break;
             }
-            resources.push(resource);
+            last = key;
         }
         Ok(Response::new(v1::ListResponse {
-            resources,
+            resources: page.into_items(),
             revision: listing.revision.0,
             next_page_token,
         }))
@@ -261,11 +258,21 @@ impl Config for ConfigService {
             0 => AUDIT,
             limit => limit.min(PAGE_MAX),
         };
+        let before = page::key(&request.page_token, audit::PREFIX)?;
         let audit = self.desired.audit();
-        let events = audit.newest(limit as usize, &request.subject).await;
-        let events = events.map_err(Refusal::from)?.into_iter();
+        let events = audit.newest(&request.subject, before).await;
+        let mut page = Page::new(limit as usize);
+        let (mut last, mut next_page_token) = (String::new(), String::new());
+        for (key, event) in events.map_err(Refusal::from)? {
+            if !page.take(v1::AuditEvent::from(event)) {
+                next_page_token = last;
+                break;
+            }
+            last = key.to_string();
+        }
         Ok(Response::new(v1::AuditResponse {
-            events: events.map(Into::into).collect(),
+            events: page.into_items(),
+            next_page_token,
         }))
     }
 }
@@ -412,8 +419,6 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 const DOCUMENTS_MAX: usize = 500;
 const PAGE: u32 = 500;
 const PAGE_MAX: u32 = 1000;
-/// Of a page, but for a single resource that is larger; clients take 4 MiB.
-const PAGE_BYTES_MAX: usize = 1 << 20;
 const HISTORY: u32 = 20;
 const AUDIT: u32 = 100;
 /// Changes that wait for a slow watcher; the store's log has the rest.

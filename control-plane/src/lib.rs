@@ -13,6 +13,7 @@ pub mod files;
 pub mod follow;
 pub mod health;
 pub mod model;
+pub mod page;
 pub mod registry;
 pub mod room;
 pub mod shares;

@@ -37,6 +37,7 @@ use crate::{
     ca::Pace,
     discovery::{Discovery, sidecars::RETURN},
     model::Unreadable,
+    page::{self, Page},
     store::{Lease, Outcome, Store, StoreError, Transaction},
     streams::Streams,
     telemetry::{Metrics, StreamKind},
@@ -161,19 +162,36 @@ impl v1::registry_server::Registry for Registry {
         &self,
         request: Request<v1::ListWorkloadsRequest>,
     ) -> Result<Response<v1::ListWorkloadsResponse>, Status> {
-        let namespace = &request.get_ref().namespace;
+        let v1::ListWorkloadsRequest {
+            namespace,
+            page_token,
+        } = request.get_ref();
         let prefix = match namespace.as_str() {
             "" => WORKLOADS.to_owned(),
             namespace => format!("{WORKLOADS}{namespace}/"),
         };
-        let listing = self.shared.store.list(&prefix).await.map_err(failed)?;
-        let mut workloads = Vec::new();
-        for entry in &listing.entries {
+        let after = page::key(page_token, &prefix)?;
+        let listing = self.shared.store.page(&prefix, after, PAGE_MAX).await;
+        let entries = listing.map_err(failed)?.entries;
+        let mut page = Page::new(PAGE_MAX);
+        let mut last = None;
+        let mut is_cut = entries.len() == PAGE_MAX;
+        for entry in &entries {
             let (name, record) = Record::read(entry).map_err(unreadable)?;
             let (_, workload) = read(entry).map_err(unreadable)?;
-            workloads.push(record.describe(&name, self.shared.services_of(&workload)));
+            if !page.take(record.describe(&name, self.shared.services_of(&workload))) {
+                is_cut = true;
+                break;
+            }
+            last = Some(&entry.key);
         }
-        Ok(Response::new(v1::ListWorkloadsResponse { workloads }))
+        Ok(Response::new(v1::ListWorkloadsResponse {
+            workloads: page.into_items(),
+            next_page_token: last
+                .filter(|_| is_cut)
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        }))
     }
 }
 
@@ -427,6 +445,8 @@ fn unreadable(unreadable: Unreadable) -> Status {
 
 /// Changes by others that one change waits out.
 const ATTEMPTS_MAX: u32 = 16;
+/// Registrations of one page of a listing.
+const PAGE_MAX: usize = 500;
 /// Responses that wait for a slow client; beyond it its stream ends.
 const RESPONSES_MAX: usize = 16;
 /// Registrations of one identity.

@@ -16,6 +16,7 @@ use crate::{
         self, Discovery,
         proxies::{ReportId, Reported},
     },
+    page,
     streams::Streams,
     telemetry::{Metrics, OpenStream, StreamKind},
 };
@@ -69,9 +70,7 @@ impl v1::status_server::Status for StatusService {
         let request = request.get_ref();
         let after = match request.page_token.as_str() {
             "" => 0,
-            token => token.parse().map_err(|_malformed| {
-                Status::invalid_argument("the page token is not one that was given out")
-            })?,
+            token => token.parse().map_err(|_malformed| page::not_given_out())?,
         };
         let (proxies, next) = self.discovery.proxies.page(&request.namespace, after);
         Ok(Response::new(v1::ListProxiesResponse {

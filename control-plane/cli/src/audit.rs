@@ -13,8 +13,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How many events, the newest first; at most 1000.
-    #[arg(long, default_value_t = 100)]
+    /// How many events, the newest first.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
 
     /// Only what begins with this, such as `VirtualService`, `Workload shop/` or a SPIFFE id.
@@ -23,16 +23,28 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(), Failure> {
-    let request = AuditRequest {
-        limit: args.limit,
-        subject: args.subject,
-    };
-    let events = ConfigClient::new(target.administrator().await?)
-        .audit(request)
-        .await
-        .map_err(Failure::of(&target.server))?
-        .into_inner()
-        .events;
+    let mut config = ConfigClient::new(target.administrator().await?);
+    let mut events = Vec::new();
+    let mut page_token = String::new();
+    let mut left = args.limit;
+    while left > 0 {
+        let request = AuditRequest {
+            limit: left,
+            subject: args.subject.clone(),
+            page_token,
+        };
+        let page = config
+            .audit(request)
+            .await
+            .map_err(Failure::of(&target.server))?
+            .into_inner();
+        left = left.saturating_sub(u32::try_from(page.events.len()).unwrap_or(left));
+        events.extend(page.events);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
     output::print(
         format,
         &Report {

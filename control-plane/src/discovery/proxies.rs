@@ -17,8 +17,9 @@ use heddle_policy::{
 use heddle_proto::v1;
 use heddle_shell::clock;
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::watch;
+
+use crate::page::Page;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -393,8 +394,7 @@ impl Proxies {
     /// namespaces when `namespace` is empty; and after which stream the next page begins.
     pub fn page(&self, namespace: &str, after: u64) -> (Vec<v1::Proxy>, Option<u64>) {
         let state = self.state.lock();
-        let mut proxies = Vec::new();
-        let mut bytes = 0;
+        let mut page = Page::new(usize::MAX);
         let mut last = after;
         let after = (Bound::Excluded(StreamId(after)), Bound::Unbounded);
         for (id, stream) in state.streams.range(after) {
@@ -403,15 +403,12 @@ impl Proxies {
                 continue;
             }
             let report = state.reports.get(node_id);
-            let proxy = stream.describe(report.map(|(_, report)| report));
-            bytes += proxy.encoded_len();
-            if bytes > PAGE_BYTES_MAX && !proxies.is_empty() {
-                return (proxies, Some(last));
+            if !page.take(stream.describe(report.map(|(_, report)| report))) {
+                return (page.into_items(), Some(last));
             }
-            proxies.push(proxy);
             last = id.0;
         }
-        (proxies, None)
+        (page.into_items(), None)
     }
 }
 
@@ -532,9 +529,6 @@ impl Connected {
         }
     }
 }
-
-/// Of `Status.ListProxies`; clients take 4 MiB.
-const PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// The beginning of a client's text, without what a terminal or a log would take for its own.
 pub(super) fn printable(text: &str, chars_max: usize) -> String {

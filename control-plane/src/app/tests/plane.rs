@@ -1,6 +1,7 @@
 //! The whole plane over real TLS: a token becomes a certificate, documents become resources, a
 //! registration becomes an endpoint, and a report lets a change count as active.
 
+mod listed;
 mod refusing;
 mod returning;
 
@@ -187,8 +188,9 @@ impl Running {
 
     pub(super) async fn refusals(&self) -> Vec<audit::Event> {
         let audit = Audit::new(self.control_plane.store.clone());
-        let events = audit.newest(100, "").await.unwrap().into_iter();
+        let events = audit.newest("", "").await.unwrap();
         events
+            .map(|(_, event)| event)
             .filter(|event| event.action == audit::Action::Refused)
             .collect()
     }
