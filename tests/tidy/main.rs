@@ -2,7 +2,10 @@
 //! committed. They read the tracked files as text.
 
 mod imports;
+mod protos;
 mod tree;
+
+use std::path::Path;
 
 use tree::{SourceFile, code_lines, sources, tracked};
 
@@ -82,6 +85,18 @@ fn the_dependency_tree_stays_small() {
 fn modules_import_only_what_they_may() {
     let faults: Vec<String> = sources().iter().flat_map(imports::faults).collect();
     assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn every_field_of_our_messages_is_documented() {
+    let ours = tracked().into_iter().filter(|file| {
+        let path = Path::new(&file.path);
+        path.starts_with("proto/heddle") && path.extension().is_some_and(|ext| ext == "proto")
+    });
+    let ours: Vec<SourceFile> = ours.collect();
+    assert!(ours.len() > 5, "the .proto files were not found");
+    let silent: Vec<String> = ours.iter().flat_map(protos::undocumented).collect();
+    assert!(silent.is_empty(), "no comment above: {silent:#?}");
 }
 
 fn lines_with(files: &[SourceFile], marks: &[String]) -> Vec<String> {
