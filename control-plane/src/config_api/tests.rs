@@ -1,6 +1,7 @@
 //! The service over a real store: what is refused, what is stored, what is told afterwards.
 
 mod paged;
+mod warned;
 
 use std::collections::BTreeMap;
 

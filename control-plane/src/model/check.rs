@@ -12,7 +12,8 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use super::{
-    Catalog, Condition, Destination, Host, Location, Pattern, ResourceId, ServiceEntry, Spec,
+    Catalog, Condition, Destination, Host, Location, Pattern, ResourceId, ServiceEntry,
+    ServicePort, Spec, VirtualService,
 };
 
 /// Something wrong with a resource.
@@ -77,6 +78,11 @@ pub fn warnings(catalog: &Catalog, id: &ResourceId) -> Vec<String> {
             for host in routes.hosts.iter().filter(unknown) {
                 warnings.push(format!("spec.hosts: no ServiceEntry has `{host}`"));
             }
+            for host in &routes.hosts {
+                if let Some((_, service)) = catalog.service(host.as_str()) {
+                    unfollowed(routes, host, service, &mut warnings);
+                }
+            }
             let is_catch_all = |index: &usize| routes.http[*index].matches.is_empty();
             let last = routes.http.len().saturating_sub(1);
             if let Some(index) = (0..last).find(is_catch_all) {
@@ -111,6 +117,38 @@ pub fn warnings(catalog: &Catalog, id: &ResourceId) -> Vec<String> {
         Spec::PeerAuthentication(_) | Spec::WorkloadEntry(_) => {}
     }
     warnings
+}
+
+/// Routes of a kind that ports of the host do not follow: HTTP that of bytes, and bytes, also
+/// where they are only detected, that of HTTP.
+fn unfollowed(
+    routes: &VirtualService,
+    host: &Host,
+    service: &ServiceEntry,
+    warnings: &mut Vec<String>,
+) {
+    let is_opaque = |port: &ServicePort| port.protocol.is_some_and(|protocol| !protocol.is_http());
+    if !routes.http.is_empty() && service.ports.iter().all(is_opaque) {
+        warnings.push(format!(
+            "spec.http: never applies: no port of `{host}` carries HTTP"
+        ));
+    }
+    if routes.tcp.is_empty() {
+        return;
+    }
+    if !service.ports.iter().any(is_opaque) {
+        warnings.push(format!(
+            "spec.tcp: never applies: no port of `{host}` is declared TCP, TLS or HTTPS"
+        ));
+    } else if routes.http.is_empty() {
+        let undeclared = service.ports.iter().filter(|port| port.protocol.is_none());
+        warnings.extend(undeclared.map(|port| {
+            format!(
+                "spec.tcp: does not apply to port {} of `{host}`, which declares no protocol",
+                port.number
+            )
+        }));
+    }
 }
 
 /// Every destination of a `VirtualService`, with its path.
