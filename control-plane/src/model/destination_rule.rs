@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{
     Host, Labels, Seconds,
     decode::{Decode, Decoder},
-    values::{Positive, is_label},
+    values::{DnsLabel, Percent, Positive},
     workload_entry::LabelSet,
     yaml::Node,
 };
@@ -257,26 +257,10 @@ impl Decode for UniqueSubsets {
     }
 }
 
-struct SubsetName(String);
-
-impl Decode for SubsetName {
-    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
-        let text = decoder.text(node)?;
-        if is_label(text) {
-            Some(Self(text.to_owned()))
-        } else {
-            decoder.refuse(
-                node,
-                "must be lower-case letters, digits and inner dashes, at most 63",
-            )
-        }
-    }
-}
-
 impl Decode for Subset {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         let mut fields = decoder.fields(node)?;
-        let name = fields.required::<SubsetName>(decoder, "name");
+        let name = fields.required::<DnsLabel>(decoder, "name");
         let labels = fields.or_default::<LabelSet>(decoder, "labels");
         let traffic_policy = fields.optional(decoder, "trafficPolicy");
         fields.close(decoder);
@@ -407,14 +391,6 @@ struct Count(u32);
 impl Decode for Count {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         decoder.number(node, 0, FAILURES_MAX).map(Self)
-    }
-}
-
-struct Percent(u32);
-
-impl Decode for Percent {
-    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
-        decoder.number(node, 0, 100).map(Self)
     }
 }
 

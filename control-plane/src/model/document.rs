@@ -8,7 +8,7 @@ use super::{
     AuthorizationPolicy, DestinationRule, Fault, Kind, Labels, PeerAuthentication, Resource,
     ResourceId, ServiceEntry, Spec, VirtualService, WorkloadEntry,
     decode::{Decode, Decoder, shown},
-    values::{is_label, is_name},
+    values::{DnsLabel, is_name},
     workload_entry::LabelSet,
     yaml::{self, Node},
 };
@@ -271,22 +271,6 @@ impl Decode for DnsName {
             decoder.refuse(
                 node,
                 format!("`{}` is not a DNS name in lower case", shown(text)),
-            )
-        }
-    }
-}
-
-struct DnsLabel(String);
-
-impl Decode for DnsLabel {
-    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
-        let text = decoder.text(node)?;
-        if is_label(text) {
-            Some(Self(text.to_owned()))
-        } else {
-            decoder.refuse(
-                node,
-                format!("`{}` is not a DNS label in lower case", shown(text)),
             )
         }
     }

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::{
     Host, WorkloadEntry, WorkloadSelector,
     decode::{Decode, Decoder},
-    values::is_label,
+    values::DnsLabel,
     yaml::Node,
 };
 use crate::addresses;
@@ -213,7 +213,7 @@ impl Decode for ServicePort {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         let mut fields = decoder.fields(node)?;
         let number = fields.required(decoder, "number");
-        let name = fields.required::<PortName>(decoder, "name");
+        let name = fields.required::<DnsLabel>(decoder, "name");
         let protocol = fields.optional(decoder, "protocol");
         let target_port = fields.optional(decoder, "targetPort");
         fields.close(decoder);
@@ -223,22 +223,6 @@ impl Decode for ServicePort {
             protocol: protocol?,
             target_port: target_port?,
         })
-    }
-}
-
-struct PortName(String);
-
-impl Decode for PortName {
-    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
-        let name = String::decode(node, decoder)?;
-        if is_label(&name) {
-            Some(Self(name))
-        } else {
-            decoder.refuse(
-                node,
-                "must be lower-case letters, digits and inner dashes, at most 63",
-            )
-        }
     }
 }
 

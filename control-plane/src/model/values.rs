@@ -242,8 +242,34 @@ fn scaled(number: &str, unit: u128) -> Option<u128> {
     Some(whole.parse::<u128>().ok()? * unit + fraction.parse::<u128>().ok()? * unit / scale)
 }
 
+/// The name of something without a place of its own in the DNS: a namespace, a port, a subset.
+pub(super) struct DnsLabel(pub(super) String);
+
+impl Decode for DnsLabel {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        let text = decoder.text(node)?;
+        if is_label(text) {
+            Some(Self(text.to_owned()))
+        } else {
+            decoder.refuse(
+                node,
+                "must be lower-case letters, digits and inner dashes, at most 63",
+            )
+        }
+    }
+}
+
+/// 0 to 100.
+pub(super) struct Percent(pub(super) u32);
+
+impl Decode for Percent {
+    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
+        decoder.number(node, 0, 100).map(Self)
+    }
+}
+
 /// Whether a text is a DNS label (RFC 1123).
-pub(super) fn is_label(text: &str) -> bool {
+fn is_label(text: &str) -> bool {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
     (1..=63).contains(&text.len())
         && text.bytes().all(inner)

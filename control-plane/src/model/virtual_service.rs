@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::{
     Host, Seconds,
     decode::{Decode, Decoder, shown},
-    values::Positive,
+    values::{Percent, Positive},
     yaml::{Node, Value},
 };
 
@@ -321,14 +321,6 @@ impl Decode for Split {
             _ if route.is_empty() => decoder.refuse(node, "needs at least one destination"),
             sum => decoder.refuse(node, format!("weights sum to {sum}, not to 100")),
         }
-    }
-}
-
-struct Percent(u32);
-
-impl Decode for Percent {
-    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
-        decoder.number(node, 0, 100).map(Self)
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{
     Labels,
     decode::{Decode, Decoder},
-    values::{decode_labels, is_label},
+    values::{DnsLabel, decode_labels},
     yaml::Node,
 };
 
@@ -50,7 +50,7 @@ impl Decode for WorkloadEntry {
         let address = fields.required(decoder, "address");
         let ports = fields.or_default(decoder, "ports");
         let labels = fields.or_default::<LabelSet>(decoder, "labels");
-        let service_account = fields.optional::<Account>(decoder, "serviceAccount");
+        let service_account = fields.optional::<DnsLabel>(decoder, "serviceAccount");
         let weight = fields.optional::<Weight>(decoder, "weight");
         fields.close(decoder);
         Some(Self {
@@ -69,22 +69,6 @@ pub(super) struct LabelSet(pub(super) Labels);
 impl Decode for LabelSet {
     fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
         decode_labels(node, decoder).map(Self)
-    }
-}
-
-struct Account(String);
-
-impl Decode for Account {
-    fn decode(node: &Node, decoder: &mut Decoder<'_>) -> Option<Self> {
-        let text = decoder.text(node)?;
-        if is_label(text) {
-            Some(Self(text.to_owned()))
-        } else {
-            decoder.refuse(
-                node,
-                "must be lower-case letters, digits and inner dashes, at most 63",
-            )
-        }
     }
 }
 
