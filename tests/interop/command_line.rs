@@ -275,6 +275,64 @@ async fn resources_are_shown_in_every_format_and_deleted() -> Result<()> {
 }
 
 #[tokio::test]
+async fn proxies_their_certificates_and_splits_are_shown_as_tables_and_yaml() -> Result<()> {
+    let directory = TempDir::new()?;
+    let bench = Bench::shop(&directory).await?;
+    for list in [["proxies"], ["certs"]] {
+        let empty = bench.ok(&list)?;
+        ensure!(empty == "no proxies are connected\n", "{list:?}: {empty}");
+    }
+    let sidecar = lazy_sidecar(&bench).await?;
+    // Subscribed to routes, neither acknowledged nor active; without reports nobody knows more.
+    let none = ["shop/web/web-1", "heddle", "1", "0", "0", "unknown"];
+    for (list, heading, row) in [
+        ("proxies", "NODE", &none[..]),
+        ("certs", "IDENTITY", &[WEB, "shop/web/web-1", "unknown"]),
+    ] {
+        let table = bench.ok(&[list])?;
+        let mut lines = table.lines();
+        ensure!(lines.next().is_some_and(|line| line.starts_with(heading)));
+        let words: Vec<_> = lines
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        ensure!(words == row, "{list}: {table}");
+        ensure!(lines.next().is_none(), "{list}: {table}");
+    }
+    drop(sidecar);
+    let yaml = bench.ok(&["traffic", "get", HOST, "-n", "shop", "-o", "yaml"])?;
+    ensure!(yaml.contains("\n  stable: 90"), "{yaml}");
+    ensure!(yaml.contains("\n  canary: 10"), "{yaml}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn demo_runs_the_script_of_a_checkout() -> Result<()> {
+    let directory = TempDir::new()?;
+    let demo = |words: &[&str]| -> Result<Run> {
+        let mut heddle = Command::new(program("heddle")?);
+        let heddle = heddle.arg("demo").args(words);
+        Ok(heddle.current_dir(directory.path()).output()?.into())
+    };
+    let nowhere = demo(&[])?;
+    ensure!(nowhere.code == Some(1), "{}", nowhere.complaint);
+    let hint = nowhere.complaint.contains("--repository");
+    ensure!(hint, "{}", nowhere.complaint);
+    let scripts = directory.path().join("checkout/tests/demo");
+    fs::create_dir_all(&scripts)?;
+    let script = "import sys\nprint(*sys.argv[1:])\nsys.exit(7)\n";
+    fs::write(scripts.join("demo.py"), script)?;
+    let named = ["--repository", "checkout"];
+    let keep = demo(&[&named[..], &["--keep", "--ports"]].concat())?;
+    ensure!(keep.out == "--keep --ports\n", "{}", keep.out);
+    ensure!(keep.code == Some(7), "{:?}", keep.code);
+    let stop = demo(&[&named[..], &["--stop"]].concat())?;
+    ensure!(stop.out == "--stop\n", "{}", stop.out);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_exit_code_says_what_went_wrong() -> Result<()> {
     let directory = TempDir::new()?;
     let bench = Bench::shop(&directory).await?;

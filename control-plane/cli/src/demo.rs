@@ -16,6 +16,14 @@ pub(crate) struct Args {
     /// Leave the mesh running at the end and print how to call it.
     #[arg(long)]
     keep: bool,
+
+    /// Use ports of this machine, also where network namespaces would work.
+    #[arg(long)]
+    ports: bool,
+
+    /// End a mesh that was left running.
+    #[arg(long)]
+    stop: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
@@ -34,8 +42,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     })?;
     let mut command = Command::new("python3");
     command.arg(script);
-    if args.keep {
-        command.arg("--keep");
+    for (is_asked, word) in [
+        (args.keep, "--keep"),
+        (args.ports, "--ports"),
+        (args.stop, "--stop"),
+    ] {
+        command.args(is_asked.then_some(word));
     }
     // Replaces this process, so that signals and the exit code are the script's own.
     let error = command.exec();
