@@ -27,7 +27,7 @@ use crate::{
     audit,
     authn::Session,
     model::{CONFIG, Fault, Kind, Record, ResourceId, document},
-    page::{self, Page},
+    page,
     store::{Changes, Event, Revision, StoreError},
 };
 
@@ -134,33 +134,22 @@ impl Config for ConfigService {
             .list(&prefix)
             .await
             .map_err(Refusal::from)?;
-        let mut page = Page::new(size);
-        let (mut last, mut next_page_token) = (String::new(), String::new());
-        for entry in listing.entries {
+        let entries = listing.entries.into_iter().filter(|entry| {
             let id = ResourceId::from_key(&entry.key);
-            let is_wanted = id.is_some_and(|id| {
-                request.namespace.is_empty() || id.namespace == request.namespace
-            });
-            if !is_wanted || *entry.key <= *after {
-                continue;
-            }
-            let key = entry.key.to_string();
-            let Some(resource) = change_of(&Event::Put(entry))
-                .filter(|change| !change.is_deletion)
-                .and_then(|change| change.resource)
-            else {
-                continue;
-            };
-            if !page.take(resource) {
-                next_page_token = last;
-                break;
-            }
-            last = key;
-        }
+            let is_wanted =
+                |id: ResourceId| request.namespace.is_empty() || id.namespace == request.namespace;
+            *entry.key > *after && id.is_some_and(is_wanted)
+        });
+        let resources = entries.filter_map(|entry| {
+            let key = Arc::clone(&entry.key);
+            let change = change_of(&Event::Put(entry)).filter(|change| !change.is_deletion)?;
+            Some((key, change.resource?))
+        });
+        let (resources, next) = page::fill(size, resources);
         Ok(Response::new(v1::ListResponse {
-            resources: page.into_items(),
+            resources,
             revision: listing.revision.0,
-            next_page_token,
+            next_page_token: page::token(next),
         }))
     }
 
@@ -234,19 +223,26 @@ impl Config for ConfigService {
             0 => HISTORY,
             limit => limit.min(PAGE_MAX),
         };
-        let events = self
-            .desired
-            .store()
-            .history(&id.key(), limit as usize)
-            .await;
-        let mut changes = Vec::new();
-        for event in events.map_err(Refusal::from)? {
-            changes.extend(change_of(&event));
-        }
+        let before = match request.page_token.as_str() {
+            "" => u64::MAX,
+            token => token.parse().map_err(|_malformed| page::not_given_out())?,
+        };
+        // All that are kept of one resource: the store bounds how many.
+        let events = self.desired.store().history(&id.key(), usize::MAX).await;
+        let changes: Vec<_> = events
+            .map_err(Refusal::from)?
+            .iter()
+            .filter_map(|event| Some((event.revision().0, change_of(event)?)))
+            .collect();
         if changes.is_empty() {
             return Err(Refusal::NotFound(id).into());
         }
-        Ok(Response::new(v1::HistoryResponse { changes }))
+        let older = changes.into_iter().filter(|(at, _)| *at < before);
+        let (changes, next) = page::fill(limit as usize, older);
+        Ok(Response::new(v1::HistoryResponse {
+            changes,
+            next_page_token: page::token(next),
+        }))
     }
 
     async fn audit(
@@ -261,18 +257,12 @@ impl Config for ConfigService {
         let before = page::key(&request.page_token, audit::PREFIX)?;
         let audit = self.desired.audit();
         let events = audit.newest(&request.subject, before).await;
-        let mut page = Page::new(limit as usize);
-        let (mut last, mut next_page_token) = (String::new(), String::new());
-        for (key, event) in events.map_err(Refusal::from)? {
-            if !page.take(v1::AuditEvent::from(event)) {
-                next_page_token = last;
-                break;
-            }
-            last = key.to_string();
-        }
+        let events = events.map_err(Refusal::from)?;
+        let events = events.map(|(key, event)| (key, v1::AuditEvent::from(event)));
+        let (events, next) = page::fill(limit as usize, events);
         Ok(Response::new(v1::AuditResponse {
-            events: page.into_items(),
-            next_page_token,
+            events,
+            next_page_token: page::token(next),
         }))
     }
 }

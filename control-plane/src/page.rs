@@ -3,40 +3,30 @@
 use prost::Message;
 use tonic::Status;
 
-/// What one answer carries.
-#[derive(Debug)]
-pub struct Page<T> {
-    items: Vec<T>,
+/// The first items, as many as fit and at most `items_max`, each given with its place in the
+/// listing; and the place of the last, if there are more. The first always fits, or nobody would
+/// ever see it.
+pub fn fill<P, T: Message>(
     items_max: usize,
-    bytes: usize,
+    items: impl IntoIterator<Item = (P, T)>,
+) -> (Vec<T>, Option<P>) {
+    let mut page = Vec::new();
+    let mut last = None;
+    let mut bytes = 0;
+    for (place, item) in items {
+        bytes += item.encoded_len();
+        if (bytes > BYTES_MAX || page.len() >= items_max) && !page.is_empty() {
+            return (page, last);
+        }
+        page.push(item);
+        last = Some(place);
+    }
+    (page, None)
 }
 
-impl<T: Message> Page<T> {
-    /// An empty page for at most so many items, and at least one.
-    pub fn new(items_max: usize) -> Self {
-        Self {
-            items: Vec::new(),
-            items_max,
-            bytes: 0,
-        }
-    }
-
-    /// Takes an item, unless it belongs on the next page: then this one is full. The first always
-    /// fits, or nobody would ever see it.
-    pub fn take(&mut self, item: T) -> bool {
-        self.bytes += item.encoded_len();
-        let is_full = self.bytes > BYTES_MAX || self.items.len() >= self.items_max;
-        if is_full && !self.items.is_empty() {
-            return false;
-        }
-        self.items.push(item);
-        true
-    }
-
-    /// What it took.
-    pub fn into_items(self) -> Vec<T> {
-        self.items
-    }
+/// The token of the page after a place; empty when there is none.
+pub fn token(place: Option<impl ToString>) -> String {
+    place.map(|place| place.to_string()).unwrap_or_default()
 }
 
 /// The key that a page token is: the last of the page before, below `prefix`; empty for the first.
@@ -62,27 +52,30 @@ const BYTES_MAX: usize = 1 << 20;
 mod tests {
     use super::*;
 
-    /// How many of these items each page has.
+    /// How many of the items of these sizes each page has.
     #[track_caller]
-    fn check(items_max: usize, items: &[usize], expected: &[usize]) {
-        let mut pages = vec![Page::new(items_max)];
-        for bytes in items {
-            let item = "x".repeat(*bytes);
-            if !pages.last_mut().unwrap().take(item.clone()) {
-                pages.push(Page::new(items_max));
-                assert!(pages.last_mut().unwrap().take(item), "{bytes}");
+    fn check(items_max: usize, sizes: &[usize], expected: &[usize]) {
+        let mut counts = Vec::new();
+        let mut begin = 0;
+        loop {
+            let rest = sizes.iter().enumerate().skip(begin);
+            let (page, last) = fill(
+                items_max,
+                rest.map(|(place, bytes)| (place, "x".repeat(*bytes))),
+            );
+            counts.push(page.len());
+            match last {
+                Some(last) => begin = last + 1,
+                None => break,
             }
         }
-        let counts: Vec<_> = pages
-            .into_iter()
-            .map(|page| page.into_items().len())
-            .collect();
         assert_eq!(counts, expected);
     }
 
     #[test]
     fn a_page_is_bounded_in_items_and_in_bytes() {
         check(2, &[1, 1, 1, 1, 1], &[2, 2, 1]);
+        check(2, &[1, 1], &[2]);
         check(100, &[BYTES_MAX / 2; 5], &[1, 1, 1, 1, 1]);
         check(100, &[BYTES_MAX / 2 - 10; 5], &[2, 2, 1]);
         check(100, &[2 * BYTES_MAX, 1, 2 * BYTES_MAX], &[1, 1, 1]);

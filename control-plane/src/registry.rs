@@ -37,7 +37,7 @@ use crate::{
     ca::Pace,
     discovery::{Discovery, sidecars::RETURN},
     model::Unreadable,
-    page::{self, Page},
+    page,
     store::{Lease, Outcome, Store, StoreError, Transaction},
     streams::Streams,
     telemetry::{Metrics, StreamKind},
@@ -171,26 +171,19 @@ impl v1::registry_server::Registry for Registry {
             namespace => format!("{WORKLOADS}{namespace}/"),
         };
         let after = page::key(page_token, &prefix)?;
-        let listing = self.shared.store.page(&prefix, after, PAGE_MAX).await;
-        let entries = listing.map_err(failed)?.entries;
-        let mut page = Page::new(PAGE_MAX);
-        let mut last = None;
-        let mut is_cut = entries.len() == PAGE_MAX;
-        for entry in &entries {
+        // One more, to know whether there are more.
+        let listing = self.shared.store.page(&prefix, after, PAGE_MAX + 1).await;
+        let mut all = Vec::new();
+        for entry in &listing.map_err(failed)?.entries {
             let (name, record) = Record::read(entry).map_err(unreadable)?;
             let (_, workload) = read(entry).map_err(unreadable)?;
-            if !page.take(record.describe(&name, self.shared.services_of(&workload))) {
-                is_cut = true;
-                break;
-            }
-            last = Some(&entry.key);
+            let services = self.shared.services_of(&workload);
+            all.push((Arc::clone(&entry.key), record.describe(&name, services)));
         }
+        let (workloads, next) = page::fill(PAGE_MAX, all);
         Ok(Response::new(v1::ListWorkloadsResponse {
-            workloads: page.into_items(),
-            next_page_token: last
-                .filter(|_| is_cut)
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            workloads,
+            next_page_token: page::token(next),
         }))
     }
 }

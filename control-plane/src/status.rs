@@ -75,7 +75,7 @@ impl v1::status_server::Status for StatusService {
         let (proxies, next) = self.discovery.proxies.page(&request.namespace, after);
         Ok(Response::new(v1::ListProxiesResponse {
             proxies,
-            next_page_token: next.map(|next| next.to_string()).unwrap_or_default(),
+            next_page_token: page::token(next),
         }))
     }
 }

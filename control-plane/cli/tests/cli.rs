@@ -223,6 +223,40 @@ async fn what_was_done_is_told_in_words_and_as_data_and_is_audited() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_audit_is_read_page_by_page_up_to_its_limit() {
+    let lab = Lab::start().await;
+    // Changes so large that a page holds one.
+    let large = format!("annotations: {{note: {}}}}}", "x".repeat(600_000));
+    let shop = SHOP.replacen(
+        "name: user-service}",
+        &format!("name: user-service, {large}"),
+        1,
+    );
+    for number in 80..83 {
+        let text = shop.replace("number: 80", &format!("number: {number}"));
+        std::fs::write(lab.path("large.yaml"), text).unwrap();
+        exits(
+            &lab.heddle(&["apply", "-f", &lab.path("large.yaml")]).await,
+            0,
+        );
+    }
+    for (limit, expected) in [
+        ("2", &["updated", "updated"][..]),
+        ("100", &["updated", "updated", "created"]),
+    ] {
+        let audit = ["audit", "--subject", "ServiceEntry", "-o", "json"];
+        let events = json(
+            &lab.heddle(&[&audit[..], &["--limit", limit]].concat())
+                .await,
+        );
+        let events = events.as_array().unwrap().iter();
+        let actions: Vec<_> = events.map(|event| event["action"].clone()).collect();
+        assert_eq!(actions, expected);
+    }
+    lab.control_plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_the_administrators_files_is_good_until_it_is_revoked() {
     let lab = Lab::start().await;
     let copy = lab.directory.path().join("copy");

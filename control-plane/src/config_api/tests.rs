@@ -269,7 +269,7 @@ async fn history_and_watch_tell_who_and_when_also_of_deletions() {
     let deleted = fixture.delete("ServiceEntry", "web").await.unwrap();
     let request = v1::HistoryRequest {
         r#ref: Some(named("ServiceEntry", "web")),
-        limit: 0,
+        ..v1::HistoryRequest::default()
     };
     let history = fixture
         .service

@@ -19,7 +19,7 @@ use heddle_shell::clock;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::page::Page;
+use crate::page;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -394,21 +394,18 @@ impl Proxies {
     /// namespaces when `namespace` is empty; and after which stream the next page begins.
     pub fn page(&self, namespace: &str, after: u64) -> (Vec<v1::Proxy>, Option<u64>) {
         let state = self.state.lock();
-        let mut page = Page::new(usize::MAX);
-        let mut last = after;
         let after = (Bound::Excluded(StreamId(after)), Bound::Unbounded);
-        for (id, stream) in state.streams.range(after) {
-            let node_id = &stream.introduction.node_id;
-            if !namespace.is_empty() && node_id.split('/').next() != Some(namespace) {
-                continue;
-            }
-            let report = state.reports.get(node_id);
-            if !page.take(stream.describe(report.map(|(_, report)| report))) {
-                return (page.into_items(), Some(last));
-            }
-            last = id.0;
-        }
-        (page.into_items(), None)
+        let wanted = state.streams.range(after).filter(|(_, stream)| {
+            let of = stream.introduction.node_id.split('/').next();
+            namespace.is_empty() || of == Some(namespace)
+        });
+        page::fill(
+            usize::MAX,
+            wanted.map(|(id, stream)| {
+                let report = state.reports.get(&stream.introduction.node_id);
+                (id.0, stream.describe(report.map(|(_, report)| report)))
+            }),
+        )
     }
 }
 

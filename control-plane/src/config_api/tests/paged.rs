@@ -41,6 +41,47 @@ async fn lists_come_in_pages() {
 }
 
 #[tokio::test]
+async fn a_history_comes_in_pages_newest_first() {
+    let fixture = Fixture::new();
+    let filler = "x".repeat(700_000);
+    let mut revisions = Vec::new();
+    for number in 80..83 {
+        let large = format!("metadata: {{name: web, annotations: {{a: {filler}}}}}");
+        let text = service("web").replace("metadata: {name: web}", &large);
+        let text = text.replace("number: 80", &format!("number: {number}"));
+        revisions.push(fixture.apply(&text).await.unwrap().revision);
+    }
+    revisions.push(fixture.delete("ServiceEntry", "web").await.unwrap());
+    let ask = async |limit, page_token: &str| {
+        let request = v1::HistoryRequest {
+            r#ref: Some(named("ServiceEntry", "web")),
+            limit,
+            page_token: page_token.to_owned(),
+        };
+        let page = fixture.service.history(by_admin(request)).await;
+        page.map(Response::into_inner)
+    };
+    for (limit, counts) in [(0, [2, 1, 1].as_slice()), (1, &[1, 1, 1, 1])] {
+        let (mut found, mut told) = (Vec::new(), Vec::new());
+        let mut token = String::new();
+        loop {
+            let page = ask(limit, &token).await.unwrap();
+            told.push(page.changes.len());
+            let changes = page.changes.into_iter();
+            found.extend(changes.map(|change| change.resource.unwrap().revision));
+            token = page.next_page_token;
+            if token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(told, counts);
+        assert!(found.iter().rev().eq(&revisions), "{found:?}");
+    }
+    let refusal = ask(0, "x").await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument, "{refusal:?}");
+}
+
+#[tokio::test]
 async fn the_audit_comes_in_pages_newest_first() {
     let fixture = Fixture::new();
     let store = fixture.desired.store();
