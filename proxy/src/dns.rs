@@ -17,7 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
     sync::Semaphore,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tracing::warn;
 
@@ -30,14 +30,21 @@ use answer::Answer;
 /// Queries that wait for a resolver at once, all addresses together; beyond it they are refused.
 const IN_FLIGHT_MAX: usize = 256;
 
+/// UDP queries of an address at once; beyond it they are dropped. Beside those that wait for a
+/// resolver there is room for mesh names, which wait for nobody.
+const DATAGRAMS_MAX: usize = IN_FLIGHT_MAX + 64;
+
 /// TCP connections of an address at once; beyond it they are closed.
 const CONNECTIONS_MAX: usize = 64;
 
 /// For one resolver.
 const RESOLVER_WAIT: Duration = Duration::from_secs(2);
 
-/// A TCP client that says nothing for this long is closed.
+/// A TCP client that says nothing, or reads nothing, for this long is closed.
 const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// Before accepting is tried again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Largest UDP message.
 const UDP_BYTES_MAX: usize = 64 * 1024 - 1;
@@ -104,43 +111,70 @@ impl Dns {
         }
     }
 
-    /// Serves one address until the task is dropped.
+    /// Serves one address until the task is dropped. Queries by UDP and clients of TCP have rooms
+    /// of their own, so that many of the one do not keep the other out.
     pub async fn serve(self: Arc<Self>, sockets: Sockets) {
-        let dns = self;
-        let udp = Arc::new(sockets.udp);
+        let datagrams = Arc::clone(&self).serve_udp(sockets.udp);
+        tokio::join!(datagrams, self.accept_tcp(sockets.tcp));
+    }
+
+    async fn serve_udp(self: Arc<Self>, socket: UdpSocket) {
+        let socket = Arc::new(socket);
         let mut tasks = Tasks::new();
         let mut buffer = vec![0; UDP_QUERY_BYTES_MAX];
         loop {
-            tokio::select! {
+            let received = tokio::select! {
                 biased; // Room is made before it is used.
-                () = tasks.reap(), if !tasks.is_empty() => {}
-                received = udp.recv_from(&mut buffer) => {
-                    // An error is about an earlier datagram (ICMP), not about the socket.
-                    let Ok((len, client)) = received else { continue };
-                    if tasks.len() >= IN_FLIGHT_MAX + CONNECTIONS_MAX {
-                        dns.telemetry.metrics.dns.refused.fetch_add(1, Relaxed);
-                        continue;
-                    }
-                    let (dns, udp, query) = (Arc::clone(&dns), Arc::clone(&udp), buffer[..len].to_vec());
-                    tasks.spawn("dns-udp", async move {
-                        if let Some(answer) = dns.resolve(&query, Over::Udp).await {
-                            _ = udp.send_to(&answer, client).await;
-                        }
+                () = tasks.reap(), if !tasks.is_empty() => continue,
+                received = socket.recv_from(&mut buffer) => received,
+            };
+            // An error is about an earlier datagram (ICMP), not about the socket.
+            let Ok((len, client)) = received else {
+                continue;
+            };
+            if tasks.len() >= DATAGRAMS_MAX {
+                self.refuse();
+                continue;
+            }
+            let (dns, socket) = (Arc::clone(&self), Arc::clone(&socket));
+            let query = buffer[..len].to_vec();
+            tasks.spawn("dns-udp", async move {
+                if let Some(answer) = dns.resolve(&query, Over::Udp).await {
+                    _ = socket.send_to(&answer, client).await;
+                }
+            });
+        }
+    }
+
+    async fn accept_tcp(self: Arc<Self>, listener: TcpListener) {
+        let mut tasks = Tasks::new();
+        loop {
+            let accepted = tokio::select! {
+                biased; // Room is made before it is used.
+                () = tasks.reap(), if !tasks.is_empty() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(_) if tasks.len() >= CONNECTIONS_MAX => self.refuse(),
+                Ok((stream, _)) => {
+                    let dns = Arc::clone(&self);
+                    tasks.spawn("dns-tcp", async move {
+                        // A broken client is its own affair.
+                        _ = dns.serve_tcp(stream).await;
                     });
                 }
-                accepted = sockets.tcp.accept() => {
-                    if let Ok((stream, _)) = accepted
-                        && tasks.len() < CONNECTIONS_MAX
-                    {
-                        let dns = Arc::clone(&dns);
-                        tasks.spawn("dns-tcp", async move {
-                            // A broken client is its own affair.
-                            _ = dns.serve_tcp(stream).await;
-                        });
-                    }
+                Err(error) => {
+                    // Out of file descriptors or memory: others need the time to end.
+                    warn!(%error, "accepting a DNS client");
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
+    }
+
+    fn refuse(&self) {
+        let refused = &self.telemetry.metrics.dns.refused;
+        refused.fetch_add(1, Relaxed);
     }
 
     async fn serve_tcp(&self, mut stream: TcpStream) -> io::Result<()> {
@@ -149,7 +183,8 @@ impl Dns {
             let Some(answer) = self.resolve(&query, Over::Tcp).await else {
                 return Ok(());
             };
-            write_framed(&mut stream, &answer).await?;
+            // Nor does one that asks and never reads keep its place.
+            timeout(TCP_IDLE, write_framed(&mut stream, &answer)).await??;
         }
     }
 
@@ -163,13 +198,13 @@ impl Dns {
                 Some(answer)
             }
             Answer::NotDns => {
-                counters.refused.fetch_add(1, Relaxed);
+                self.refuse();
                 None
             }
             Answer::Forward => {
                 drop(outbound);
                 let Ok(_permit) = self.in_flight.try_acquire() else {
-                    counters.refused.fetch_add(1, Relaxed);
+                    self.refuse();
                     return answer::failure(query, ResponseCode::ServFail);
                 };
                 for resolver in &self.resolvers {
@@ -239,3 +274,6 @@ async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> 
 
 /// Largest query taken by UDP; an honest one has some hundred bytes.
 const UDP_QUERY_BYTES_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests;

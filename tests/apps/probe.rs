@@ -12,7 +12,7 @@ mod stray;
 use std::{
     collections::HashMap,
     io::Write,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -25,8 +25,8 @@ use heddle_proxy::{
 };
 use heddle_shell::task::Tasks;
 use hickory_proto::{
-    op::{Message, MessageType, OpCode, Query},
-    rr::{Name, RecordType},
+    op::{Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{Name, RData, Record, RecordType},
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -58,6 +58,14 @@ enum Role {
         /// Address of a service and of the pod that serves it.
         #[arg(long, value_parser = service)]
         service: Vec<(IpAddr, IpAddr)>,
+    },
+    /// A resolver that knows one IPv4 address for every name, another by TCP than by UDP.
+    Resolver {
+        listen: SocketAddr,
+        #[arg(long)]
+        by_udp: Ipv4Addr,
+        #[arg(long)]
+        by_tcp: Ipv4Addr,
     },
     /// Asks a resolver for the addresses of a name, of both families, and prints them.
     Resolve {
@@ -105,6 +113,15 @@ async fn serve(role: Role) -> Result<()> {
             }
         }
         Role::Proxy { service } => proxy(&mut tasks, service.into_iter().collect()).await?,
+        Role::Resolver {
+            listen,
+            by_udp,
+            by_tcp,
+        } => {
+            let datagrams = UdpSocket::bind(listen).await?;
+            tasks.spawn("resolver", resolver(listener(listen)?, by_tcp));
+            tasks.spawn("resolver datagrams", resolver_datagrams(datagrams, by_udp));
+        }
         Role::Resolve { name, server, tcp } => {
             let resolved = timeout(PATIENCE, resolve(&name, server, tcp)).await;
             let addresses = resolved.context("no answer")??;
@@ -313,6 +330,8 @@ async fn resolve(name: &Name, server: SocketAddr, tcp: bool) -> Result<Vec<Strin
         };
         let answer = Message::from_vec(&answer)?;
         ensure!(answer.metadata.id == 7, "the answer to another question");
+        let code = answer.metadata.response_code;
+        ensure!(code == ResponseCode::NoError, "{code}");
         addresses.extend(answer.answers.iter().map(|record| record.data.to_string()));
     }
     Ok(addresses)
@@ -320,11 +339,58 @@ async fn resolve(name: &Name, server: SocketAddr, tcp: bool) -> Result<Vec<Strin
 
 async fn ask_tcp(to: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(to).await?;
-    stream.write_u16(question.len().try_into()?).await?;
-    stream.write_all(question).await?;
-    let mut answer = vec![0; stream.read_u16().await?.into()];
-    stream.read_exact(&mut answer).await?;
-    Ok(answer)
+    write_framed(&mut stream, question).await?;
+    read_framed(&mut stream).await
+}
+
+async fn resolver(listener: TcpListener, address: Ipv4Addr) {
+    let mut tasks = Tasks::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tasks.spawn("resolver client", async move {
+            while let Ok(question) = read_framed(&mut stream).await {
+                let Ok(answer) = known(&question, address) else {
+                    return;
+                };
+                if write_framed(&mut stream, &answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+async fn resolver_datagrams(socket: UdpSocket, address: Ipv4Addr) {
+    let mut buffer = [0; 512];
+    while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+        if let Ok(answer) = known(&buffer[..length], address) {
+            _ = socket.send_to(&answer, client).await;
+        }
+    }
+}
+
+fn known(question: &[u8], address: Ipv4Addr) -> Result<Vec<u8>> {
+    let question = Message::from_vec(question)?;
+    let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+    answer.add_queries(question.queries.iter().cloned());
+    for asked in &question.queries {
+        if asked.query_type() == RecordType::A {
+            let data = RData::A(address.into());
+            answer.add_answer(Record::from_rdata(asked.name().clone(), 1, data));
+        }
+    }
+    Ok(answer.to_vec()?)
+}
+
+/// RFC 1035 section 4.2.2: a length of two bytes before each message.
+async fn read_framed(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut message = vec![0; stream.read_u16().await?.into()];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> Result<()> {
+    stream.write_u16(message.len().try_into()?).await?;
+    Ok(stream.write_all(message).await?)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -158,15 +158,15 @@ impl Lab {
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    /// Bound over `/etc/resolv.conf` for its processes.
-    resolv_conf: PathBuf,
+    /// The lab's: its `resolv.conf` is bound over that of its processes, and their logs are there.
+    directory: PathBuf,
 }
 
 impl Namespace {
     fn new(name: String, directory: &Path) -> Result<Self> {
         checked(Command::new("ip").args(["netns", "add", &name]))?;
-        let resolv_conf = directory.join(RESOLV_CONF);
-        let namespace = Self { name, resolv_conf };
+        let directory = directory.to_owned();
+        let namespace = Self { name, directory };
         ensure!(
             !is_root_namespace(&namespace.path())?,
             "{} is the root namespace",
@@ -191,7 +191,7 @@ impl Namespace {
         command.arg(format!("--net={}", self.path().display()));
         command.args(["unshare", "--mount", "sh", "-c"]);
         command.arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"");
-        command.arg(&self.resolv_conf);
+        command.arg(self.directory.join(RESOLV_CONF));
         // A killed run leaves no process behind, which would keep its namespace alive.
         command.args(["setpriv", "--pdeathsig=KILL"]);
         if let User::Unprivileged(uid) = user {
@@ -202,6 +202,15 @@ impl Namespace {
         }
         command.arg(program);
         command
+    }
+
+    /// Starts a process inside; its output goes to a file of its own.
+    pub fn spawn<S: AsRef<OsStr>>(&self, what: &str, user: User, words: &[S]) -> Result<Process> {
+        let (program, arguments) = words.split_first().context("a program to start")?;
+        let log = self.directory.join(format!("{}-{what}.log", self.name));
+        let mut command = self.command(user, program);
+        let what = format!("{what} in {}", self.name);
+        Process::start(what, command.args(arguments), log)
     }
 
     /// Runs a command inside to its end, at most [`COMMAND_SECONDS_MAX`].
@@ -302,7 +311,7 @@ pub struct Pod {
     pub v6: Ipv6Addr,
     /// Where its processes run.
     pub namespace: Namespace,
-    /// Logs of its processes.
+    /// Of the lab.
     directory: PathBuf,
 }
 
@@ -320,13 +329,9 @@ impl Pod {
         }
     }
 
-    /// Starts a process inside; its output goes to a file of its own.
+    /// As [`Namespace::spawn`].
     pub fn spawn<S: AsRef<OsStr>>(&self, what: &str, user: User, words: &[S]) -> Result<Process> {
-        let (program, arguments) = words.split_first().context("a program to start")?;
-        let log = self.directory.join(format!("{}-{what}.log", self.name));
-        let mut command = self.namespace.command(user, program);
-        let what = format!("{what} in {}", self.name);
-        Process::start(what, command.args(arguments), log)
+        self.namespace.spawn(what, user, words)
     }
 
     /// Captures what passes the pod's interface into a file, whole packets, until dropped.
