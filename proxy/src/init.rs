@@ -10,6 +10,7 @@
 //! Installing replaces what an earlier run installed, so it can be repeated; removing leaves
 //! nothing of ours. Which backend works is found out by doing, and said.
 
+mod choice;
 mod command;
 mod iptables;
 pub mod model;
@@ -19,6 +20,7 @@ mod verify;
 
 use std::{fmt, io};
 
+use self::choice::ThisMachine;
 pub use self::{
     command::Args,
     iptables::{Failed as IptablesFailed, Programs as IptablesPrograms},
@@ -84,38 +86,8 @@ pub enum Error {
 /// Puts the rules in force, replacing those of an earlier run.
 pub fn install(rules: &Rules, backend: Backend) -> Result<Installed, Error> {
     let rules = rules.compile()?;
-    let instead_of_nftables = match backend {
-        Backend::Iptables => {
-            require_net_admin()?;
-            None
-        }
-        Backend::Nftables | Backend::Auto => match nftables::install(&rules) {
-            Ok(()) => {
-                // Left-overs of a run that used the other backend would still be in force.
-                iptables::remove().map_err(Error::Iptables)?;
-                return Ok(Installed::Nftables);
-            }
-            Err(refused) if backend == Backend::Nftables => return Err(refused.into()),
-            Err(refused) if !nftables::is_unsupported(&refused.source) => {
-                return Err(refused.into());
-            }
-            Err(refused) => Some(refused.source),
-        },
-    };
-    let applied = match (iptables::install(&rules), instead_of_nftables) {
-        (Ok(applied), None) => {
-            nftables::remove_if_supported()?;
-            (applied, None)
-        }
-        (Ok(applied), instead) => (applied, instead),
-        (Err(iptables), Some(nftables)) => return Err(Error::Neither { nftables, iptables }),
-        (Err(iptables), None) => return Err(Error::Iptables(iptables)),
-    };
-    Ok(Installed::Iptables {
-        programs: applied.0.programs,
-        instead_of_nftables: applied.1,
-        without_ipv6: applied.0.without_ipv6,
-    })
+    require_net_admin()?;
+    choice::install(&mut ThisMachine, &rules, backend)
 }
 
 /// What differs between the rules and what is in force; nothing when all is well.
@@ -176,13 +148,12 @@ impl Line {
 
 impl From<netlink::Refused> for Error {
     fn from(refused: netlink::Refused) -> Self {
-        if nftables::is_unsupported(&refused.source) {
-            Self::Nftables {
+        match refused.source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted,
+            _ => Self::Nftables {
                 what: refused.what,
                 source: refused.source,
-            }
-        } else {
-            Self::NotPermitted
+            },
         }
     }
 }

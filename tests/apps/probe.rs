@@ -7,6 +7,7 @@
 //! app 10.77.0.3:8080 by 10.77.0.3      the application, its own address and the peer's
 //! ```
 
+mod sandbox;
 mod stray;
 
 use std::{
@@ -46,6 +47,8 @@ struct Cli {
 enum Role {
     /// The packet rules, as `heddle-proxy init`.
     Init(init::Args),
+    /// The same as on a kernel without nf_tables.
+    InitWithoutNftables(init::Args),
     /// An application or a resolver: names itself and echoes.
     App {
         #[arg(long, default_value = "app")]
@@ -93,6 +96,10 @@ fn service(text: &str) -> Result<(IpAddr, IpAddr)> {
 fn main() -> Result<()> {
     match Cli::parse().role {
         Role::Init(args) => args.run(),
+        Role::InitWithoutNftables(args) => {
+            sandbox::without_nftables()?;
+            args.run()
+        }
         role => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -103,7 +110,7 @@ fn main() -> Result<()> {
 async fn serve(role: Role) -> Result<()> {
     let mut tasks = Tasks::new();
     match role {
-        Role::Init(_) => {}
+        Role::Init(_) | Role::InitWithoutNftables(_) => {}
         Role::App { name, listen } => {
             for address in listen {
                 let listener = listener(address)?;

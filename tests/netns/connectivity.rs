@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use heddle_tests::{
     netns::{Family, Lab},
-    node::{Answer, App, Failure, MeshedPod, Wire},
+    node::{Answer, App, Failure, MeshedPod, Wire, init},
 };
 
 use crate::{
@@ -21,6 +21,8 @@ struct Row {
     to: &'static str,
     /// Whether the caller's sidecar knows addresses of services; the network does not.
     by_service: bool,
+    /// What `init` makes the rules with; nothing for its own choice.
+    backend: Option<&'static str>,
     expected: Expected,
 }
 
@@ -36,13 +38,14 @@ use Expected::{AnsweredTo, PlaintextRefused};
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    Row { name: "meshed_to_meshed", mode: "STRICT", from: "a", to: "b", by_service: true, expected: AnsweredTo("b") },
-    Row { name: "meshed_to_plain", mode: "STRICT", from: "a", to: "d", by_service: true, expected: AnsweredTo("a") },
-    Row { name: "plain_to_permissive", mode: "PERMISSIVE", from: "c", to: "b", by_service: false, expected: AnsweredTo("b") },
-    Row { name: "meshed_to_permissive", mode: "PERMISSIVE", from: "a", to: "b", by_service: true, expected: AnsweredTo("b") },
-    Row { name: "plain_to_strict_is_refused", mode: "STRICT", from: "c", to: "b", by_service: false, expected: PlaintextRefused },
-    Row { name: "plain_to_disabled", mode: "DISABLE", from: "c", to: "b", by_service: false, expected: AnsweredTo("b") },
-    Row { name: "plain_to_plain", mode: "STRICT", from: "c", to: "d", by_service: false, expected: AnsweredTo("c") },
+    Row { name: "meshed_to_meshed", mode: "STRICT", from: "a", to: "b", by_service: true, backend: None, expected: AnsweredTo("b") },
+    Row { name: "meshed_to_meshed_over_iptables", mode: "STRICT", from: "a", to: "b", by_service: true, backend: Some("iptables"), expected: AnsweredTo("b") },
+    Row { name: "meshed_to_plain", mode: "STRICT", from: "a", to: "d", by_service: true, backend: None, expected: AnsweredTo("a") },
+    Row { name: "plain_to_permissive", mode: "PERMISSIVE", from: "c", to: "b", by_service: false, backend: None, expected: AnsweredTo("b") },
+    Row { name: "meshed_to_permissive", mode: "PERMISSIVE", from: "a", to: "b", by_service: true, backend: None, expected: AnsweredTo("b") },
+    Row { name: "plain_to_strict_is_refused", mode: "STRICT", from: "c", to: "b", by_service: false, backend: None, expected: PlaintextRefused },
+    Row { name: "plain_to_disabled", mode: "DISABLE", from: "c", to: "b", by_service: false, backend: None, expected: AnsweredTo("b") },
+    Row { name: "plain_to_plain", mode: "STRICT", from: "c", to: "d", by_service: false, backend: None, expected: AnsweredTo("c") },
 ];
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -72,7 +75,12 @@ async fn check(row: Row, family: Family) -> Result<()> {
     for (name, label) in [("a", ["app=a"]), ("b", ["app=b"])] {
         if [row.from, row.to].contains(&name) {
             let workload = workload(name, &label, family);
-            running.push(MeshedPod::start(&plane, lab.pod(name), &workload, &[]).await?);
+            let pod = lab.pod(name);
+            running.push(MeshedPod::start(&plane, pod, &workload, &[]).await?);
+            if let Some(backend) = row.backend {
+                let said = init(pod, "install", &["--capture-dns", "--backend", backend])?;
+                ensure!(said.contains(backend), "{said}");
+            }
         }
     }
     let _plain = App::start(lab.pod("d"), "d", &[]).await?;

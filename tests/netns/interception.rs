@@ -122,6 +122,10 @@ pub(crate) fn cases() -> Vec<Case> {
         || async { changed_backend() },
     ));
     cases.push(Case::new(
+        "interception::without_nf_tables_iptables_is_used".into(),
+        || async { without_nftables() },
+    ));
+    cases.push(Case::new(
         "interception::without_ip6tables_only_pods_with_ipv6_fail".into(),
         || async { without_ip6tables() },
     ));
@@ -559,6 +563,48 @@ fn changed_backend() -> Result<()> {
         "the nf_tables table remains: {tables:?}"
     );
     auto("verify").map(drop)
+}
+
+/// With Debian's iptables, which speaks to nf_tables too: its legacy build is what works.
+fn without_nftables() -> Result<()> {
+    let lab = Lab::new(&["a"])?;
+    let pod = lab.pod("a");
+    let path = format!("PATH={}", Backend::Iptables.path(&lab)?);
+    let init = |path: &str, action: &str| -> Result<Result<String, String>> {
+        let words = ["env", path, PROBE, "init-without-nftables", action];
+        let output = pod.namespace.run(User::Root, &words)?;
+        let said = String::from_utf8(output.stdout)?;
+        let complaint = String::from_utf8(output.stderr)?;
+        Ok(match output.status.success() {
+            true => Ok(said),
+            false => Err(complaint),
+        })
+    };
+    let says = |action: &str, expected: &str| {
+        let said = init(&path, action)?.map_err(anyhow::Error::msg)?;
+        ensure!(said.contains(expected), "{action}: {said}");
+        anyhow::Ok(())
+    };
+    let because = "iptables-legacy-restore, because nf_tables refused: Protocol not supported";
+    says("install", because)?;
+    says("verify", "the rules are in force")?;
+    let rules = Backend::IptablesLegacy.ruleset(&pod.namespace)?;
+    let lab_of_its_own = Lab::new(&["a"])?;
+    let told = lab_of_its_own.pod("a");
+    Backend::IptablesLegacy.init(&lab_of_its_own, told, "install", &[])?;
+    let expected = Backend::IptablesLegacy.ruleset(&told.namespace)?;
+    ensure!(rules == expected, "{rules:#?}\nnot\n{expected:#?}");
+    says("remove", "removed")?;
+    let left = Backend::IptablesLegacy.ruleset(&pod.namespace)?;
+    ensure!(left.is_empty(), "rules remain: {left:?}");
+    let refused = init("PATH=/nonexistent:/usr/bin:/bin", "install")?;
+    let complaint = refused.err().context("there was nothing to install with")?;
+    ensure!(
+        complaint.contains("nf_tables does not work here (Protocol not supported")
+            && complaint.contains("no iptables-restore in PATH"),
+        "{complaint}"
+    );
+    Ok(())
 }
 
 fn without_ip6tables() -> Result<()> {

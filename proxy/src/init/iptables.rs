@@ -49,6 +49,17 @@ pub(super) struct Applied {
     pub(super) without_ipv6: Option<Failed>,
 }
 
+#[cfg(test)]
+impl Applied {
+    /// As by `iptables-restore`, both families.
+    pub(super) fn by_default_programs() -> Self {
+        Self {
+            programs: Programs(""),
+            without_ipv6: None,
+        }
+    }
+}
+
 /// Replaces our chains by these rules, with the first build of iptables that can. A build that
 /// fails half-way leaves nothing.
 pub(super) fn install(rules: &[Rule]) -> Result<Applied, Failed> {
@@ -113,22 +124,22 @@ pub(super) fn expected(rules: &[Rule], found: &[Line]) -> Vec<Line> {
 
 /// The lines our chains have; none when they do not exist.
 pub(super) fn installed() -> Result<Vec<Line>, Failed> {
-    let mut lines = Vec::new();
+    let mut refused = None;
+    let mut is_read = false;
     for programs in BUILDS {
-        for family in FAMILIES {
-            match programs.save(family) {
-                Ok(saved) => lines.extend(lines_of(&saved, family)),
-                Err(error) if error.is_absent() => {}
-                Err(Failed::Refused { .. }) if family == Family::V6 => {}
-                Err(error) => return Err(error),
-            }
-        }
-        // Both builds hold our chains only if somebody else changed builds; report the first.
-        if !lines.is_empty() {
-            break;
+        match programs.installed() {
+            // Both builds hold our chains only if somebody else changed builds; report the first.
+            Ok(lines) if !lines.is_empty() => return Ok(lines),
+            Ok(_nothing) => is_read = true,
+            Err(error) if error.is_absent() => {}
+            // As the build over nf_tables does where the kernel has none; the other may work.
+            Err(error) => _ = refused.get_or_insert(error),
         }
     }
-    Ok(lines)
+    match refused {
+        Some(error) if !is_read => Err(error),
+        Some(_) | None => Ok(Vec::new()),
+    }
 }
 
 impl Programs {
@@ -150,6 +161,18 @@ impl Programs {
             programs: self,
             without_ipv6,
         })
+    }
+
+    fn installed(self) -> Result<Vec<Line>, Failed> {
+        let mut lines: Vec<_> = lines_of(&self.save(Family::V4)?, Family::V4).collect();
+        match self.save(Family::V6) {
+            Ok(saved) => lines.extend(lines_of(&saved, Family::V6)),
+            Err(error) if error.is_absent() => {}
+            // A family this kernel does not have holds none of our chains.
+            Err(Failed::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(lines)
     }
 
     fn save(self, family: Family) -> Result<String, Failed> {

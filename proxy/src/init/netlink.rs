@@ -25,6 +25,24 @@ pub(super) struct Refused {
     pub(super) source: io::Error,
 }
 
+impl Refused {
+    /// Whether this kernel, or this build of it, cannot do what we ask, as opposed to not letting
+    /// us, being busy, or not understanding us.
+    pub(super) fn is_unsupported(&self) -> bool {
+        matches!(
+            self.source.raw_os_error(),
+            Some(
+                // No netfilter sockets, or no netlink at all, as in some sandboxes.
+                libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT
+                // No nf_tables behind the socket, or none for `inet`.
+                | libc::EOPNOTSUPP
+                // No such type of chain or expression: before Linux 5.2 `inet` has no translation.
+                | libc::ENOENT
+            )
+        )
+    }
+}
+
 /// Messages that take effect together or not at all.
 #[derive(Debug)]
 pub(super) struct Transaction {

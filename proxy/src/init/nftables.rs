@@ -3,7 +3,7 @@
 
 mod expr;
 
-use std::{ffi::CStr, io};
+use std::ffi::CStr;
 
 use netlink_bindings::{
     nftables::{IterableChainAttrs, IterableRuleAttrs, Nfgenmsg, Request},
@@ -45,7 +45,7 @@ fn remove() -> Result<(), Refused> {
 /// As [`remove`]; a kernel without nf_tables holds nothing of ours.
 pub(super) fn remove_if_supported() -> Result<(), Refused> {
     match remove() {
-        Err(refused) if is_unsupported(&refused.source) => Ok(()),
+        Err(refused) if refused.is_unsupported() => Ok(()),
         result => result,
     }
 }
@@ -242,12 +242,6 @@ fn describe(kind: &str, number: u32, priority: i32, accepts: bool) -> String {
     };
     let policy = if accepts { "accept" } else { "drop" };
     format!("{kind} chain at {hook}, priority {priority}, policy {policy}")
-}
-
-/// Whether the error means that this kernel, or this build of it, cannot do what we ask; as
-/// opposed to not being allowed to.
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
-    error.raw_os_error() != Some(libc::EPERM) && error.raw_os_error() != Some(libc::EACCES)
 }
 
 const TABLE: &CStr = c"heddle";
