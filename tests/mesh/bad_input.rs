@@ -1,8 +1,13 @@
 //! What no good client sends: a clear refusal, and the sidecar goes on as if nothing had been.
 
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
 use heddle_policy::snapshot::Protocol;
+use heddle_proxy::settings::Bounds;
+use heddle_shell::tls::{self, Accept, Trust};
 use heddle_tests::{
-    call::raw,
+    call::{Caller, raw},
     echo::{App, Speaks},
     mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
@@ -10,6 +15,8 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+
+use crate::memory::{Peak, alone};
 
 const HEAD: &str = "POST /a HTTP/1.1\r\nhost: echo.shop\r\n";
 
@@ -236,4 +243,78 @@ async fn bytes_behind_an_upgrade_are_no_request() {
     }
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     assert_eq!(mesh.app.script.calls(), 1);
+}
+
+/// The first flight of a handshake as a sidecar begins it.
+fn hello(authority: &Authority) -> Vec<u8> {
+    let web = authority.credentials(WEB);
+    let trust = Trust::Bundle(Arc::clone(&web.trust));
+    let config = tls::client(Some(&web.identity), trust, Accept::Mesh, &[b"heddle-h2"]);
+    let name = "echo.shop".try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(config.unwrap(), name).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+async fn half_handshakes() {
+    /// Of each kind at once, and how often.
+    const CONNECTIONS: usize = 64;
+    const ROUNDS: usize = 10;
+    const KIB_MAX: u64 = 8 * 1024;
+    let app = App::good(Speaks::Http2).await;
+    let plan = Plan {
+        bounds: Bounds {
+            header_wait: Duration::from_millis(300),
+            ..Bounds::default()
+        },
+        ..Plan::default()
+    };
+    let authority = Authority::new();
+    let (web, echo) = (authority.credentials(WEB), authority.credentials(ECHO));
+    let pair = Pair::with(web, echo, app.address, &plan);
+    let mut caller = Caller::http2(pair.entry).await;
+    let hello = hello(&authority);
+    // A record of 16 KiB is announced, half of it comes.
+    let announced = [&[0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc][..], &[0; 8192]].concat();
+    let alert = [0x15, 3, 3, 0, 2, 2, 0];
+    let (inbound, entry) = (pair.inbound, pair.entry);
+    let rows: [(SocketAddr, &[u8]); 9] = [
+        (inbound, &hello),
+        (inbound, &hello[..hello.len() / 2]),
+        (inbound, &hello[..1]),
+        (inbound, &announced),
+        (inbound, &alert),
+        (inbound, &[0xff; 4096]),
+        (inbound, b"GET / HTTP/1.1\r\nhost: echo.shop\r\n"),
+        (entry, b"GET / HTTP/1.1\r\nhost: echo.shop\r\n"),
+        (entry, &[0xff; 4096]),
+    ];
+    let mut peak = None;
+    for _ in 0..ROUNDS {
+        let connections = rows.iter().cycle().take(rows.len() * CONNECTIONS);
+        // Each is closed by the sidecar, or `raw` fails.
+        let ended = join_all(connections.map(async |(to, bytes)| {
+            let stream = TcpStream::connect(*to).await.unwrap();
+            raw(stream, bytes).await;
+        }));
+        let answered = async {
+            let answer = caller.unary("ping").await;
+            assert_eq!(answer.grpc_status(), Some("0"));
+        };
+        tokio::join!(ended, answered);
+        // What the first round needs, the others use again.
+        peak.get_or_insert_with(Peak::begin);
+    }
+    let grew = peak.map_or(0, |peak| peak.grew_kib());
+    assert!(grew <= KIB_MAX, "{grew} KiB");
+    assert_eq!(app.script.calls(), ROUNDS);
+}
+
+#[test]
+fn half_handshakes_and_garbage_are_held_in_flat_memory() {
+    alone(
+        "bad_input::half_handshakes_and_garbage_are_held_in_flat_memory",
+        half_handshakes(),
+    );
 }
