@@ -91,6 +91,8 @@ pub struct Plan {
     pub retry: Option<RetryPolicy>,
     /// Identities accepted from endpoints.
     pub accepted: Vec<&'static str>,
+    /// How the cluster chooses an endpoint.
+    pub balancing: Balancing,
     /// Limits of the cluster.
     pub limits: Limits,
     /// Of the cluster.
@@ -136,6 +138,7 @@ impl Default for Plan {
             timeout: None,
             retry: None,
             accepted: vec![ECHO],
+            balancing: Balancing::RoundRobin,
             limits: Limits::UNLIMITED,
             outlier: None,
             mtls: MtlsMode::Strict,
@@ -432,7 +435,7 @@ pub fn destination(name: &str, endpoints: &[SocketAddr], plan: &Plan) -> Destina
     let cluster = Cluster {
         name: name.clone(),
         endpoints: endpoints.collect(),
-        balancing: Balancing::RoundRobin,
+        balancing: plan.balancing,
         outlier: plan.outlier,
         limits: plan.limits,
         connect_timeout: Duration::from_secs(2),

@@ -1,6 +1,6 @@
 //! Failures of endpoints: counted exactly, repeated exactly as often as the route says.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use heddle_policy::{
     retry::{RetryOn, RetryPolicy},
@@ -13,6 +13,8 @@ use heddle_tests::{
     mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
 use http_body_util::BodyExt;
+
+use crate::WORKERS;
 
 fn retries(words: &str, retries_max: u32) -> Option<RetryPolicy> {
     let (on, unknown) = RetryOn::parse(words);
@@ -28,7 +30,7 @@ fn retries(words: &str, retries_max: u32) -> Option<RetryPolicy> {
 
 /// A call to an application that misbehaves as `faults` say: calls that arrived and the status.
 async fn check(retry: Option<RetryPolicy>, faults: &[Fault], calls: usize, status: &str) {
-    for workers in [1, 2, 4] {
+    for workers in WORKERS {
         let app = App::start(Speaks::Http2, Script::new(faults.iter().copied())).await;
         let plan = Plan {
             workers,
@@ -131,68 +133,91 @@ async fn recycled_connections_lose_no_call() {
     assert_eq!(app.script.calls(), 30);
 }
 
+/// A caller on every worker, whatever their number: connections go where there are the fewest.
+async fn callers(entry: SocketAddr) -> Vec<Caller> {
+    let mut callers = Vec::new();
+    for _ in 0..WORKERS[2] {
+        callers.push(Caller::http2(entry).await);
+    }
+    callers
+}
+
+/// Where nobody listens.
+fn gone() -> SocketAddr {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap()
+}
+
 #[tokio::test]
 async fn an_endpoint_that_cannot_be_reached_is_no_retry() {
-    let app = App::good(Speaks::Http2).await;
-    let authority = Authority::new();
-    let plan = Plan::default();
-    let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
-    let gone = {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        socket.local_addr().unwrap()
-    };
-    let endpoints = [gone, server.plane.bound.inbound_ports[0]];
-    let mut client = mesh::start_client(authority.credentials(WEB), &endpoints, &plan);
-    let mut caller = Caller::http2(client.plane.bound.outbound_fixed[0]).await;
-    for _ in 0..10 {
-        assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+    for workers in WORKERS {
+        let app = App::good(Speaks::Http2).await;
+        let authority = Authority::new();
+        let plan = Plan {
+            workers,
+            ..Plan::default()
+        };
+        let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+        let endpoints = [gone(), server.plane.bound.inbound_ports[0]];
+        let mut client = mesh::start_client(authority.credentials(WEB), &endpoints, &plan);
+        for caller in &mut callers(client.plane.bound.outbound_fixed[0]).await {
+            for _ in 0..5 {
+                assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+            }
+        }
+        assert_eq!(app.script.calls(), 20);
+        let mut attempts = 0;
+        for _ in 0..20 {
+            attempts += client.record().await.attempts;
+        }
+        assert!(attempts > 20, "the dead endpoint was never picked");
     }
-    assert_eq!(app.script.calls(), 10);
-    let mut attempts = 0;
-    for _ in 0..10 {
-        attempts += client.record().await.attempts;
-    }
-    assert!(attempts > 10, "the dead endpoint was never picked");
 }
 
 /// The sidecar of a dead application says so, and that proves that nothing was processed.
 #[tokio::test]
 async fn an_application_that_is_gone_loses_no_call_and_is_no_retry() {
-    let app = App::good(Speaks::Http2).await;
-    let authority = Authority::new();
-    let plan = Plan::default();
-    let gone = {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        socket.local_addr().unwrap()
-    };
-    let dead = mesh::start_server(authority.credentials(ECHO), gone, &plan);
-    let alive = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
-    let endpoints = [&dead, &alive].map(|server| server.plane.bound.inbound_ports[0]);
-    let client = mesh::start_client(authority.credentials(WEB), &endpoints, &plan);
-    let mut caller = Caller::http2(client.plane.bound.outbound_fixed[0]).await;
-    for _ in 0..20 {
-        assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+    for workers in WORKERS {
+        let app = App::good(Speaks::Http2).await;
+        let authority = Authority::new();
+        let plan = Plan {
+            workers,
+            ..Plan::default()
+        };
+        let dead = mesh::start_server(authority.credentials(ECHO), gone(), &plan);
+        let alive = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+        let endpoints = [&dead, &alive].map(|server| server.plane.bound.inbound_ports[0]);
+        let client = mesh::start_client(authority.credentials(WEB), &endpoints, &plan);
+        for caller in &mut callers(client.plane.bound.outbound_fixed[0]).await {
+            for _ in 0..5 {
+                assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+            }
+        }
+        assert_eq!(app.script.calls(), 20);
     }
-    assert_eq!(app.script.calls(), 20);
 }
 
 #[tokio::test]
 async fn a_deadline_is_a_status_before_and_after_the_head() {
-    let app = App::start(Speaks::Http2, Script::new([Fault::Hang])).await;
-    let plan = Plan {
-        timeout: Some(Duration::from_millis(200)),
-        ..Plan::default()
-    };
-    let pair = Pair::start(app.address, &plan);
-    let mut caller = Caller::http2(pair.entry).await;
-    let answer = caller.unary("ping").await;
-    assert_eq!(answer.grpc_status(), Some("4"));
-    assert_eq!(answer.reason(), Some("deadline"));
+    for workers in WORKERS {
+        let app = App::start(Speaks::Http2, Script::new([Fault::Hang])).await;
+        let plan = Plan {
+            workers,
+            timeout: Some(Duration::from_millis(200)),
+            ..Plan::default()
+        };
+        let pair = Pair::start(app.address, &plan);
+        let mut caller = Caller::http2(pair.entry).await;
+        let answer = caller.unary("ping").await;
+        assert_eq!(answer.grpc_status(), Some("4"));
+        assert_eq!(answer.reason(), Some("deadline"));
 
-    let (_feed, body) = Feed::channel();
-    let response = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
-    let answer = Answer::read(response).await.unwrap();
-    assert_eq!(answer.grpc_status(), Some("4"));
-    let sent = app.script.heads.lock().last().unwrap().headers.clone();
-    assert!(sent.contains_key("grpc-timeout"), "{sent:?}");
+        let (_feed, body) = Feed::channel();
+        let response = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
+        let answer = Answer::read(response).await.unwrap();
+        assert_eq!(answer.grpc_status(), Some("4"));
+        let sent = app.script.heads.lock().last().unwrap().headers.clone();
+        assert!(sent.contains_key("grpc-timeout"), "{sent:?}");
+        assert_eq!(app.script.calls(), 2);
+    }
 }

@@ -18,9 +18,11 @@ use heddle_tests::{
 };
 use http_body_util::BodyExt;
 
+use crate::WORKERS;
+
 #[tokio::test]
 async fn a_unary_call_passes_with_its_trailers_and_both_identities() {
-    for workers in [1, 2, 4] {
+    for workers in WORKERS {
         let app = App::good(Speaks::Http2).await;
         let plan = Plan {
             workers,

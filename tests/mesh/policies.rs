@@ -1,13 +1,21 @@
 //! Limits, ejection, budget: the same counts whatever the number of workers.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::future::join_all;
 use heddle_policy::{
     authz::{Condition, Rule, Rules},
     outlier::{FailureKind, OutlierPolicy},
     retry::{RetryOn, RetryPolicy},
     route::ValueMatch,
-    snapshot::{Limits, Protocol, Snapshot},
+    snapshot::{Balancing, ClusterName, Limits, Protocol, Snapshot, Target, WeightedClusters},
 };
 use heddle_proxy::settings::{Bounds, InboundListeners, OutboundListeners, Settings};
 use heddle_shell::{clock, task::Tasks};
@@ -21,7 +29,7 @@ use heddle_tests::{
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-const WORKERS: [usize; 3] = [1, 2, 4];
+use crate::WORKERS;
 
 /// Calls that run while the test goes on, each over a connection of its own.
 struct Calls {
@@ -209,24 +217,27 @@ async fn the_retry_budget_holds_in_an_outage() {
 
 /// A request with a body of this size fails once; how often it arrives.
 async fn check_replay(bytes: usize, calls: usize) {
-    let app = App::start(Speaks::Http2, Script::new([Fault::GrpcStatusAfterBody(14)])).await;
-    let plan = Plan {
-        retry: retry("unavailable", 3),
-        bounds: Bounds {
-            replay_bytes_max: 1024,
-            ..Bounds::default()
-        },
-        ..Plan::default()
-    };
-    let pair = Pair::start(app.address, &plan);
-    let mut caller = Caller::http2(pair.entry).await;
-    let request = grpc("/echo.Echo/Sum", Feed::of(vec![7; bytes]));
-    let answer = caller.call(request).await;
-    assert_eq!(app.script.calls(), calls);
-    if calls == 1 {
-        assert_eq!(answer.grpc_status(), Some("14"));
-    } else {
-        assert_eq!(answer.body, bytes.to_string().as_bytes());
+    for workers in WORKERS {
+        let app = App::start(Speaks::Http2, Script::new([Fault::GrpcStatusAfterBody(14)])).await;
+        let plan = Plan {
+            workers,
+            retry: retry("unavailable", 3),
+            bounds: Bounds {
+                replay_bytes_max: 1024,
+                ..Bounds::default()
+            },
+            ..Plan::default()
+        };
+        let pair = Pair::start(app.address, &plan);
+        let mut caller = Caller::http2(pair.entry).await;
+        let request = grpc("/echo.Echo/Sum", Feed::of(vec![7; bytes]));
+        let answer = caller.call(request).await;
+        assert_eq!(app.script.calls(), calls);
+        if calls == 1 {
+            assert_eq!(answer.grpc_status(), Some("14"));
+        } else {
+            assert_eq!(answer.body, bytes.to_string().as_bytes());
+        }
     }
 }
 
@@ -234,6 +245,79 @@ async fn check_replay(bytes: usize, calls: usize) {
 async fn a_body_is_sent_again_while_it_was_kept_whole() {
     check_replay(1024, 2).await;
     check_replay(1025, 1).await;
+}
+
+/// The destination in two versions, of which the second gets seven tenths.
+fn split(v1: &[Sidecar], v2: &[Sidecar], plan: &Plan) -> Snapshot {
+    let version = |name: &str, servers: &[Sidecar]| {
+        let endpoints = servers.iter().map(|s| s.plane.bound.inbound_ports[0]);
+        mesh::destination(name, &endpoints.collect::<Vec<_>>(), plan)
+    };
+    let (mut destination, other) = (version("v1", v1), version("v2", v2));
+    destination.clusters.extend(other.clusters);
+    let Target::Http(routes) = &mut destination.target else {
+        unreachable!("the plan says HTTP")
+    };
+    let [v1, v2] = ["v1", "v2"].map(|name| ClusterName(name.into()));
+    let routes = Arc::make_mut(routes);
+    let route = Arc::make_mut(&mut routes.hosts[0].routes[0]);
+    route.clusters = WeightedClusters::new(vec![(v1, 3), (v2, 7)]).unwrap();
+    Snapshot {
+        destinations: [(mesh::key(), Arc::new(destination))].into(),
+        ..Snapshot::default()
+    }
+}
+
+/// One of the endpoints lets one call go for every twenty that end elsewhere or there.
+#[tokio::test]
+async fn least_conn_and_a_split_hold_over_all_workers() {
+    const CALLERS: usize = 8;
+    const CALLS: usize = 2000;
+    for workers in WORKERS {
+        let v1 = App::good(Speaks::Http2).await;
+        let slow = App::start(
+            Speaks::Http2,
+            Script::new([Fault::GrpcStatusAtTheGate(0); CALLS]),
+        )
+        .await;
+        let v2 = [
+            App::good(Speaks::Http2).await,
+            App::good(Speaks::Http2).await,
+            slow,
+        ];
+        let authority = Authority::new();
+        let plan = Plan {
+            workers,
+            balancing: Balancing::LeastRequest,
+            ..Plan::default()
+        };
+        let server =
+            |app: &App| mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+        let (v1_servers, v2_servers) = ([server(&v1)], v2.each_ref().map(server));
+        let client = mesh::start_client(authority.credentials(WEB), &[], &plan);
+        client.configure(split(&v1_servers, &v2_servers, &plan));
+        let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let calling = join_all((0..CALLERS).map(async |_| {
+            let mut caller = Caller::http2(client.plane.bound.outbound_fixed[0]).await;
+            while begun.fetch_add(1, Ordering::SeqCst) < CALLS {
+                assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+                if ended.fetch_add(1, Ordering::SeqCst) % 20 == 0 {
+                    v2[2].script.gate.0.add_permits(1);
+                }
+            }
+            // Nobody is left behind by those who are done.
+            v2[2].script.gate.0.add_permits(1);
+        }));
+        // Otherwise all of them would wait for the slow one.
+        let ended = tokio::time::timeout(Duration::from_mins(1), calling).await;
+        ended.expect("least connections leaves callers free");
+        let of_v2: usize = v2.iter().map(|app| app.script.calls()).sum();
+        assert_eq!(v1.script.calls() + of_v2, CALLS);
+        let share = of_v2 as f64 / CALLS as f64;
+        assert!((0.65..=0.75).contains(&share), "{workers}: {share} of 0.7");
+        let slow = v2[2].script.calls() as f64 / of_v2 as f64;
+        assert!(slow < 0.15, "{workers}: {slow} went to the slow one");
+    }
 }
 
 /// Bytes from `WEB` to a port with these rules.
