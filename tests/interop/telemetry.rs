@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use heddle_tests::{
     netns::{Lab, Pod},
     node::{ControlPlane, MeshedPod, Workload},
-    process::{PATIENCE, User, eventually},
+    process::{PATIENCE, Process, User, eventually},
 };
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ async fn prometheus_scrapes_both_programs_and_finds_nothing_to_criticise() -> Re
     let lab = Lab::new(&["plane", "caller", "server", "prometheus"])?;
     let plane = peers::control_plane(&lab, RESOURCES).await?;
     let (caller, server) = pair(&plane, &lab, &json!({})).await?;
-    request(caller.pod, TRACEPARENT)?;
+    request(caller.pod, Some(TRACEPARENT))?;
     for metrics in [
         plane.metrics()?,
         caller.sidecar.metrics()?,
@@ -79,39 +79,79 @@ async fn the_spans_of_one_request_are_one_trace_through_both_sidecars() -> Resul
     }
     let lab = Lab::new(&["plane", "caller", "server", "collector"])?;
     let plane = peers::control_plane(&lab, RESOURCES).await?;
-    let collector = lab.pod("collector");
-    let mut receiver = collector.spawn(
-        "otlp-receiver",
-        User::Root,
-        &peers::script("otlp_receiver.py", &["4317"])?,
-    )?;
-    receiver.says("ready").await?;
-    let endpoint = format!("http://{}:4317", collector.v4);
-    let settings = json!({ "telemetry": { "otlp_endpoint": endpoint } });
+    let collector = Collector::start(lab.pod("collector")).await?;
+    let settings = json!({ "telemetry": { "otlp_endpoint": collector.endpoint } });
     let (caller, _server) = pair(&plane, &lab, &settings).await?;
-    request(caller.pod, TRACEPARENT)?;
+    request(caller.pod, Some(TRACEPARENT))?;
 
-    let mut spans = Vec::new();
-    let received = eventually(PATIENCE, "both sidecars sent their span", || {
-        let log = receiver.log();
-        let lines = log
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        spans = lines.filter(|span| span["trace_id"] == TRACE).collect();
-        let is_enough = spans.len() >= 2;
-        async move { is_enough }
-    })
-    .await;
-    received.with_context(|| receiver.log())?;
-    ensure!(spans.len() == 2, "one span a sidecar: {spans:?}");
-    let child_of = |parent: &Value| {
-        let found = spans.iter().find(|span| span["parent_span_id"] == *parent);
-        found.with_context(|| format!("no child of {parent} in {spans:?}"))
-    };
-    let outbound = child_of(&SPAN.into())?;
-    let inbound = child_of(&outbound["span_id"])?;
+    let spans = collector.two(|span| span["trace_id"] == TRACE).await?;
+    let outbound = child_of(&spans, SPAN)?;
+    let inbound = child_of(&spans, outbound["span_id"].as_str().context("an id")?)?;
     ensure!(outbound["resource"] != inbound["resource"], "{spans:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_trace_that_a_sidecar_begins_is_sampled_as_its_settings_say() -> Result<()> {
+    if !peers::are_here(&[])? {
+        return Ok(());
+    }
+    let lab = Lab::new(&["plane", "caller", "server", "collector"])?;
+    let plane = peers::control_plane(&lab, RESOURCES).await?;
+    let collector = Collector::start(lab.pod("collector")).await?;
+    let telemetry = json!({ "otlp_endpoint": collector.endpoint, "sampled_share": 1 });
+    let settings = json!({ "telemetry": telemetry });
+    let (caller, _server) = pair(&plane, &lab, &settings).await?;
+    // Its caller has decided otherwise.
+    request(caller.pod, Some(&TRACEPARENT.replace("-01", "-00")))?;
+    request(caller.pod, None)?;
+
+    let spans = collector.two(|_| true).await?;
+    let outbound = child_of(&spans, "")?;
+    ensure!(outbound["trace_id"] != TRACE, "{spans:?}");
+    let inbound = child_of(&spans, outbound["span_id"].as_str().context("an id")?)?;
+    ensure!(outbound["trace_id"] == inbound["trace_id"], "{spans:?}");
+    Ok(())
+}
+
+/// A receiver of spans.
+struct Collector {
+    endpoint: String,
+    process: Process,
+}
+
+impl Collector {
+    async fn start(pod: &Pod) -> Result<Self> {
+        let words = peers::script("otlp_receiver.py", &["4317"])?;
+        let mut process = pod.spawn("otlp-receiver", User::Root, &words)?;
+        process.says("ready").await?;
+        let endpoint = format!("http://{}:4317", pod.v4);
+        Ok(Self { endpoint, process })
+    }
+
+    /// Waits for the spans that are meant: one of each sidecar.
+    async fn two(&self, is_meant: impl Fn(&Value) -> bool) -> Result<Vec<Value>> {
+        let mut spans = Vec::new();
+        let received = eventually(PATIENCE, "both sidecars sent their span", || {
+            let log = self.process.log();
+            let lines = log
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            spans = lines.filter(&is_meant).collect();
+            let is_enough = spans.len() >= 2;
+            async move { is_enough }
+        })
+        .await;
+        received.with_context(|| self.process.log())?;
+        ensure!(spans.len() == 2, "one span a sidecar: {spans:?}");
+        Ok(spans)
+    }
+}
+
+/// The span below this one, or below none.
+fn child_of<'a>(spans: &'a [Value], parent: &str) -> Result<&'a Value> {
+    let found = spans.iter().find(|span| span["parent_span_id"] == parent);
+    found.with_context(|| format!("no child of {parent:?} in {spans:?}"))
 }
 
 /// `caller` and `server`, each with a sidecar with these settings.
@@ -129,17 +169,12 @@ async fn pair<'lab>(
     Ok((caller, server))
 }
 
-/// An application's request, under its own span.
-fn request(pod: &Pod, traceparent: &str) -> Result<()> {
-    let header = format!("traceparent: {traceparent}");
-    let words = [
-        "curl",
-        "-sS",
-        "--fail",
-        "-H",
-        &header,
-        "http://10.96.0.10:8080/",
-    ];
+/// An application's request, under its own span or none.
+fn request(pod: &Pod, traceparent: Option<&str>) -> Result<()> {
+    let mut words = vec!["curl", "-sS", "--fail"];
+    let header = traceparent.map(|span| format!("traceparent: {span}"));
+    words.extend(header.iter().flat_map(|header| ["-H", header]));
+    words.push("http://10.96.0.10:8080/");
     peers::output(pod, User::Unprivileged(1000), &words).map(drop)
 }
 
