@@ -1,5 +1,6 @@
 //! Connections to endpoints, per worker: one HTTP/2 connection to an endpoint while its stream
-//! limit lasts, and idle HTTP/1.1 connections.
+//! limit lasts (and to the application only as many streams as cannot starve each other), and
+//! idle HTTP/1.1 connections.
 //!
 //! ```text
 //! lease ─ usable connection? ─ yes ─► send ─ never left us? ─► lease again (another connection)
@@ -12,6 +13,7 @@
 
 mod cut;
 mod lease;
+mod shared;
 
 use std::{
     cell::{Cell, RefCell},
@@ -31,19 +33,23 @@ use heddle_policy::{
 };
 use heddle_shell::clock;
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
 use rand::{RngExt, rngs::SmallRng};
 use tokio::{
     sync::Notify,
     time::{timeout, timeout_at},
 };
 
-use self::cut::{Cut, Cuttable};
-pub use self::lease::{Http1Lease, Http2Lease, Lease};
+pub(crate) use self::shared::http2_builder;
+use self::{
+    cut::{Cut, Cuttable},
+    shared::{Http2, Room, streams_apart},
+};
+pub use self::{
+    lease::{Http1Lease, Http2Lease, Lease},
+    shared::{CONNECTION_WINDOW, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW},
+};
 use crate::{
     body::Body,
     detect::Rewound,
@@ -148,19 +154,6 @@ struct Channel {
     failure: RefCell<Option<ConnectError>>,
     /// Told of every new, freed or failed connection.
     changed: Notify,
-}
-
-#[derive(Debug)]
-struct Http2 {
-    sender: http2::SendRequest<Body>,
-    peer: Peer,
-    is_sidecar: bool,
-    streams: Cell<usize>,
-    /// What the endpoint allows, as of now.
-    streams_max: Rc<Cell<usize>>,
-    uses: Cell<u32>,
-    used: Cell<Instant>,
-    retire_at: Instant,
 }
 
 #[derive(Debug)]
@@ -355,7 +348,7 @@ impl Channels {
             if channel.dials.get() != dials
                 && let Some(failure) = failure
             {
-                return Err(failure);
+                return channel.lease_crowded(target).ok_or(failure);
             }
         }
     }
@@ -457,7 +450,7 @@ impl Channels {
         }
         let cut = Rc::<Cut>::default();
         let stream = Cuttable::new(stream, Rc::clone(&cut));
-        let mut builder = http2_builder();
+        let mut builder = http2_builder(self.leg);
         if agreed.is_sidecar {
             // Others may take pings for an attack (gRPC servers do).
             builder.keep_alive_interval(PING_INTERVAL);
@@ -498,6 +491,7 @@ impl Channels {
             is_sidecar: agreed.is_sidecar,
             streams: Cell::new(0),
             streams_max,
+            streams_apart: streams_apart(self.leg),
             uses: Cell::new(0),
             used: Cell::new(clock::now()),
             retire_at: self.retire_at(),
@@ -563,6 +557,11 @@ impl Channels {
 }
 
 impl Target {
+    fn uses_max(&self) -> u32 {
+        let limit = self.limits.requests_per_connection_max;
+        limit.map_or(u32::MAX, NonZeroU32::get)
+    }
+
     /// Waits for `changed` because a limit makes it, at most until then.
     async fn queue<T>(
         &self,
@@ -605,17 +604,13 @@ impl Channel {
         freshness: Freshness,
         bounds: &Bounds,
     ) -> Option<Lease> {
-        let uses_max = target
-            .limits
-            .requests_per_connection_max
-            .map_or(u32::MAX, NonZeroU32::get);
-        let now = clock::now();
-        if let Some(connection) = self.lease_http2(uses_max, now) {
+        if let Some(connection) = self.lease_http2(target, Room::Apart) {
             return Some(Lease::Http2(Http2Lease::new(connection, self)));
         }
         if freshness == Freshness::New {
             return None;
         }
+        let now = clock::now();
         let mut idle = self.http1.borrow_mut();
         while let Some(mut connection) = idle.pop() {
             if freshness == Freshness::Recent
@@ -627,7 +622,7 @@ impl Channel {
             }
             if connection.sender.is_ready()
                 && now < connection.retire_at
-                && connection.uses < uses_max
+                && connection.uses < target.uses_max()
             {
                 connection.uses += 1;
                 return Some(Lease::Http1(Http1Lease {
@@ -640,15 +635,26 @@ impl Channel {
         None
     }
 
-    fn lease_http2(&self, uses_max: u32, now: Instant) -> Option<Rc<Http2>> {
+    /// When there may be no further connection: the requests on one then share its window.
+    fn lease_crowded(self: &Rc<Self>, target: &Target) -> Option<Lease> {
+        let connection = self.lease_http2(target, Room::Any)?;
+        Some(Lease::Http2(Http2Lease::new(connection, self)))
+    }
+
+    fn lease_http2(&self, target: &Target, room: Room) -> Option<Rc<Http2>> {
+        let now = clock::now();
+        let uses_max = target.uses_max();
         let mut connections = self.http2.borrow_mut();
         connections.retain(|connection| {
             !connection.sender.is_closed()
                 && now < connection.retire_at
                 && connection.uses.get() < uses_max
         });
-        let has_room = |c: &&Rc<Http2>| c.streams.get() < c.streams_max.get();
-        let connection = connections.iter().find(has_room)?;
+        let is_crowded = room == Room::Any || connections.len() >= HTTP2_CONNECTIONS_MAX;
+        let mut apart = connections.iter().filter(|c| c.has_room_apart());
+        let with_room = connections.iter().filter(|c| c.has_room() && is_crowded);
+        let least = || with_room.min_by_key(|c| c.streams.get());
+        let connection = apart.next().or_else(least)?;
         connection.uses.set(connection.uses.get().saturating_add(1));
         connection.used.set(now);
         Some(Rc::clone(connection))
@@ -669,42 +675,18 @@ fn http1_builder() -> http1::Builder {
     builder
 }
 
-/// What every HTTP/2 connection to an endpoint is made with.
-pub(crate) fn http2_builder() -> http2::Builder<LocalExec> {
-    let mut builder = http2::Builder::new(LocalExec);
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADER_BYTES_MAX)
-        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
-        // An endpoint cannot push here.
-        .max_concurrent_streams(0);
-    builder
-}
-
 /// Connections that may take a request and lose it before sending, one after another.
 const SENDS_MAX: usize = 3;
-/// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream.
+/// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream. Times
+/// [`CONNECTION_WINDOW`] it is what answers that nobody reads can hold.
 const HTTP2_CONNECTIONS_MAX: usize = 64;
 /// See [`wait_for_release`].
 const RELEASE_POLL: Duration = Duration::from_millis(5);
-/// Received before the reader has read it, each stream.
-pub const STREAM_WINDOW: u32 = 256 * 1024;
-/// Received before their readers have read it, all streams of a connection: 15 stalled readers
-/// do not stop the others.
-pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Bytes of one HTTP/2 stream that wait for their receiver, whatever window it grants; a frame
-/// more can wait behind them.
-pub const SEND_BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// What an HTTP/1.1 connection holds in each direction: a head, or what waits for its reader.
 pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Decoded size of all headers of a message (RFC 9113 section 6.5.2).
 pub const HEADER_BYTES_MAX: u32 = 64 * 1024;
 /// Headers of a message.
 pub const HEADERS_MAX: usize = 100;
-/// Streams we reset whose late frames are still expected.
-const RESET_STREAMS_MAX: usize = 100;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);

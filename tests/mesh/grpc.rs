@@ -1,11 +1,15 @@
 //! gRPC of every kind through two sidecars.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use heddle_policy::spiffe::SpiffeId;
 use heddle_proxy::{exchange::Spoken, settings::Bounds};
 use heddle_shell::task::Tasks;
@@ -14,11 +18,19 @@ use heddle_tests::{
     echo::{App, Speaks},
     eventually,
     fault::{Fault, Script},
-    mesh::{ECHO, Pair, Plan, WEB},
+    mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
+use http::Request;
 use http_body_util::BodyExt;
+use tokio::net::TcpListener;
 
-use crate::WORKERS;
+use crate::{
+    WORKERS,
+    wire::{
+        DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, WINDOW_UPDATE, Wire, answer, frame,
+        grpc_head, literal,
+    },
+};
 
 #[tokio::test]
 async fn a_unary_call_passes_with_its_trailers_and_both_identities() {
@@ -222,4 +234,97 @@ async fn stalled_readers_do_not_stop_the_others() {
         assert_eq!(answer.grpc_status(), Some("0"));
         assert_eq!(answer.body.len(), BLOCKS * block.len());
     }
+}
+
+/// A call whose answer is a MiB.
+fn large_answer() -> Request<Feed> {
+    let mut request = grpc("/echo.Echo/Repeat", Feed::of(vec![7; 1024]));
+    let headers = request.headers_mut();
+    headers.insert("x-repeat", "1024".parse().unwrap());
+    request
+}
+
+/// Callers share the connection from their endpoint's sidecar to the application. Some of them do
+/// not read at all, and what is kept for them would fill several such connections.
+#[tokio::test]
+async fn stalled_readers_of_many_callers_do_not_starve_those_who_read() {
+    const STALLED: u32 = 8;
+    const STREAMS: u32 = 32;
+    let app = App::good(Speaks::Http2).await;
+    let authority = Authority::new();
+    let web = authority.credentials(WEB);
+    let plan = Plan::default();
+    let pair = Pair::with(web.clone(), authority.credentials(ECHO), app.address, &plan);
+    let mut caller = Caller::http2(pair.entry).await;
+    // This one was there before them.
+    let (feed, body) = Feed::channel();
+    let mut begun = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
+    let mut stalled = Vec::new();
+    let nothing = [&[0, 4][..], &0u32.to_be_bytes()].concat();
+    let mut block = grpc_head("/echo.Echo/Repeat");
+    block.extend(literal("x-repeat", "1024"));
+    for _ in 0..STALLED {
+        let stream = mesh::dial_as(&web, pair.inbound, b"heddle-h2").await;
+        let mut wire = Wire::client(stream).await;
+        wire.send(&[frame(SETTINGS, 0, 0, &nothing)]).await;
+        for n in 0..STREAMS {
+            wire.send(&[
+                frame(HEADERS, END_HEADERS, 2 * n + 1, &block),
+                frame(DATA, END_STREAM, 2 * n + 1, &[7; 1024]),
+            ])
+            .await;
+        }
+        stalled.push(wire);
+    }
+    eventually(|| app.script.calls() == 1 + (STALLED * STREAMS) as usize).await;
+    let reading = async {
+        for _ in 0..30 {
+            let answer = caller.call(large_answer()).await;
+            assert_eq!(answer.grpc_status(), Some("0"));
+            feed.send(Bytes::from("more")).await.unwrap();
+            let frame = begun.body_mut().frame().await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), "more");
+        }
+    };
+    let read = tokio::time::timeout(Duration::from_mins(1), reading);
+    read.await.expect("nobody waits for those who stall");
+    // They did not read, and get it all when they do.
+    for wire in &mut stalled {
+        let window = (1u32 << 20).to_be_bytes();
+        wire.send(&[
+            frame(WINDOW_UPDATE, 0, 0, &window),
+            frame(WINDOW_UPDATE, 0, 1, &window),
+        ])
+        .await;
+        let last = wire.until(|frame| frame.stream == 1 && frame.ends()).await;
+        assert_eq!(last.kind, HEADERS, "trailers");
+        assert_eq!(wire.data_bytes(1), 1 << 20);
+    }
+}
+
+/// Where the application takes no further connection, its callers share the one that there is.
+#[tokio::test]
+async fn an_application_with_one_connection_takes_every_call_over_it() {
+    const CALLS: usize = 80;
+    let listener = TcpListener::bind(mesh::any()).await.unwrap();
+    let pair = Pair::start(listener.local_addr().unwrap(), &Plan::default());
+    let answering = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        let mut wire = Wire::server(stream).await;
+        let mut open = Vec::new();
+        // None is answered before all are there.
+        while open.len() < CALLS {
+            open.push(wire.until(|frame| frame.kind == HEADERS).await.stream);
+        }
+        for stream in open {
+            wire.send(&answer(stream, b"pong")).await;
+        }
+        wire
+    };
+    let calling = join_all((0..CALLS).map(async |_| {
+        let answer = Caller::http2(pair.entry).await.unary("ping").await;
+        assert_eq!(answer.grpc_status(), Some("0"), "{answer:?}");
+    }));
+    tokio::join!(answering, calling);
 }

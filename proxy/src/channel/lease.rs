@@ -115,7 +115,7 @@ impl Http2Lease {
 impl Drop for Http2Lease {
     fn drop(&mut self) {
         let connection = &self.connection;
-        let was_full = connection.streams.get() >= connection.streams_max.get();
+        let was_full = !connection.has_room_apart();
         connection.streams.set(connection.streams.get() - 1);
         connection.used.set(clock::now());
         if was_full && let Some(channel) = self.channel.upgrade() {

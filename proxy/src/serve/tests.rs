@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::intercept::Leg;
 
 /// Never ends, and counts what was taken from it.
 struct Endless(Rc<Cell<usize>>);
@@ -129,7 +130,7 @@ fn an_endpoint_that_grants_windows_and_does_not_read_holds_a_bounded_amount() {
             .write_all(&greedy(0)[preface_bytes..])
             .await
             .unwrap();
-        let builder = crate::channel::http2_builder();
+        let builder = crate::channel::http2_builder(Leg::Outbound);
         let handshake = builder.handshake(TokioIo::new(sidecar)).await;
         let (mut sender, connection) = handshake.unwrap();
         tokio::task::spawn_local(async move {
