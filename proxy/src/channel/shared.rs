@@ -81,7 +81,7 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same of an application, which is near: a window comes back at once. 64 stalled readers fit
 /// a connection.
 const APPLICATION_STREAM_WINDOW: u32 = 64 * 1024;
-/// Received before their readers have read it, all streams of a connection: 16 stalled readers
+/// Received before their readers have read it, all streams of a connection: 15 stalled readers
 /// do not stop the others.
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one HTTP/2 stream that wait for their receiver, whatever window it grants; a frame
