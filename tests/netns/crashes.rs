@@ -1,5 +1,6 @@
 //! SIGKILL under load: of the control plane, of a sidecar, of an application. Each lost request
-//! is accounted for: it was in flight when the process was killed, and at that process.
+//! is accounted for: it was in flight when the process was killed, and at that process. A sidecar
+//! that is told to stop loses none.
 //!
 //! `client` is under load towards the service `shop`, which `shop-1` and `shop-2` serve. No route
 //! has retries, so what the mesh does not lose is by its own care.
@@ -21,6 +22,10 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for wire in [Wire::Http, Wire::Grpc] {
         let name = |what: &str| format!("crashes::{}::{what}", wire.as_str());
+        cases.push(Case::new(
+            name("a_sidecar_that_is_told_to_stop_loses_nothing"),
+            move || Box::pin(sidecar_stops(wire)),
+        ));
         cases.push(Case::new(
             name("a_dead_control_plane_costs_nothing"),
             move || Box::pin(control_plane_dies(wire)),
@@ -121,6 +126,23 @@ async fn sidecar_dies(wire: Wire) -> Result<()> {
     killed
         .explains(&report, &shop.shops[1].app, &["reset"])
         .with_context(|| shop.logs())
+}
+
+/// The whole chain of an update in place: the registration says DRAINING, callers hear of it and
+/// confirm, connections say goodbye, the registration goes, the program ends, another comes.
+async fn sidecar_stops(wire: Wire) -> Result<()> {
+    let lab = Lab::new(PODS)?;
+    let mut shop = Shop::open(&lab).await?;
+    let load = shop.load(wire).await?;
+    let stopped = shop.shops[0].sidecar.stop().await;
+    stopped.with_context(|| shop.logs())?;
+    load.answers(u64::from(RATE)).await?;
+    shop.shops[0].sidecar.restart()?;
+    load.answered_by("shop-1", 20)
+        .await
+        .with_context(|| shop.logs())?;
+    let report = load.finish().await?;
+    report.without_failures().with_context(|| shop.logs())
 }
 
 async fn application_dies(wire: Wire) -> Result<()> {
