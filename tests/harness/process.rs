@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -26,6 +25,8 @@ pub struct Process {
     what: String,
     child: Child,
     log: PathBuf,
+    /// The most memory that it was seen to have had.
+    peak_bytes: u64,
 }
 
 impl Process {
@@ -38,7 +39,12 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting {what}"))?;
-        Ok(Self { what, child, log })
+        Ok(Self {
+            what,
+            child,
+            log,
+            peak_bytes: 0,
+        })
     }
 
     /// What it has written.
@@ -74,7 +80,12 @@ impl Process {
 
     /// Whether it is gone.
     pub fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
+        let has_ended = matches!(self.child.try_wait(), Ok(Some(_)));
+        // Nothing of it can be read afterwards, and its number may be another's.
+        if !has_ended && let Ok(peak) = self.memory("VmHWM:") {
+            self.peak_bytes = self.peak_bytes.max(peak);
+        }
+        has_ended
     }
 
     /// Waits for its end.
@@ -95,9 +106,11 @@ impl Process {
         Ok(())
     }
 
-    /// The most memory it ever had resident, in bytes.
-    pub fn peak_bytes(&self) -> Result<u64> {
-        self.memory("VmHWM:")
+    /// The most memory it ever had resident, in bytes; of one that has ended, when it was last
+    /// looked at.
+    pub fn peak_bytes(&mut self) -> u64 {
+        self.has_ended();
+        self.peak_bytes
     }
 
     /// Resident memory in bytes.
@@ -124,43 +137,80 @@ impl Drop for Process {
     }
 }
 
-/// A memory limit on processes, by cgroup v1, with the peak for a check afterwards.
+/// A memory limit on processes: a cgroup, of the version by which the machine counts memory.
 #[derive(Debug)]
 pub struct MemoryLimit {
     directory: PathBuf,
+    files: Files,
 }
+
+/// What a memory group is made of.
+#[derive(Clone, Copy, Debug)]
+struct Files {
+    parent: &'static str,
+    limit: &'static str,
+    events: &'static str,
+}
+
+const V1: Files = Files {
+    parent: "/sys/fs/cgroup/memory",
+    limit: "memory.limit_in_bytes",
+    events: "memory.oom_control",
+};
+
+const V2: Files = Files {
+    parent: "/sys/fs/cgroup",
+    limit: "memory.max",
+    events: "memory.events",
+};
 
 impl MemoryLimit {
     /// Makes a group with this limit.
     pub fn new(bytes: u64) -> Result<Self> {
+        let files = if Path::new(V2.parent).join("cgroup.controllers").exists() {
+            // Where systemd runs it is on already; elsewhere the kernel may refuse to turn it on.
+            let control = Path::new(V2.parent).join("cgroup.subtree_control");
+            if !fs::read_to_string(&control)?.contains("memory") {
+                fs::write(&control, "+memory").context("having memory counted by cgroup v2")?;
+            }
+            V2
+        } else {
+            V1
+        };
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
-        let directory =
-            Path::new("/sys/fs/cgroup/memory").join(format!("heddle{}-{run}", std::process::id()));
-        fs::create_dir(&directory).context("making a cgroup v1 memory group")?;
-        let group = Self { directory };
-        fs::write(
-            group.directory.join("memory.limit_in_bytes"),
-            bytes.to_string(),
-        )?;
-        // For whoever the program runs as.
-        fs::set_permissions(group.entrance(), fs::Permissions::from_mode(0o666))?;
+        let directory = Path::new(files.parent).join(format!("heddle{}-{run}", std::process::id()));
+        fs::create_dir(&directory)
+            .with_context(|| format!("making the memory group {}", directory.display()))?;
+        let group = Self { directory, files };
+        fs::write(group.directory.join(files.limit), bytes.to_string())?;
         Ok(group)
     }
 
-    fn entrance(&self) -> PathBuf {
-        self.directory.join("cgroup.procs")
-    }
-
-    /// What to put before the words of a program that is to start within the group.
+    /// What to put before the words of a program that is to start within the group, once
+    /// [`MemoryLimit::admit`] has let it in.
     pub fn words(&self) -> Vec<String> {
-        let enter = format!("echo 0 > {}; exec \"$@\"", self.entrance().display());
-        ["sh", "-c", &enter, "sh"].map(str::to_owned).into()
+        let name = self.directory.file_name().unwrap_or_default();
+        let name = name.to_string_lossy();
+        let wait = format!("until grep -q {name}$ /proc/self/cgroup; do sleep 0.01; done");
+        let wait = format!("{wait}; exec \"$@\"");
+        ["sh", "-c", &wait, "sh"].map(str::to_owned).into()
     }
 
-    /// The most the group ever used, page cache included.
-    pub fn peak_bytes(&self) -> Result<u64> {
-        let peak = fs::read_to_string(self.directory.join("memory.max_usage_in_bytes"))?;
-        Ok(peak.trim().parse()?)
+    /// Puts a process into the group. The program's own user may not: version 2 wants rights over
+    /// the group that it leaves.
+    pub fn admit(&self, process: &Process) -> Result<()> {
+        let entrance = self.directory.join("cgroup.procs");
+        fs::write(entrance, process.id().to_string()).context("entering a memory group")
+    }
+
+    /// How many processes of the group were ended because it was too small for them.
+    pub fn killed(&self) -> Result<u64> {
+        let events = fs::read_to_string(self.directory.join(self.files.events))?;
+        let killed = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        let killed = killed.with_context(|| format!("no oom_kill in {events}"))?;
+        Ok(killed.trim().parse()?)
     }
 }
 

@@ -18,11 +18,12 @@ mod secrecy;
 
 use std::{
     io::{self, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use heddle_tests::netns::Requires;
 
 /// A named case and what it runs.
@@ -103,7 +104,12 @@ fn run(arguments: &[String]) -> Result<usize> {
             .enable_all()
             .build()
             .context("building a runtime")?;
-        let outcome = runtime.block_on((case.run)());
+        // The cases after one that panics run all the same.
+        let run = AssertUnwindSafe(|| runtime.block_on((case.run)()));
+        let outcome = catch_unwind(run).unwrap_or_else(|said| {
+            let said = said.downcast_ref::<String>();
+            Err(anyhow!("{}", said.map_or("it panicked", String::as_str)))
+        });
         let mut out = io::stdout().lock();
         match outcome {
             Ok(()) => writeln!(out, "ok      {}", case.name)?,

@@ -1,7 +1,14 @@
 //! The sidecar's program: in a pod as the proxy's user without capabilities, behind the redirect
 //! rules; on loopback with a port for each purpose.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::Path,
+    sync::Once,
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -47,7 +54,8 @@ impl<'a> Workload<'a> {
     }
 }
 
-/// A sidecar with its state. No sidecar in any test may use more than [`MEMORY_BYTES_MAX`].
+/// A sidecar with its state. None may use more than [`MEMORY_BYTES_MAX`]: that is looked at whenever
+/// one ends, and where the test may make a cgroup, the kernel holds it to that.
 #[derive(Debug)]
 pub struct Sidecar<'lab> {
     place: Place<'lab>,
@@ -59,7 +67,7 @@ pub struct Sidecar<'lab> {
     directory: TempDir,
     process: Process,
     /// After the process, which must be gone before its group can be.
-    _memory: Option<MemoryLimit>,
+    memory: Option<MemoryLimit>,
 }
 
 impl<'lab> Sidecar<'lab> {
@@ -111,8 +119,7 @@ impl<'lab> Sidecar<'lab> {
         }
         merge(&mut all, settings);
         fs::write(file("settings.json"), all.to_string())?;
-        // Where the machine has no such groups, the peak is still looked at.
-        let memory = MemoryLimit::new(MEMORY_BYTES_MAX).ok();
+        let memory = memory_limit()?;
         let process = launch(place, directory.path(), clock, memory.as_ref())?;
         Ok(Self {
             place,
@@ -121,7 +128,7 @@ impl<'lab> Sidecar<'lab> {
             admin,
             directory,
             process,
-            _memory: memory,
+            memory,
         })
     }
 
@@ -150,16 +157,18 @@ impl<'lab> Sidecar<'lab> {
 
     /// Ends it as a crash would.
     pub fn kill(&mut self) -> Result<()> {
+        self.within_memory()?;
         self.process.kill()
     }
 
     /// Starts it again on the same state and settings.
     pub fn restart(&mut self) -> Result<()> {
+        self.within_memory()?;
         self.process = launch(
             self.place,
             self.directory.path(),
             self.clock,
-            self._memory.as_ref(),
+            self.memory.as_ref(),
         )?;
         Ok(())
     }
@@ -169,6 +178,29 @@ impl<'lab> Sidecar<'lab> {
         self.process.signal("TERM")?;
         let status = self.process.ended().await?;
         ensure!(status.success(), "{status}: {}", self.process.log());
+        self.within_memory()
+    }
+
+    /// The most memory that the process of now has had.
+    pub fn peak_bytes(&mut self) -> u64 {
+        self.process.peak_bytes()
+    }
+
+    /// An error when it used more than [`MEMORY_BYTES_MAX`], or was ended for wanting to.
+    fn within_memory(&mut self) -> Result<()> {
+        let peak = self.peak_bytes();
+        ensure!(
+            peak <= MEMORY_BYTES_MAX,
+            "a sidecar used {} KiB of memory, more than {}",
+            peak >> 10,
+            MEMORY_BYTES_MAX >> 10
+        );
+        let killed = self.memory.as_ref().map_or(Ok(0), MemoryLimit::killed)?;
+        ensure!(
+            killed == 0,
+            "the kernel ended a sidecar that wanted more than {} KiB of memory",
+            MEMORY_BYTES_MAX >> 10
+        );
         Ok(())
     }
 
@@ -208,6 +240,31 @@ impl<'lab> Sidecar<'lab> {
     }
 }
 
+impl Drop for Sidecar<'_> {
+    fn drop(&mut self) {
+        let within = self.within_memory();
+        // A test that has failed already says why.
+        if !thread::panicking() {
+            assert!(within.is_ok(), "{within:?}");
+        }
+    }
+}
+
+/// `None`, and said so, where the test may not make one.
+fn memory_limit() -> Result<Option<MemoryLimit>> {
+    static SAID: Once = Once::new();
+    let why = match MemoryLimit::new(MEMORY_BYTES_MAX) {
+        Ok(limit) => return Ok(Some(limit)),
+        Err(why) => why,
+    };
+    let mut said = Ok(());
+    SAID.call_once(|| {
+        let what = "sidecars run without a limit, their peaks are looked at";
+        said = writeln!(io::stdout(), "{what}: {why:#}");
+    });
+    Ok(said.map(|()| None)?)
+}
+
 fn launch(
     place: Place<'_>,
     directory: &Path,
@@ -219,7 +276,11 @@ fn launch(
     words.push(program("heddle-proxy")?.display().to_string());
     words.extend(["run".to_owned(), "--config".to_owned()]);
     words.push(directory.join("settings.json").display().to_string());
-    place.start("sidecar", PROXY, &words)
+    let process = place.start("sidecar", PROXY, &words)?;
+    if let Some(memory) = memory {
+        memory.admit(&process)?;
+    }
+    Ok(process)
 }
 
 /// The sum of the series of `name` that have all `labels`; an error when there is none of the
@@ -242,7 +303,7 @@ fn sum(metrics: &str, name: &str, labels: &[&str]) -> Result<f64> {
 /// The user that the redirect rules except.
 pub(super) const PROXY: User = User::Unprivileged(1337);
 
-/// The ceiling of a sidecar under any test.
+/// The ceiling of every [`Sidecar`].
 pub const MEMORY_BYTES_MAX: u64 = 128 << 20;
 
 #[cfg(test)]
