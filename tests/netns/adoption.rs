@@ -1,8 +1,8 @@
 //! Ten pods of a running service get sidecars one by one, while a meshed client keeps calling:
 //! no request fails, and once a pod is meshed nothing is said to it in plaintext.
 //!
-//! Each is taken out of the service first: packet rules that come into force in a running pod cut
-//! the connections that it has.
+//! Packet rules that come into force in a running pod cut the connections that it has. So a pod is
+//! taken out of the service first, or the requests that this costs are retried.
 
 use std::time::Duration;
 
@@ -24,6 +24,9 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("adoption::ten_pods_become_meshed_one_by_one".into(), || {
             Box::pin(one_by_one())
         }),
+        Case::new("adoption::ten_pods_become_meshed_in_place".into(), || {
+            Box::pin(in_place())
+        }),
         Case::new("adoption::rules_applied_again_cost_nothing".into(), || {
             Box::pin(reapplied())
         }),
@@ -31,61 +34,128 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 async fn one_by_one() -> Result<()> {
-    let mut names = vec![PLANE, "client"];
-    names.extend(TEN);
-    let lab = Lab::new(&names)?;
-    let plane = control_plane(&lab).await?;
-    let service = Service::of_workloads("shop", 1);
-    let entries: String = TEN.map(|name| workload_entry(&lab, name)).concat();
-    let mode = peer_authentication("PERMISSIVE");
-    plane.apply(&format!("{}{entries}{mode}", service.entry(Family::V4)))?;
-    let mut apps = Vec::new();
-    for name in TEN {
-        apps.push(App::start(lab.pod(name), name, &[]).await?);
-    }
-    let client = workload("client", &[], Family::V4);
-    let client = MeshedPod::start(&plane, lab.pod("client"), &client, &[]).await?;
-    let mut loads = Vec::new();
-    for wire in Wire::ALL {
-        let to = service.address(Family::V4);
-        loads.push(Load::start(
-            client.pod.into(),
-            RATE,
-            &call(wire, to, SECRET),
-        )?);
-    }
-    for load in &loads {
-        for name in TEN {
-            load.answered_by(name, 1)
-                .await
-                .with_context(|| client.sidecar.process().log())?;
-        }
-    }
+    let lab = Lab::new(&PODS)?;
+    let town = Town::open(&lab, "").await?;
+    let loads = town.loads(&Wire::ALL).await?;
     let mut meshed = Vec::new();
     for name in TEN {
-        take_out(&lab, &plane, name, &client.sidecar).await?;
+        take_out(&lab, &town.plane, name, &town.client.sidecar).await?;
         for load in &loads {
-            load.answers(IN_FLIGHT_MAX).await.with_context(|| name)?;
+            load.settles().await.with_context(|| name)?;
         }
-        meshed.push(adopt(&lab, &plane, name, &client.sidecar).await?);
+        // Nobody calls it until the client knows that it is meshed.
+        let capture = lab.pod(name).capture("tcp").await?;
+        meshed.push((town.adopt(&lab, name).await?, capture));
         for load in &loads {
             load.answered_by(name, 2).await.with_context(|| name)?;
         }
     }
-    for load in loads {
-        let report = load.finish().await?;
-        report
-            .without_failures()
-            .with_context(|| client.sidecar.process().log())?;
+    town.end(loads, meshed).await
+}
+
+/// Pods that serve while it happens. What the cut connections held is sent again, as the route has
+/// it; an answer that was lost on its way is noticed by nobody before its time is over.
+async fn in_place() -> Result<()> {
+    let lab = Lab::new(&PODS)?;
+    let town = Town::open(&lab, RETRIES).await?;
+    let loads = town.loads(&[Wire::Http, Wire::Grpc]).await?;
+    let mut meshed = Vec::new();
+    for name in TEN {
+        let sidecar = town.adopt(&lab, name).await?;
+        // Until the client has heard of it the sidecar takes plaintext, and so it may be for requests
+        // that began before.
+        for load in &loads {
+            load.settles().await.with_context(|| name)?;
+        }
+        let capture = lab.pod(name).capture("tcp").await?;
+        meshed.push((sidecar, capture));
+        for load in &loads {
+            load.answered_by(name, 2).await.with_context(|| name)?;
+        }
     }
-    for (name, (_sidecar, capture)) in TEN.iter().zip(meshed) {
-        let bytes = capture.finish().await?;
-        ensure!(bytes.len() > 1000, "{name}: nothing was captured");
-        let secret = SECRET.as_bytes();
-        let is_said = bytes.windows(secret.len()).any(|seen| seen == secret);
-        ensure!(!is_said, "plaintext to {name}, which is meshed");
+    town.end(loads, meshed).await
+}
+
+/// A service of ten pods without sidecars and its meshed client.
+struct Town<'lab> {
+    plane: ControlPlane<'lab>,
+    client: MeshedPod<'lab>,
+    service: Service<'lab>,
+    _apps: Vec<App<'lab>>,
+}
+
+impl<'lab> Town<'lab> {
+    async fn open(lab: &'lab Lab, more: &str) -> Result<Self> {
+        let plane = control_plane(lab).await?;
+        let service = Service::of_workloads("shop", 1);
+        let entries: String = TEN.map(|name| workload_entry(lab, name)).concat();
+        let (entry, mode) = (service.entry(Family::V4), peer_authentication("PERMISSIVE"));
+        plane.apply(&format!("{entry}{entries}{mode}{more}"))?;
+        let mut apps = Vec::new();
+        for name in TEN {
+            apps.push(App::start(lab.pod(name), name, &[]).await?);
+        }
+        let client = workload("client", &[], Family::V4);
+        let client = MeshedPod::start(&plane, lab.pod("client"), &client, &[]).await?;
+        Ok(Self {
+            plane,
+            client,
+            service,
+            _apps: apps,
+        })
     }
-    Ok(())
+
+    /// Loads that each of the ten has answered.
+    async fn loads(&self, wires: &[Wire]) -> Result<Vec<Load>> {
+        let (from, to) = (self.client.pod, self.service.address(Family::V4));
+        let start = |wire: &Wire| Load::start(from.into(), RATE, &call(*wire, to, SECRET));
+        let loads: Vec<Load> = wires.iter().map(start).collect::<Result<_>>()?;
+        for load in &loads {
+            for name in TEN {
+                load.answered_by(name, 1)
+                    .await
+                    .with_context(|| self.client.sidecar.process().log())?;
+            }
+        }
+        Ok(loads)
+    }
+
+    /// In the order of a pod: the rules, the sidecar, which registers when it is ready. Then the
+    /// client hears of it.
+    async fn adopt(&self, lab: &'lab Lab, name: &str) -> Result<Sidecar<'lab>> {
+        let pod = lab.pod(name);
+        init(pod, "install", &[])?;
+        let workload = Workload::new(name, "shop", &["app=shop"]);
+        let mut sidecar = Sidecar::start(&self.plane, pod.into(), &workload, &json!({}))?;
+        sidecar.ready().await?;
+        sidecar.registered().await?;
+        let meshed = format!("{}:", pod.v4);
+        eventually(KNOWN, "the client knows that the pod is meshed", || {
+            let clusters = self.client.sidecar.admin("/clusters").unwrap_or_default();
+            let known = is_meshed(&clusters, &meshed);
+            async move { known }
+        })
+        .await?;
+        Ok(sidecar)
+    }
+
+    /// Nothing has failed, and nothing was said that somebody else could read.
+    async fn end(&self, loads: Vec<Load>, meshed: Vec<(Sidecar<'lab>, Capture)>) -> Result<()> {
+        for load in loads {
+            let report = load.finish().await?;
+            report
+                .without_failures()
+                .with_context(|| self.client.sidecar.process().log())?;
+        }
+        for (name, (_sidecar, capture)) in TEN.iter().zip(meshed) {
+            let bytes = capture.finish().await?;
+            ensure!(bytes.len() > 1000, "{name}: nothing was captured");
+            let secret = SECRET.as_bytes();
+            let is_said = bytes.windows(secret.len()).any(|seen| seen == secret);
+            ensure!(!is_said, "plaintext to {name}, which is meshed");
+        }
+        Ok(())
+    }
 }
 
 /// The client sends nothing new to it.
@@ -103,31 +173,6 @@ async fn take_out(
         async move { is_out }
     })
     .await
-}
-
-/// In the order of a pod: the rules, the sidecar, which registers when it is ready. The capture
-/// begins when the client has heard of it.
-async fn adopt<'lab>(
-    lab: &'lab Lab,
-    plane: &ControlPlane<'lab>,
-    name: &str,
-    client: &Sidecar<'_>,
-) -> Result<(Sidecar<'lab>, Capture)> {
-    let pod = lab.pod(name);
-    init(pod, "install", &[])?;
-    let workload = Workload::new(name, "shop", &["app=shop"]);
-    let mut sidecar = Sidecar::start(plane, pod.into(), &workload, &json!({}))?;
-    sidecar.ready().await?;
-    sidecar.registered().await?;
-    let meshed = format!("{}:", pod.v4);
-    eventually(KNOWN, "the client knows that the pod is meshed", || {
-        let clusters = client.admin("/clusters").unwrap_or_default();
-        let known = is_meshed(&clusters, &meshed);
-        async move { known }
-    })
-    .await?;
-    let capture = pod.capture("tcp").await?;
-    Ok((sidecar, capture))
 }
 
 /// Whether the client dials every port of the pod with mutual TLS.
@@ -200,14 +245,26 @@ async fn reapplied() -> Result<()> {
     Ok(())
 }
 
+const PODS: [&str; 12] = [
+    PLANE, "client", "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9",
+];
+
 const TEN: [&str; 10] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9"];
 
 const SECRET: &str = "said-to-a-pod-that-becomes-meshed";
 
+/// An answer that the rules cut off never comes: the request is sent again after a second.
+const RETRIES: &str = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: default}
+spec:
+  hosts: [shop]
+  http:
+    - route: [{destination: {host: shop}}]
+      retries: {attempts: 3, perTryTimeout: 1s, retryOn: \"connect-failure,reset\"}
+";
+
 /// Requests per second and protocol.
 const RATE: u32 = 40;
-
-/// Of a load, at any moment: answers take milliseconds.
-const IN_FLIGHT_MAX: u64 = 20;
 
 const KNOWN: Duration = Duration::from_secs(10);

@@ -271,6 +271,21 @@ impl Load {
         self.more(more, "requests fail", Report::failures).await
     }
 
+    /// Waits until every request that had left by now has ended: for a moment none is in flight.
+    pub async fn settles(&self) -> Result<()> {
+        let told = || self.process.log().lines().count();
+        // The next line may be older than this question.
+        let enough = told() + 2;
+        eventually(LOAD_PATIENCE, "no request is in flight", || {
+            let has_settled = told() >= enough
+                && self
+                    .report()
+                    .is_ok_and(|report| report.sent == report.answers() + report.failures());
+            async move { has_settled }
+        })
+        .await
+    }
+
     async fn more(&self, more: u64, what: &str, count: impl Fn(&Report) -> u64) -> Result<()> {
         let enough = count(&self.report()?) + more;
         let counted = eventually(LOAD_PATIENCE, what, || {
