@@ -2,7 +2,7 @@
 //!
 //! Every scenario runs once per seed and checks its invariants at each step. A failure names
 //! seed and step; `HEDDLE_SIM_SEED=n` runs that one again, `HEDDLE_SIM_SEEDS=n` sets how many
-//! are run (2,000 unless told; a tenth of them for scenarios of thousands of steps).
+//! are run (2,000 unless told).
 
 mod balance;
 mod budget;

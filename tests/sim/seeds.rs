@@ -25,17 +25,6 @@ impl Sim {
 /// Runs a scenario for every seed.
 #[track_caller]
 pub(crate) fn run(scenario: fn(&mut Sim) -> Result<()>) {
-    run_every(1, scenario);
-}
-
-/// Runs a scenario of thousands of steps, for a tenth of the seeds.
-#[track_caller]
-pub(crate) fn run_long(scenario: fn(&mut Sim) -> Result<()>) {
-    run_every(10, scenario);
-}
-
-#[track_caller]
-fn run_every(stride: usize, scenario: fn(&mut Sim) -> Result<()>) {
     #[expect(clippy::disallowed_methods, reason = "virtual time begins somewhere")]
     let epoch = Instant::now();
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>());
@@ -44,7 +33,7 @@ fn run_every(stride: usize, scenario: fn(&mut Sim) -> Result<()>) {
         Some(seed) => seed..seed + 1,
         None => 0..number("HEDDLE_SIM_SEEDS").unwrap_or(SEEDS),
     };
-    for seed in seeds.step_by(stride) {
+    for seed in seeds {
         let mut sim = Sim {
             rng: StdRng::seed_from_u64(seed),
             now: epoch,
@@ -55,6 +44,16 @@ fn run_every(stride: usize, scenario: fn(&mut Sim) -> Result<()>) {
         let result = result.with_context(|| format!("HEDDLE_SIM_SEED={seed}, step {step}"));
         assert!(result.is_ok(), "{:#}", result.expect_err("it is none"));
     }
+}
+
+/// How far a share of `requests` independent draws may be from `share`: by Bernstein's inequality
+/// further in 4 of a thousand million.
+pub(crate) fn chance(share: f64, requests: u32) -> f64 {
+    const EXPONENT: f64 = 20.0;
+    let requests = f64::from(requests);
+    let variance = requests * share * (1.0 - share);
+    let third = EXPONENT / 3.0;
+    (third + (third * third + 2.0 * EXPONENT * variance).sqrt()) / requests
 }
 
 const SEEDS: u64 = 2_000;
