@@ -166,11 +166,20 @@ fn cluster(subset: usize) -> ClusterName {
     ClusterName(format!("echo.shop:80#v{subset}").into())
 }
 
-/// Of ten flips nine are overtaken before their endpoints come, the tenth is waited for.
 #[tokio::test]
 async fn a_thousand_new_subsets_whose_endpoints_come_late_lose_no_call() {
+    flips(1).await;
+}
+
+#[tokio::test]
+async fn a_thousand_new_subsets_of_which_most_are_overtaken_lose_no_call() {
+    flips(10).await;
+}
+
+/// A thousand new subsets. Each `waited_for`th serves; the others are overtaken before their
+/// endpoints come.
+async fn flips(waited_for: usize) {
     const FLIPS: usize = 1000;
-    const WAITED_FOR: usize = 10;
     const STEP: Duration = Duration::from_millis(10);
     const LATE: Duration = Duration::from_secs(1);
     /// One more than there are callers: one of these calls began after the flip.
@@ -190,7 +199,7 @@ async fn a_thousand_new_subsets_whose_endpoints_come_late_lose_no_call() {
         plane.names(flip);
         plane.settle(&pair.client);
         late.push_back((plane.now + LATE, flip));
-        let is_waited_for = flip % WAITED_FOR == 0;
+        let is_waited_for = flip % waited_for == 0;
         plane.now += if is_waited_for { LATE } else { STEP };
         while let Some((_, due)) = late.pop_front_if(|(at, _)| *at <= plane.now) {
             plane.fills(due);
@@ -206,7 +215,7 @@ async fn a_thousand_new_subsets_whose_endpoints_come_late_lose_no_call() {
     stream.echoes().await;
     stream.ends_well().await;
     assert!(load.all_succeeded().await >= FLIPS);
-    let expected: BTreeSet<_> = (0..=FLIPS).step_by(WAITED_FOR).map(cluster).collect();
+    let expected: BTreeSet<_> = (0..=FLIPS).step_by(waited_for).map(cluster).collect();
     while served.len() < expected.len() {
         served.extend(pair.client.record().await.cluster);
     }

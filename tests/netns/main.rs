@@ -6,6 +6,7 @@
 
 mod adoption;
 mod application;
+mod change;
 mod clocks;
 mod connectivity;
 mod crashes;
@@ -56,6 +57,7 @@ fn cases() -> Vec<Case> {
         crashes::cases(),
         clocks::cases(),
         adoption::cases(),
+        change::cases(),
         memory::cases(),
         quickstart::cases(),
     ]
