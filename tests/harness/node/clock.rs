@@ -30,6 +30,8 @@ impl Clock {
         // For the sidecar's user.
         let readable = fs::Permissions::from_mode(0o755);
         fs::set_permissions(clock.directory.path(), readable)?;
+        fs::write(clock.started(), "")?;
+        fs::set_permissions(clock.started(), fs::Permissions::from_mode(0o666))?;
         clock.jump("+0")?;
         Ok(clock)
     }
@@ -44,7 +46,13 @@ impl Clock {
 
     /// Words to write in front of a program's name.
     pub(super) fn words(&self) -> Vec<String> {
+        // The process id is the same after it.
+        let note = format!("echo $$ >> {}; exec \"$@\"", self.started().display());
         vec![
+            "sh".to_owned(),
+            "-c".to_owned(),
+            note,
+            "sh".to_owned(),
             "env".to_owned(),
             format!("LD_PRELOAD={}", self.library.display()),
             format!("FAKETIME_TIMESTAMP_FILE={}", self.file().display()),
@@ -56,6 +64,27 @@ impl Clock {
 
     fn file(&self) -> PathBuf {
         self.directory.path().join("offset")
+    }
+
+    /// The process ids of all programs that were started by this clock.
+    fn started(&self) -> PathBuf {
+        self.directory.path().join("started")
+    }
+}
+
+impl Drop for Clock {
+    /// Killed programs leave behind what libfaketime shares with their children.
+    fn drop(&mut self) {
+        let started = fs::read_to_string(self.started()).unwrap_or_default();
+        for id in started.lines() {
+            for name in [
+                format!("faketime_shm_{id}"),
+                format!("sem.faketime_sem_{id}"),
+            ] {
+                // Gone, if the program ended by itself.
+                _ = fs::remove_file(Path::new("/dev/shm").join(name));
+            }
+        }
     }
 }
 
