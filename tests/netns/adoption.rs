@@ -20,17 +20,19 @@ use crate::{
 };
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
+    let mut cases = vec![
         Case::new("adoption::ten_pods_become_meshed_one_by_one".into(), || {
             Box::pin(one_by_one())
         }),
         Case::new("adoption::ten_pods_become_meshed_in_place".into(), || {
             Box::pin(in_place())
         }),
-        Case::new("adoption::rules_applied_again_cost_nothing".into(), || {
-            Box::pin(reapplied())
-        }),
-    ]
+    ];
+    for (family, family_name) in [(Family::V4, "v4"), (Family::V6, "v6")] {
+        let name = format!("adoption::{family_name}::rules_applied_again_cost_nothing");
+        cases.push(Case::new(name, move || Box::pin(reapplied(family))));
+    }
+    cases
 }
 
 async fn one_by_one() -> Result<()> {
@@ -208,18 +210,18 @@ spec: {{address: {address}, labels: {{app: shop}}}}
 }
 
 /// What an init container does that runs again, under new connections.
-async fn reapplied() -> Result<()> {
+async fn reapplied(family: Family) -> Result<()> {
     let lab = Lab::new(&[PLANE, "client", "shop"])?;
     let plane = control_plane(&lab).await?;
     let service = Service::of_workloads("shop", 1);
-    plane.apply(&service.entry(Family::V4))?;
+    plane.apply(&service.entry(family))?;
     let labels = ["app=shop"];
     let mut pods = Vec::new();
     for (name, labels) in [("shop", &labels[..]), ("client", &[])] {
-        let workload = workload(name, labels, Family::V4);
+        let workload = workload(name, labels, family);
         pods.push(MeshedPod::start(&plane, lab.pod(name), &workload, &[]).await?);
     }
-    let to = service.address(Family::V4);
+    let to = service.address(family);
     let mut loads = Vec::new();
     for wire in [Wire::Tcp, Wire::Http] {
         loads.push(Load::start(
