@@ -18,16 +18,15 @@ use crate::{
 };
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
-        Case::new(
-            "clocks::a_jump_past_every_certificate_costs_no_request".into(),
-            || Box::pin(jump_under_load()),
-        ),
-        Case::new(
-            "clocks::without_an_authority_the_reason_is_certificate_expired".into(),
-            || Box::pin(jump_without_authority()),
-        ),
-    ]
+    let mut cases = vec![Case::new(
+        "clocks::without_an_authority_the_reason_is_certificate_expired".into(),
+        || Box::pin(jump_without_authority()),
+    )];
+    for (family, family_name) in [(Family::V4, "v4"), (Family::V6, "v6")] {
+        let name = format!("clocks::{family_name}::a_jump_past_every_certificate_costs_no_request");
+        cases.push(Case::new(name, move || Box::pin(jump_under_load(family))));
+    }
+    cases
 }
 
 /// `client` calls the service `shop`.
@@ -36,19 +35,21 @@ struct Mesh<'lab> {
     client: MeshedPod<'lab>,
     shop: MeshedPod<'lab>,
     service: Service<'lab>,
+    family: Family,
 }
 
 impl<'lab> Mesh<'lab> {
-    async fn start(lab: &'lab Lab, clock: &'lab Clock) -> Result<Self> {
+    async fn start(lab: &'lab Lab, clock: &'lab Clock, family: Family) -> Result<Self> {
         let place = lab.pod(PLANE).into();
         let plane = ControlPlane::start_with(place, json!({}), Some(clock)).await?;
         let service = Service::of_workloads("shop", 1);
-        plane.apply(&service.entry(Family::V4))?;
+        plane.apply(&service.entry(family))?;
         let labels = ["app=shop"];
         let pod = async |name, labels| {
             let workload = Workload {
                 // They outlive the jump: a platform renews the tokens it projects.
                 token_hours: 72,
+                family,
                 ..Workload::new(name, name, labels)
             };
             let pod = lab.pod(name);
@@ -61,11 +62,12 @@ impl<'lab> Mesh<'lab> {
             client,
             shop,
             service,
+            family,
         })
     }
 
     fn call(&self, wire: Wire) -> Call<'static> {
-        call(wire, self.service.address(Family::V4), "time")
+        call(wire, self.service.address(self.family), "time")
     }
 
     fn logs(&self) -> String {
@@ -79,10 +81,10 @@ impl<'lab> Mesh<'lab> {
 }
 
 /// Loads of long-lived and of new connections.
-async fn jump_under_load() -> Result<()> {
+async fn jump_under_load(family: Family) -> Result<()> {
     let lab = Lab::new(&[PLANE, "client", "shop"])?;
     let clock = Clock::new()?;
-    let mesh = Mesh::start(&lab, &clock).await?;
+    let mesh = Mesh::start(&lab, &clock, family).await?;
     let mut loads = Vec::new();
     for wire in Wire::ALL {
         let load = Load::start(mesh.client.pod.into(), RATE, &mesh.call(wire))?;
@@ -129,7 +131,7 @@ async fn jump_under_load() -> Result<()> {
 async fn jump_without_authority() -> Result<()> {
     let lab = Lab::new(&[PLANE, "client", "shop"])?;
     let clock = Clock::new()?;
-    let mut mesh = Mesh::start(&lab, &clock).await?;
+    let mut mesh = Mesh::start(&lab, &clock, Family::V4).await?;
     // Otherwise a kept connection answers: it stays good, as TLS has it.
     mesh.plane.apply(ONE_REQUEST_PER_CONNECTION)?;
     let pod = mesh.client.pod.into();
