@@ -89,6 +89,6 @@ SCENARIO ?= benches/load/scenarios/grpc-unary-mtls.yaml
 ROUNDS ?= 5
 
 .PHONY: bench
-bench: need-cargo debian $(PEERS)/installed ## Load side by side with Envoy: SCENARIO=file ROUNDS=n
-	cargo build --release --locked -p heddle-proxy -p heddle-control-plane -p heddle-cli -p heddle-benches --bins
+bench: need-cargo debian $(PEERS)/installed binaries ## Load side by side with Envoy: SCENARIO=file ROUNDS=n
+	cargo build --release --locked -p heddle-benches --bin load
 	HEDDLE_PEERS=$(CURDIR)/$(PEERS) target/release/load $(SCENARIO) --rounds $(ROUNDS)

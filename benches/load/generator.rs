@@ -42,7 +42,7 @@ pub(crate) fn run(
     let output = command(scenario, seconds, address, authority, &body, &log)
         .output()
         .context("starting h2load (Debian package nghttp2-client)")?;
-    let (requests, elapsed) = outcome(&output)?;
+    let (requests, elapsed) = outcome(&output, scenario)?;
     let mut latencies = latencies(&log)?;
     latencies.sort_unstable();
     ensure!(!latencies.is_empty(), "h2load logged no request");
@@ -90,13 +90,14 @@ fn command(
         }
     };
     command
-        .arg(format!("--base-uri=http://{address}"))
+        // Not `--base-uri`, which would also be the authority.
+        .arg(format!("--connect-to={address}"))
         .arg(format!("http://{authority}{METHOD}"));
     command
 }
 
 /// Requests done and seconds taken.
-fn outcome(output: &Output) -> anyhow::Result<(u64, f64)> {
+fn outcome(output: &Output, scenario: &Scenario) -> anyhow::Result<(u64, f64)> {
     let text = String::from_utf8_lossy(&output.stdout);
     let line = |start: &str| {
         text.lines()
@@ -112,11 +113,22 @@ fn outcome(output: &Output) -> anyhow::Result<(u64, f64)> {
         codes.contains(" 0 3xx, 0 4xx, 0 5xx"),
         "requests were refused: {codes}"
     );
-    let done = counts
+    let done: u64 = counts
         .split(", ")
         .find_map(|part| part.strip_suffix(" done"))
         .context("h2load counted nothing")?
         .parse()?;
+    // A proxy's refusal of a gRPC call is a 200 too, without the body.
+    let data: u64 = line("traffic: ")?
+        .rsplit_once(" data")
+        .and_then(|(rest, _)| rest.rsplit_once('('))
+        .and_then(|(_, bytes)| bytes.trim_end_matches(')').parse().ok())
+        .context("h2load counted no bytes")?;
+    let expected = done * scenario.response_bytes as u64;
+    ensure!(
+        data >= expected,
+        "{done} answers have {data} bytes, not {expected}: the application did not answer all"
+    );
     let elapsed = line("finished in ")?
         .split(',')
         .next()
