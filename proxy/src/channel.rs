@@ -13,14 +13,14 @@
 
 mod cut;
 mod lease;
+mod open;
+mod pool;
 mod shared;
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    future::poll_fn,
     num::NonZeroU32,
-    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -33,30 +33,22 @@ use heddle_policy::{
 };
 use heddle_shell::clock;
 use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use rand::{RngExt, rngs::SmallRng};
-use tokio::{
-    sync::Notify,
-    time::{timeout, timeout_at},
-};
+use hyper::body::Incoming;
+use rand::rngs::SmallRng;
+use tokio::time::{timeout, timeout_at};
 
+use self::pool::{Channel, HTTP2_CONNECTIONS_MAX};
 pub(crate) use self::shared::http2_builder;
-use self::{
-    cut::{Cut, Cuttable},
-    shared::{Http2, Room, streams_apart},
-};
 pub use self::{
     lease::{Http1Lease, Http2Lease, Lease},
     shared::{CONNECTION_WINDOW, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW},
 };
 use crate::{
     body::Body,
-    detect::Rewound,
     error::{ConnectError, ProxyError},
-    intercept::{self, Leg},
+    intercept::Leg,
     settings::Bounds,
-    tls::{self, Agreed, AsSocket, Carries, Configs, Speaks, Stream},
+    tls::{self, Agreed, Carries, Configs, Speaks, Stream},
 };
 
 /// All connections of one worker to one side.
@@ -140,30 +132,6 @@ struct Key {
     carries: Carries,
     /// Of our credentials; 0 for plaintext.
     generation: u64,
-}
-
-#[derive(Debug, Default)]
-struct Channel {
-    http2: RefCell<Vec<Rc<Http2>>>,
-    /// The latest used last.
-    http1: RefCell<Vec<Http1>>,
-    /// A dial for HTTP/2 is under way; everybody waits for that one.
-    is_dialling: Cell<bool>,
-    /// How the latest such dial ended, with its number.
-    dials: Cell<u64>,
-    failure: RefCell<Option<ConnectError>>,
-    /// Told of every new, freed or failed connection.
-    changed: Notify,
-}
-
-#[derive(Debug)]
-struct Http1 {
-    sender: http1::SendRequest<Body>,
-    peer: Peer,
-    is_sidecar: bool,
-    uses: u32,
-    used: Instant,
-    retire_at: Instant,
 }
 
 /// hyper's tasks run in the worker's `LocalSet`, which owns them.
@@ -415,132 +383,6 @@ impl Channels {
         }))
     }
 
-    async fn dial_without_limit(
-        &self,
-        target: &Target,
-    ) -> Result<(Stream, Peer, Agreed), ConnectError> {
-        let config = match &target.endpoint.transport {
-            Transport::Plain => None,
-            Transport::Mtls(accepted) => {
-                let mut configs = self.configs.borrow_mut();
-                Some(configs.client(accepted, target.carries)?)
-            }
-        };
-        let stream = intercept::connect(target.endpoint.address, self.leg).await?;
-        let stream = Rewound::new(stream);
-        match config {
-            None => {
-                let agreed = Agreed::of_plaintext(target.carries);
-                Ok((Stream::Plain(stream), Peer::Anonymous, agreed))
-            }
-            Some(config) => Ok(tls::connect(stream, config, &target.name).await?),
-        }
-    }
-
-    async fn open_http2(
-        &self,
-        stream: Stream,
-        peer: Peer,
-        agreed: Agreed,
-        slot: Slot,
-        channel: &Rc<Channel>,
-    ) -> Result<Rc<Http2>, ConnectError> {
-        if self.leg == Leg::Outbound {
-            intercept::notice_vanished(stream.socket())?;
-        }
-        let cut = Rc::<Cut>::default();
-        let stream = Cuttable::new(stream, Rc::clone(&cut));
-        let mut builder = http2_builder(self.leg);
-        if agreed.is_sidecar {
-            // Others may take pings for an attack (gRPC servers do).
-            builder.keep_alive_interval(PING_INTERVAL);
-            builder.keep_alive_timeout(PING_TIMEOUT);
-        }
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| ConnectError::Tcp(error.to_string()))?;
-        let revoked = self.configs.borrow().revoked(&peer);
-        let streams_max = Rc::new(Cell::new(connection.current_max_send_streams()));
-        let watched = Rc::clone(&streams_max);
-        let home = Rc::downgrade(channel);
-        tokio::task::spawn_local(async move {
-            let _slot = slot;
-            let mut connection = pin!(connection);
-            // Its end is seen by those who use it.
-            let mut ended = pin!(poll_fn(|cx| {
-                let ended = connection.as_mut().poll(cx);
-                watched.set(connection.current_max_send_streams());
-                ended
-            }));
-            tokio::select! {
-                biased;
-                _ = ended.as_mut() => {}
-                () = revoked => {
-                    cut.cut();
-                    _ = ended.await;
-                }
-            }
-            if let Some(channel) = home.upgrade() {
-                channel.forget_closed();
-            }
-        });
-        Ok(Rc::new(Http2 {
-            sender,
-            peer,
-            is_sidecar: agreed.is_sidecar,
-            streams: Cell::new(0),
-            streams_max,
-            streams_apart: streams_apart(self.leg),
-            uses: Cell::new(0),
-            used: Cell::new(clock::now()),
-            retire_at: self.retire_at(),
-        }))
-    }
-
-    async fn open_http1(
-        &self,
-        stream: Stream,
-        peer: Peer,
-        agreed: Agreed,
-        slot: Slot,
-        channel: &Rc<Channel>,
-    ) -> Result<Http1, ConnectError> {
-        let (sender, connection) = http1_builder()
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| ConnectError::Tcp(error.to_string()))?;
-        let home = Rc::downgrade(channel);
-        let revoked = self.configs.borrow().revoked(&peer);
-        tokio::task::spawn_local(async move {
-            let _slot = slot;
-            tokio::select! {
-                biased;
-                // Its end is seen by those who use it.
-                _ = connection.with_upgrades() => {}
-                () = revoked => {}
-            }
-            if let Some(channel) = home.upgrade() {
-                channel.forget_closed();
-            }
-        });
-        Ok(Http1 {
-            sender,
-            peer,
-            is_sidecar: agreed.is_sidecar,
-            // By the request it was opened for.
-            uses: 1,
-            used: clock::now(),
-            retire_at: self.retire_at(),
-        })
-    }
-
-    /// Give or take 20 %, so that connections made together do not end together.
-    fn retire_at(&self) -> Instant {
-        let share = self.rng.borrow_mut().random_range(0.8..1.2);
-        clock::now() + self.bounds.connection_age.mul_f64(share)
-    }
-
     fn channel(&self, target: &Target) -> Rc<Channel> {
         let generation = match target.endpoint.transport {
             Transport::Plain => 0,
@@ -592,94 +434,8 @@ async fn wait_for_release(
     target.queue(timeout(RELEASE_POLL, changed), until).await
 }
 
-impl Channel {
-    fn is_empty(&self) -> bool {
-        self.http2.borrow().is_empty() && self.http1.borrow().is_empty()
-    }
-
-    /// A connection that takes one more request now.
-    fn lease(
-        self: &Rc<Self>,
-        target: &Target,
-        freshness: Freshness,
-        bounds: &Bounds,
-    ) -> Option<Lease> {
-        if let Some(connection) = self.lease_http2(target, Room::Apart) {
-            return Some(Lease::Http2(Http2Lease::new(connection, self)));
-        }
-        if freshness == Freshness::New {
-            return None;
-        }
-        let now = clock::now();
-        let mut idle = self.http1.borrow_mut();
-        while let Some(mut connection) = idle.pop() {
-            if freshness == Freshness::Recent
-                && !connection.is_sidecar
-                && now >= connection.used + bounds.unrepeatable_idle
-            {
-                // It goes, or those that were idle for too long would add up.
-                return None;
-            }
-            if connection.sender.is_ready()
-                && now < connection.retire_at
-                && connection.uses < target.uses_max()
-            {
-                connection.uses += 1;
-                return Some(Lease::Http1(Http1Lease {
-                    connection: Some(connection),
-                    channel: Rc::downgrade(self),
-                    is_reused: true,
-                }));
-            }
-        }
-        None
-    }
-
-    /// When there may be no further connection: the requests on one then share its window.
-    fn lease_crowded(self: &Rc<Self>, target: &Target) -> Option<Lease> {
-        let connection = self.lease_http2(target, Room::Any)?;
-        Some(Lease::Http2(Http2Lease::new(connection, self)))
-    }
-
-    fn lease_http2(&self, target: &Target, room: Room) -> Option<Rc<Http2>> {
-        let now = clock::now();
-        let uses_max = target.uses_max();
-        let mut connections = self.http2.borrow_mut();
-        connections.retain(|connection| {
-            !connection.sender.is_closed()
-                && now < connection.retire_at
-                && connection.uses.get() < uses_max
-        });
-        let is_crowded = room == Room::Any || connections.len() >= HTTP2_CONNECTIONS_MAX;
-        let mut apart = connections.iter().filter(|c| c.has_room_apart());
-        let with_room = connections.iter().filter(|c| c.has_room() && is_crowded);
-        let least = || with_room.min_by_key(|c| c.streams.get());
-        let connection = apart.next().or_else(least)?;
-        connection.uses.set(connection.uses.get().saturating_add(1));
-        connection.used.set(now);
-        Some(Rc::clone(connection))
-    }
-
-    fn forget_closed(&self) {
-        self.http2.borrow_mut().retain(|c| !c.sender.is_closed());
-        self.http1.borrow_mut().retain(|c| !c.sender.is_closed());
-        self.changed.notify_waiters();
-    }
-}
-
-fn http1_builder() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(BUFFER_BYTES_MAX);
-    builder
-}
-
 /// Connections that may take a request and lose it before sending, one after another.
 const SENDS_MAX: usize = 3;
-/// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream. Times
-/// [`CONNECTION_WINDOW`] it is what answers that nobody reads can hold.
-const HTTP2_CONNECTIONS_MAX: usize = 64;
 /// See [`wait_for_release`].
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 /// What an HTTP/1.1 connection holds in each direction: a head, or what waits for its reader.
@@ -688,5 +444,3 @@ pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
 pub const HEADER_BYTES_MAX: u32 = 64 * 1024;
 /// Headers of a message.
 pub const HEADERS_MAX: usize = 100;
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);

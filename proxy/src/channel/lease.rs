@@ -7,7 +7,11 @@ use heddle_shell::clock;
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
 
-use super::{Channel, Http1, Http2, Unsent};
+use super::{
+    Unsent,
+    pool::{Channel, Http1},
+    shared::Http2,
+};
 use crate::{body::Body, error::ProxyError, head};
 
 /// Permission to use a connection for one request.
