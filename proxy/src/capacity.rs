@@ -18,8 +18,14 @@ pub fn connections_max(wanted: usize) -> usize {
             "the limit on open files (ulimit -n) limits connections in each direction"
         );
     }
-    let by_memory = fitting(memory_bytes, BYTES, wanted);
-    if by_memory < wanted {
+    let by_memory = fitting(memory_bytes, BYTES, wanted).max(CONNECTIONS_MIN.min(wanted));
+    if by_memory == CONNECTIONS_MIN {
+        warn!(
+            memory_bytes,
+            connections = by_memory,
+            "the memory limit of the cgroup is too small for a busy sidecar; 64 MiB are better"
+        );
+    } else if by_memory < wanted {
         info!(
             memory_bytes,
             connections = by_memory,
@@ -68,6 +74,9 @@ const BYTES: Need = Need {
 };
 
 const DIRECTIONS: u64 = 2;
+
+/// Taken in each direction however small the memory limit is: many never come.
+const CONNECTIONS_MIN: usize = 64;
 
 /// `None` is no limit.
 fn fitting(limit: Option<u64>, need: Need, wanted: usize) -> usize {

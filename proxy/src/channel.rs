@@ -37,7 +37,7 @@ use hyper::body::Incoming;
 use rand::rngs::SmallRng;
 use tokio::time::{timeout, timeout_at};
 
-use self::pool::{Channel, HTTP2_CONNECTIONS_MAX};
+use self::pool::Channel;
 pub(crate) use self::shared::http2_builder;
 pub use self::{
     lease::{Http1Lease, Http2Lease, Lease},
@@ -138,11 +138,11 @@ struct Key {
 #[derive(Clone, Copy, Debug)]
 pub struct LocalExec;
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExec {
+    /// Boxed: of each request hyper makes a future as large as that of a connection, and a task
+    /// moves what it holds from hand to hand.
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        tokio::task::spawn_local(Box::pin(future));
     }
 }
 
@@ -293,9 +293,8 @@ impl Channels {
             if let Some(lease) = channel.lease(target, Freshness::Any, &self.bounds) {
                 return Ok(lease);
             }
-            let is_crowded = channel.http2.borrow().len() >= HTTP2_CONNECTIONS_MAX;
             let dials = channel.dials.get();
-            if !channel.is_dialling.get() && !is_crowded {
+            if !channel.is_dialling.get() && !channel.is_full() {
                 let slot = target
                     .admission
                     .acquire(Resource::Connections, target.limits.connections_max);
@@ -394,7 +393,8 @@ impl Channels {
             generation,
         };
         let mut by_key = self.by_key.borrow_mut();
-        Rc::clone(by_key.entry(key).or_default())
+        let channel = by_key.entry(key);
+        Rc::clone(channel.or_insert_with(|| Rc::new(Channel::new(self.leg))))
     }
 }
 

@@ -245,7 +245,7 @@ impl ProxyError {
     /// The answer to an HTTP/1.1 connection that is closed before HTTP is spoken on it.
     pub fn http1_bytes(&self) -> String {
         let Disposition { status, reason, .. } = self.disposition();
-        let text = format!("{self}\n");
+        let text = format!("{}\n", chain(self));
         format!(
             "HTTP/1.1 {status}\r\n{REASON}: {reason}\r\nconnection: close\r\n\
              content-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n{text}",

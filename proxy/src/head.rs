@@ -106,6 +106,8 @@ impl Head {
         strip(&mut parts.headers, upgrade.is_some());
         strip_ours(&mut parts.headers);
         parts.uri = forwarded_uri(&authority, target)?;
+        // For what is added here and by hyper: one growth, copied to every attempt.
+        parts.headers.reserve(HEADERS_ADDED);
         let request_id = request_id(&mut parts.headers, rng);
         let trace = trace(&mut parts.headers, bounds.sampled_share, rng);
         let head = Self {
@@ -472,6 +474,8 @@ const HOP_BY_HOP: [HeaderName; 5] = [
 /// What each header counts besides its bytes (RFC 9113 section 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Identifier, trace, timeout and length.
+const HEADERS_ADDED: usize = 4;
 
 #[cfg(test)]
 mod tests {

@@ -41,7 +41,6 @@ use crate::{
     exchange::{Direction, Exchange, Record, Spoken},
     head::{self, Head},
     intercept,
-    relay::relay_until_cut,
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     settings::InboundForward,
@@ -543,7 +542,9 @@ impl Conn {
         }
         match connected {
             Ok(mut application) => {
-                relay_until_cut(&self.worker, &mut stream, &mut application, &mut exchange).await;
+                self.worker
+                    .relay(&mut stream, &mut application, &mut exchange)
+                    .await;
             }
             Err(error) => {
                 exchange.failed(&error);

@@ -13,15 +13,6 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{
-    drain::Phase,
-    error::{ProxyError, RESET},
-    exchange::Exchange,
-    intercept,
-    tls::AsSocket,
-    worker::Worker,
-};
-
 /// The worker's read buffer, borrowed for one poll at a time.
 #[derive(Clone, Debug)]
 pub struct Scratch {
@@ -53,30 +44,6 @@ impl Default for Scratch {
 fn read_bytes(held: usize) -> usize {
     let left = HELD_BYTES_MAX.saturating_sub(held);
     (left / HELD_SHARES).clamp(READ_BYTES_MIN, SCRATCH_BYTES)
-}
-
-/// Relays until both sides have ended. The first error resets both, so that neither takes half
-/// of a conversation for all of it.
-pub async fn relay_until_cut<A, B>(worker: &Worker, a: &mut A, b: &mut B, exchange: &mut Exchange)
-where
-    A: AsyncRead + AsyncWrite + AsSocket + Unpin,
-    B: AsyncRead + AsyncWrite + AsSocket + Unpin,
-{
-    let passed = Passed::default();
-    let mut draining = worker.draining.clone();
-    let revoked = worker.configs.borrow().revoked(&exchange.record.peer);
-    let cut = tokio::select! {
-        biased;
-        relayed = relay(a, b, &worker.scratch, &passed) => relayed.err().map(|_broken| RESET),
-        () = draining.reached(Phase::Cut) => Some(RESET),
-        () = revoked => Some(ProxyError::Denied.disposition().reason),
-    };
-    if cut.is_some() {
-        exchange.record.reason = cut;
-        intercept::reset(a.socket());
-        intercept::reset(b.socket());
-    }
-    exchange.relayed(&passed);
 }
 
 /// Relays until both sides have ended, or one fails.

@@ -173,7 +173,7 @@ async fn until_cut(
 
 /// Streams of one connection of a peer; one that wants more opens another connection. More than
 /// the 100 that RFC 9113 section 6.5.2 asks for and that servers commonly allow (nginx 128, Go
-/// 250). Times what a stream may buffer it is what one caller can make us hold: 12 MiB, and 16 MiB
+/// 250). Times what a stream may buffer it is what one connection can make us hold: 12 MiB, and 16 MiB
 /// in windows of the connections to the application.
 const INBOUND_STREAMS_MAX: u32 = 256;
 /// Streams of one connection of the workload, which harms only itself: gRPC clients put every

@@ -85,7 +85,7 @@ pub enum UplinkError {
 pub fn words(status: &Status) -> String {
     match std::error::Error::source(status) {
         Some(cause) => chain(cause),
-        None => format!("{}: {}", status.code(), status.message()),
+        None => format!("{} ({:?})", status.message(), status.code()),
     }
 }
 

@@ -20,6 +20,7 @@ use heddle_shell::{
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     runtime,
     sync::{mpsc, watch},
@@ -33,14 +34,16 @@ use crate::{
     cluster::LiveCluster,
     demand::Demand,
     drain::{Draining, Phase},
+    error::{ProxyError, RESET},
+    exchange::Exchange,
     inbound,
-    intercept::{Leg, LoopGuard},
+    intercept::{self, Leg, LoopGuard},
     listener::{Accepted, Door, Listeners, Origin},
     outbound,
-    relay::Scratch,
+    relay::{Passed, Scratch, relay},
     settings::Settings,
     telemetry::Telemetry,
-    tls::{Configs, Credentials},
+    tls::{AsSocket, Configs, Credentials},
     view::View,
 };
 
@@ -284,6 +287,30 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
 }
 
 impl Worker {
+    /// Relays bytes until both sides have ended. The first error, the end of a drain or the denial
+    /// of the peer resets both, so that neither takes half of a conversation for all of it.
+    pub async fn relay<A, B>(&self, a: &mut A, b: &mut B, exchange: &mut Exchange)
+    where
+        A: AsyncRead + AsyncWrite + AsSocket + Unpin,
+        B: AsyncRead + AsyncWrite + AsSocket + Unpin,
+    {
+        let passed = Passed::default();
+        let mut draining = self.draining.clone();
+        let revoked = self.configs.borrow().revoked(&exchange.record.peer);
+        let cut = tokio::select! {
+            biased;
+            relayed = relay(a, b, &self.scratch, &passed) => relayed.err().map(|_broken| RESET),
+            () = draining.reached(Phase::Cut) => Some(RESET),
+            () = revoked => Some(ProxyError::Denied.disposition().reason),
+        };
+        if cut.is_some() {
+            exchange.record.reason = cut;
+            intercept::reset(a.socket());
+            intercept::reset(b.socket());
+        }
+        exchange.relayed(&passed);
+    }
+
     fn new(inputs: Inputs, guard: LoopGuard, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let bounds = &inputs.settings.bounds;

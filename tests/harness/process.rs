@@ -113,6 +113,11 @@ impl Process {
         self.peak_bytes
     }
 
+    /// The same of one that still runs.
+    pub fn peak_bytes_now(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
     /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.memory("VmRSS:")
@@ -168,7 +173,8 @@ impl MemoryLimit {
     /// Makes a group with this limit.
     pub fn new(bytes: u64) -> Result<Self> {
         let files = if Path::new(V2.parent).join("cgroup.controllers").exists() {
-            // Where systemd runs it is on already; elsewhere the kernel may refuse to turn it on.
+            // Where systemd runs it is on already; elsewhere it is turned on, and stays on, or the
+            // kernel refuses.
             let control = Path::new(V2.parent).join("cgroup.subtree_control");
             if !fs::read_to_string(&control)?.contains("memory") {
                 fs::write(&control, "+memory").context("having memory counted by cgroup v2")?;

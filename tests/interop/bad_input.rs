@@ -152,12 +152,12 @@ async fn the_control_plane_holds_garbage_in_flat_memory() -> Result<()> {
         callers.refused(method).await?;
     }
     let process = bench.plane.process();
-    let before = process.peak_bytes()?;
+    let before = process.peak_bytes_now()?;
     for round in 0..ROUNDS {
         callers.refused(methods[round % methods.len()]).await?;
         no_handshake(&bench).await?;
     }
-    let grew = process.peak_bytes()?.saturating_sub(before);
+    let grew = process.peak_bytes_now()?.saturating_sub(before);
     ensure!(grew <= GROWTH_BYTES_MAX, "{grew} bytes more");
     Ok(())
 }

@@ -259,7 +259,7 @@ fn hello(authority: &Authority) -> Vec<u8> {
 
 async fn half_handshakes() {
     /// Of each kind at once, and how often.
-    const CONNECTIONS: usize = 64;
+    const CONNECTIONS: usize = 24;
     const ROUNDS: usize = 10;
     const KIB_MAX: u64 = 8 * 1024;
     let app = App::good(Speaks::Http2).await;

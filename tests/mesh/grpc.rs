@@ -22,7 +22,7 @@ use heddle_tests::{
 };
 use http::Request;
 use http_body_util::BodyExt;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::{
     WORKERS,
@@ -308,11 +308,18 @@ async fn an_application_with_one_connection_takes_every_call_over_it() {
     const CALLS: usize = 80;
     let listener = TcpListener::bind(mesh::any()).await.unwrap();
     let pair = Pair::start(listener.local_addr().unwrap(), &Plan::default());
+    let call = async || {
+        let answer = Caller::http2(pair.entry).await.unary("ping").await;
+        assert_eq!(answer.grpc_status(), Some("0"), "{answer:?}");
+    };
+    let (connected, is_connected) = oneshot::channel();
     let answering = async {
         let (stream, _) = listener.accept().await.unwrap();
         drop(listener);
         let mut wire = Wire::server(stream).await;
         let mut open = Vec::new();
+        open.push(wire.until(|frame| frame.kind == HEADERS).await.stream);
+        connected.send(()).unwrap();
         // None is answered before all are there.
         while open.len() < CALLS {
             open.push(wire.until(|frame| frame.kind == HEADERS).await.stream);
@@ -322,9 +329,10 @@ async fn an_application_with_one_connection_takes_every_call_over_it() {
         }
         wire
     };
-    let calling = join_all((0..CALLS).map(async |_| {
-        let answer = Caller::http2(pair.entry).await.unary("ping").await;
-        assert_eq!(answer.grpc_status(), Some("0"), "{answer:?}");
-    }));
+    let others = async {
+        is_connected.await.unwrap();
+        join_all((1..CALLS).map(async |_| call().await)).await
+    };
+    let calling = async { tokio::join!(call(), others) };
     tokio::join!(answering, calling);
 }

@@ -16,11 +16,13 @@ use super::{
     lease::{Http1Lease, Http2Lease, Lease},
     shared::{Http2, Room},
 };
-use crate::{body::Body, error::ConnectError, settings::Bounds};
+use crate::{body::Body, error::ConnectError, intercept::Leg, settings::Bounds};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Channel {
     pub(super) http2: RefCell<Vec<Rc<Http2>>>,
+    /// Most of `http2`.
+    http2_max: usize,
     /// The latest used last.
     pub(super) http1: RefCell<Vec<Http1>>,
     /// A dial for HTTP/2 is under way; everybody waits for that one.
@@ -43,6 +45,27 @@ pub(super) struct Http1 {
 }
 
 impl Channel {
+    /// No connection yet.
+    pub(super) fn new(leg: Leg) -> Self {
+        Self {
+            http2: RefCell::default(),
+            http1: RefCell::default(),
+            http2_max: match leg {
+                Leg::Outbound => HTTP2_CONNECTIONS_MAX,
+                Leg::Inbound => APPLICATION_CONNECTIONS_MAX,
+            },
+            is_dialling: Cell::default(),
+            dials: Cell::default(),
+            failure: RefCell::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Whether there are as many HTTP/2 connections as there may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.http2.borrow().len() >= self.http2_max
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.http2.borrow().is_empty() && self.http1.borrow().is_empty()
     }
@@ -100,7 +123,7 @@ impl Channel {
                 && now < connection.retire_at
                 && connection.uses.get() < uses_max
         });
-        let is_crowded = room == Room::Any || connections.len() >= HTTP2_CONNECTIONS_MAX;
+        let is_crowded = room == Room::Any || connections.len() >= self.http2_max;
         let mut apart = connections.iter().filter(|c| c.has_room_apart());
         let with_room = connections.iter().filter(|c| c.has_room() && is_crowded);
         let least = || with_room.min_by_key(|c| c.streams.get());
@@ -117,6 +140,8 @@ impl Channel {
     }
 }
 
-/// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream. Times
-/// [`CONNECTION_WINDOW`] it is what answers that nobody reads can hold.
-pub(super) const HTTP2_CONNECTIONS_MAX: usize = 64;
+/// HTTP/2 connections of one worker to one endpoint; beyond, requests wait for a stream.
+const HTTP2_CONNECTIONS_MAX: usize = 64;
+/// The same to the application; beyond, the streams of its connections are not kept apart. Times
+/// [`super::CONNECTION_WINDOW`] it is what answers that nobody reads can hold: 32 MiB.
+const APPLICATION_CONNECTIONS_MAX: usize = 8;

@@ -20,7 +20,6 @@ use crate::{
     error::{ConnectError, ProxyError},
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     intercept::{self, Leg},
-    relay::relay_until_cut,
     serve::Version,
     tls::{AsSocket, Carries, Stream},
     view::LiveDestination,
@@ -104,7 +103,9 @@ async fn relay_to(
         status: 200,
         grpc: None,
     });
-    relay_until_cut(worker, &mut stream, &mut connected.stream, &mut exchange).await;
+    worker
+        .relay(&mut stream, &mut connected.stream, &mut exchange)
+        .await;
 }
 
 async fn connect(
@@ -185,7 +186,9 @@ pub(super) async fn pass_through(
     };
     match connected {
         Ok(mut endpoint) => {
-            relay_until_cut(worker, &mut stream, &mut endpoint, &mut exchange).await;
+            worker
+                .relay(&mut stream, &mut endpoint, &mut exchange)
+                .await;
         }
         Err(source) => {
             exchange.failed(&ProxyError::Connect {

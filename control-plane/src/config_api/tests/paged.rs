@@ -137,17 +137,19 @@ async fn the_audit_comes_in_pages_newest_first() {
 async fn the_audit_is_bounded() {
     let fixture = Fixture::new();
     let store: &Arc<dyn Store> = fixture.desired.store();
-    let event = audit::Event::refused("spiffe://x/ns/a/sa/b", "Workload a/b", "not yours");
+    let event = |why| audit::Event::refused("spiffe://x/ns/a/sa/b", "Workload a/b", why);
+    let old = event("not yours");
     for _ in 0..3 {
-        let fill = (0..2000).fold(Transaction::default(), |fill, _| Audit::write(fill, &event));
+        let fill = (0..2000).fold(Transaction::default(), |fill, _| Audit::write(fill, &old));
         store.commit(fill).await.unwrap();
     }
     let audit = Audit::new(store.clone());
-    audit.record(&event).await.unwrap();
+    let newest = event("still not yours");
+    audit.record(&newest).await.unwrap();
     assert_eq!(
         store.list("audit/").await.unwrap().entries.len(),
         audit::EVENTS_MAX
     );
     let mut events = audit.newest("", "").await.unwrap();
-    assert_eq!(events.next().unwrap().1, event);
+    assert_eq!(events.next().unwrap().1, newest);
 }

@@ -53,7 +53,7 @@ pub enum AnchorError {
     #[error("a root's hash is written sha256: and 64 hexadecimal digits")]
     Hash,
     /// Neither a hash nor a file that can be read.
-    #[error("reading {file} as a PEM file (the hash of a root has 64 hexadecimal digits)")]
+    #[error("reading {file} as a PEM file")]
     File {
         /// What was taken for a file.
         file: String,
