@@ -229,15 +229,16 @@ impl Config for ConfigService {
         };
         // All that are kept of one resource: the store bounds how many.
         let events = self.desired.store().history(&id.key(), usize::MAX).await;
-        let changes: Vec<_> = events
-            .map_err(Refusal::from)?
-            .iter()
-            .filter_map(|event| Some((event.revision().0, change_of(event)?)))
-            .collect();
-        if changes.is_empty() {
+        let events = events.map_err(Refusal::from)?;
+        if events.is_empty() {
             return Err(Refusal::NotFound(id).into());
         }
-        let older = changes.into_iter().filter(|(at, _)| *at < before);
+        // Decoded as far as the page goes.
+        let older = events
+            .iter()
+            .map(|event| (event.revision().0, event))
+            .filter(|(at, _)| *at < before)
+            .filter_map(|(at, event)| Some((at, change_of(event)?)));
         let (changes, next) = page::fill(limit as usize, older);
         Ok(Response::new(v1::HistoryResponse {
             changes,

@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use heddle_tests::{
     netns::{Family, Lab},
     node::{Load, MEMORY_BYTES_MAX, MeshedPod, Wire, program},
+    process::MemoryLimit,
 };
 
 use crate::{
@@ -135,6 +136,11 @@ async fn under_load() -> Result<()> {
 /// wait, and nothing is killed and nothing lost.
 async fn more_connections_than_fit() -> Result<()> {
     if shipped_bytes()?.is_none() {
+        return Ok(());
+    }
+    if let Err(why) = MemoryLimit::new(MEMORY_BYTES_MAX) {
+        ensure!(std::env::var("CI").as_deref() != Ok("true"), "{why:#}");
+        writeln!(io::stdout(), "SKIP: this case needs memory groups: {why:#}")?;
         return Ok(());
     }
     let lab = Lab::new(&[PLANE, "a", "b"])?;

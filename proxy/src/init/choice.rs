@@ -62,6 +62,7 @@ pub(super) fn install(
         (Err(iptables), Some(nftables)) => return Err(Error::Neither { nftables, iptables }),
         (Err(iptables), None) => return Err(Error::Iptables(iptables)),
     };
+    // When that fails both are in force, and the error says so: traffic is redirected in any case.
     machine.remove_nftables()?;
     Ok(Installed::Iptables {
         programs: applied.0.programs,
