@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use heddle_tests::{
     netns::{Family, Lab},
-    node::{Load, MEMORY_BYTES_MAX, MeshedPod, Wire, program},
+    node::{ControlPlane, Load, MEMORY_BYTES_MAX, MeshedPod, Wire, program},
     process::MemoryLimit,
 };
 
@@ -101,14 +101,7 @@ async fn under_load() -> Result<()> {
     let lab = Lab::new(&[PLANE, "a", "b"])?;
     let plane = control_plane(&lab).await?;
     let service = Service::of_workloads("b", 1);
-    plane.apply(&service.entry(Family::V4))?;
-    let (labels, mut pods) = (["app=b"], Vec::new());
-    for (name, labels) in [("b", &labels[..]), ("a", &[])] {
-        let workload = workload(name, labels, Family::V4);
-        // Slow answers keep requests and connections open, at a rate that any machine can carry.
-        let think = ["--delay-ms=2000"];
-        pods.push(MeshedPod::start(&plane, lab.pod(name), &workload, &think).await?);
-    }
+    let mut pods = slow_pair(&lab, &plane, &service, 2000).await?;
     let to = service.address(Family::V4);
     let mut loads = Vec::new();
     for wire in Wire::ALL {
@@ -124,12 +117,7 @@ async fn under_load() -> Result<()> {
     for load in loads {
         load.finish().await?.without_failures()?;
     }
-    for pod in &mut pods {
-        let peak = pod.sidecar.peak_bytes();
-        let what = format!("{} at its peak", pod.pod.name());
-        within(&what, peak, MEMORY_BYTES_MAX)?;
-    }
-    Ok(())
+    peaks_are_within(&mut pods)
 }
 
 /// Connections that are held open, more than a sidecar with 128 MiB takes at once: the others
@@ -146,13 +134,7 @@ async fn more_connections_than_fit() -> Result<()> {
     let lab = Lab::new(&[PLANE, "a", "b"])?;
     let plane = control_plane(&lab).await?;
     let service = Service::of_workloads("b", 1);
-    plane.apply(&service.entry(Family::V4))?;
-    let (labels, mut pods) = (["app=b"], Vec::new());
-    for (name, labels) in [("b", &labels[..]), ("a", &[])] {
-        let workload = workload(name, labels, Family::V4);
-        let think = ["--delay-ms=5000"];
-        pods.push(MeshedPod::start(&plane, lab.pod(name), &workload, &think).await?);
-    }
+    let mut pods = slow_pair(&lab, &plane, &service, 5000).await?;
     for pod in &pods {
         let log = pod.sidecar.process().log();
         ensure!(
@@ -165,10 +147,35 @@ async fn more_connections_than_fit() -> Result<()> {
     let load = Load::start(lab.pod("a").into(), 300, &to)?;
     load.answers(2_000).await?;
     load.finish().await?.without_failures()?;
-    for pod in &mut pods {
+    peaks_are_within(&mut pods)
+}
+
+/// A pod `b` that serves and a pod `a` that calls. Slow answers keep requests and connections open,
+/// at a rate that any machine can carry.
+async fn slow_pair<'lab>(
+    lab: &'lab Lab,
+    plane: &ControlPlane<'lab>,
+    service: &Service<'_>,
+    delay_ms: u32,
+) -> Result<Vec<MeshedPod<'lab>>> {
+    plane.apply(&service.entry(Family::V4))?;
+    let (labels, think) = (["app=b"], format!("--delay-ms={delay_ms}"));
+    let mut pods = Vec::new();
+    for (name, labels) in [("b", &labels[..]), ("a", &[])] {
+        let workload = workload(name, labels, Family::V4);
+        pods.push(MeshedPod::start(plane, lab.pod(name), &workload, &[&think]).await?);
+    }
+    Ok(pods)
+}
+
+fn peaks_are_within(pods: &mut [MeshedPod<'_>]) -> Result<()> {
+    for pod in pods {
         let peak = pod.sidecar.peak_bytes();
-        let what = format!("{} at its peak", pod.pod.name());
-        within(&what, peak, MEMORY_BYTES_MAX)?;
+        within(
+            &format!("{} at its peak", pod.pod.name()),
+            peak,
+            MEMORY_BYTES_MAX,
+        )?;
     }
     Ok(())
 }

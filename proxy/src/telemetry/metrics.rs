@@ -262,7 +262,9 @@ impl Metrics {
             text.sample(name, &labels, active);
         }
         let name = "heddle_dns_queries_total";
-        text.family(name, "counter", "DNS queries by what became of them.");
+        let help =
+            "DNS queries, and TCP connections over the limit (refused), by what became of them.";
+        text.family(name, "counter", help);
         for (result, count) in [
             ("answered", &self.dns.answered),
             ("forwarded", &self.dns.forwarded),

@@ -49,7 +49,7 @@ pub enum Trust {
 /// Why a text is no anchor.
 #[derive(Debug, Error)]
 pub enum AnchorError {
-    /// Begins as a hash does, and is none.
+    /// Looks like a hash, and is none.
     #[error("a root's hash is written sha256: and 64 hexadecimal digits")]
     Hash,
     /// Neither a hash nor a file that can be read.
@@ -73,10 +73,10 @@ impl Anchor {
     /// [`AnchorError`].
     pub fn read(text: &str) -> Result<Self, AnchorError> {
         let digits = text.strip_prefix("sha256:");
-        match (hash(digits.unwrap_or(text)), digits) {
-            (Some(hash), _) => Ok(Self::Sha256(hash)),
-            (None, Some(_)) => Err(AnchorError::Hash),
-            (None, None) => Self::from_pem_file(Path::new(text)),
+        match hash(digits.unwrap_or(text)) {
+            Some(hash) => Ok(Self::Sha256(hash)),
+            None if digits.is_some() || is_mistyped(text) => Err(AnchorError::Hash),
+            None => Self::from_pem_file(Path::new(text)),
         }
     }
 
@@ -97,6 +97,11 @@ impl Anchor {
             false => Ok(Self::Roots(roots)),
         }
     }
+}
+
+/// Whether it is more like a hash, with digits too few or too many, than like a file's name.
+fn is_mistyped(text: &str) -> bool {
+    text.len() > 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn hash(digits: &str) -> Option<[u8; 32]> {
