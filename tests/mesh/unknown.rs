@@ -58,9 +58,10 @@ fn knowing(mesh: &[&str], unknown: UnknownDestination) -> Snapshot {
 /// What the application echoes; `None` when the connection is reset.
 async fn say_hello(sidecar: &Sidecar) -> Option<Vec<u8>> {
     let entry = sidecar.plane.bound.outbound_fixed[0];
-    let mut stream = TcpStream::connect(entry).await.unwrap();
     let mut back = Vec::new();
     let said = async {
+        // The reset may come before the kernel says that it is connected.
+        let mut stream = TcpStream::connect(entry).await?;
         stream.write_all(b"hello").await?;
         stream.shutdown().await?;
         stream.read_to_end(&mut back).await
