@@ -24,27 +24,18 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(), Failure> {
     let mut config = ConfigClient::new(target.administrator().await?);
-    let mut events = Vec::new();
-    let mut page_token = String::new();
-    let mut left = args.limit;
-    while left > 0 {
-        let request = AuditRequest {
-            limit: left,
-            subject: args.subject.clone(),
-            page_token,
-        };
-        let page = config
-            .audit(request)
-            .await
-            .map_err(Failure::of(&target.server))?
-            .into_inner();
-        left = left.saturating_sub(u32::try_from(page.events.len()).unwrap_or(left));
-        events.extend(page.events);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+    let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let events = target
+        .pages(limit, async |page_token| {
+            let request = AuditRequest {
+                limit: args.limit,
+                subject: args.subject.clone(),
+                page_token,
+            };
+            let page = config.audit(request).await?.into_inner();
+            Ok((page.events, page.next_page_token))
+        })
+        .await?;
     output::print(
         format,
         &Report {

@@ -13,7 +13,10 @@ use heddle_shell::{
     tls::{self, Accept, Anchor, Identity, Trust},
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::failure::Failure;
 
@@ -49,6 +52,25 @@ impl Target {
         self.channel(Some(&identity), root).await
     }
 
+    /// A listing of this control plane, page by page: everything, or its first `items_max`.
+    pub(crate) async fn pages<T>(
+        &self,
+        items_max: usize,
+        mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), Status>,
+    ) -> Result<Vec<T>, Failure> {
+        let mut items = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let (more, next) = page(page_token).await.map_err(Failure::of(&self.server))?;
+            items.extend(more);
+            if next.is_empty() || items.len() >= items_max {
+                items.truncate(items_max);
+                return Ok(items);
+            }
+            page_token = next;
+        }
+    }
+
     /// A channel that presents `identity`, if any.
     pub(crate) async fn channel(
         &self,
@@ -76,7 +98,7 @@ impl Target {
             .connect_timeout(Duration::from_secs(5))
             .connect_with_connector(dial)
             .await
-            .map_err(|error| Failure::of(&self.server)(tonic::Status::from_error(error.into())))
+            .map_err(|error| Failure::of(&self.server)(Status::from_error(error.into())))
     }
 
     fn identity(&self) -> Result<Identity, Failure> {

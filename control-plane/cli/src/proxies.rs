@@ -40,24 +40,15 @@ pub(crate) async fn run(target: &Target, format: Format, args: Args) -> Result<(
 
 pub(crate) async fn list(target: &Target, namespace: String) -> Result<Vec<Proxy>, Failure> {
     let mut status = StatusClient::new(target.administrator().await?);
-    let mut proxies = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let pages = target.pages(usize::MAX, async |page_token| {
         let request = ListProxiesRequest {
             namespace: namespace.clone(),
             page_token,
         };
-        let page = status
-            .list_proxies(request)
-            .await
-            .map_err(Failure::of(&target.server))?
-            .into_inner();
-        proxies.extend(page.proxies);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(proxies);
-        }
-    }
+        let page = status.list_proxies(request).await?.into_inner();
+        Ok((page.proxies, page.next_page_token))
+    });
+    pages.await
 }
 
 /// Time left of a proxy's certificate, for tables.

@@ -56,26 +56,18 @@ pub(crate) async fn get(target: &Target, format: Format, args: GetArgs) -> Resul
         output::line(text.trim_end());
         return Ok(());
     }
-    let mut resources = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = ListRequest {
-            kind: kind.clone(),
-            namespace: args.namespace.clone().unwrap_or_default(),
-            page_size: 0,
-            page_token,
-        };
-        let page = config
-            .list(request)
-            .await
-            .map_err(Failure::of(&target.server))?
-            .into_inner();
-        resources.extend(page.resources);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+    let resources = target
+        .pages(usize::MAX, async |page_token| {
+            let request = ListRequest {
+                kind: kind.clone(),
+                namespace: args.namespace.clone().unwrap_or_default(),
+                page_size: 0,
+                page_token,
+            };
+            let page = config.list(request).await?.into_inner();
+            Ok((page.resources, page.next_page_token))
+        })
+        .await?;
     output::print(format, &report(&resources)?)
 }
 
