@@ -102,12 +102,7 @@ pub async fn serve(admin: Arc<Admin>, listener: TcpListener, interface: Interfac
     // Dropping one closes its connection.
     let mut open: VecDeque<oneshot::Sender<()>> = VecDeque::new();
     loop {
-        let accepted = tokio::select! {
-            biased; // Room is made before it is used.
-            () = tasks.reap(), if !tasks.is_empty() => continue,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
+        match tasks.reaping(listener.accept()).await {
             Ok((stream, client)) => {
                 open.retain(|connection| !connection.is_closed());
                 if open.len() >= CONNECTIONS_MAX {

@@ -123,13 +123,8 @@ impl Dns {
         let mut tasks = Tasks::new();
         let mut buffer = vec![0; UDP_QUERY_BYTES_MAX];
         loop {
-            let received = tokio::select! {
-                biased; // Room is made before it is used.
-                () = tasks.reap(), if !tasks.is_empty() => continue,
-                received = socket.recv_from(&mut buffer) => received,
-            };
             // An error is about an earlier datagram (ICMP), not about the socket.
-            let Ok((len, client)) = received else {
+            let Ok((len, client)) = tasks.reaping(socket.recv_from(&mut buffer)).await else {
                 continue;
             };
             if tasks.len() >= DATAGRAMS_MAX {
@@ -149,12 +144,7 @@ impl Dns {
     async fn accept_tcp(self: Arc<Self>, listener: TcpListener) {
         let mut tasks = Tasks::new();
         loop {
-            let accepted = tokio::select! {
-                biased; // Room is made before it is used.
-                () = tasks.reap(), if !tasks.is_empty() => continue,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
+            match tasks.reaping(listener.accept()).await {
                 Ok(_) if tasks.len() >= CONNECTIONS_MAX => self.refuse(),
                 Ok((stream, _)) => {
                     let dns = Arc::clone(&self);

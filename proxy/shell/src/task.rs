@@ -1,6 +1,6 @@
 //! Every task has a name and an owner: dropping the [`Tasks`] stops what was spawned into it.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, pin::pin, time::Duration};
 
 use tokio::{task::JoinSet, time::timeout};
 use tracing::{Instrument, error, info_span};
@@ -44,6 +44,18 @@ impl Tasks {
         match self.set.join_next().await {
             Some(ended) => report(ended),
             None => std::future::pending().await,
+        }
+    }
+
+    /// Waits for `next`, and reaps what ends meanwhile: room is made before it is used.
+    pub async fn reaping<T>(&mut self, next: impl Future<Output = T>) -> T {
+        let mut next = pin!(next);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.reap(), if !self.is_empty() => {}
+                next = next.as_mut() => return next,
+            }
         }
     }
 
