@@ -48,7 +48,7 @@ use crate::{
     error::{ConnectError, ProxyError},
     intercept::Leg,
     settings::Bounds,
-    tls::{self, Agreed, Carries, Configs, Speaks, Stream},
+    tls::{self, Carries, Configs, Established, Speaks},
 };
 
 /// All connections of one worker to one side.
@@ -200,7 +200,7 @@ impl Channels {
     }
 
     /// A connection for bytes; it is never shared.
-    pub async fn dial(&self, target: &Target) -> Result<(Stream, Peer, Agreed), ConnectError> {
+    pub async fn dial(&self, target: &Target) -> Result<Established, ConnectError> {
         let within = target.connect_timeout;
         self.certified(target, async || {
             let dialled = timeout(within, Box::pin(self.dial_without_limit(target)));
@@ -326,8 +326,8 @@ impl Channels {
         let (channels, channel, target) = (Rc::clone(self), Rc::clone(channel), target.clone());
         tokio::task::spawn_local(async move {
             let opened = async {
-                let (stream, peer, agreed) = channels.dial(&target).await?;
-                let opened = channels.open_http2(stream, peer, agreed, slot, &channel);
+                let established = channels.dial(&target).await?;
+                let opened = channels.open_http2(established, slot, &channel);
                 timeout(target.connect_timeout, opened)
                     .await
                     .unwrap_or(Err(ConnectError::Timeout(target.connect_timeout)))
@@ -367,14 +367,14 @@ impl Channels {
                 return Ok(lease);
             }
         };
-        let (stream, peer, agreed) = self.dial(target).await?;
-        if agreed.speaks == Speaks::Http2 {
-            let connection = self.open_http2(stream, peer, agreed, slot, channel).await?;
+        let established = self.dial(target).await?;
+        if established.agreed.speaks == Speaks::Http2 {
+            let connection = self.open_http2(established, slot, channel).await?;
             channel.http2.borrow_mut().push(Rc::clone(&connection));
             connection.uses.set(1);
             return Ok(Lease::Http2(Http2Lease::new(connection, channel)));
         }
-        let connection = self.open_http1(stream, peer, agreed, slot, channel).await?;
+        let connection = self.open_http1(established, slot, channel).await?;
         Ok(Lease::Http1(Http1Lease {
             connection: Some(connection),
             channel: Rc::downgrade(channel),

@@ -44,7 +44,7 @@ use crate::{
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     settings::InboundForward,
-    tls::{self, Agreed, AsSocket, Carries, Speaks, Stream, TlsError},
+    tls::{self, Agreed, AsSocket, Carries, Established, Speaks, Stream, TlsError},
     worker::Worker,
 };
 
@@ -123,14 +123,19 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
     let Some(admitted) = conn.admit(Rewound::new(stream), &rules, wait).await else {
         return;
     };
-    conn.peer = admitted.peer;
-    let stream = Rewound::new(admitted.stream);
+    let Established {
+        stream,
+        peer,
+        agreed,
+    } = admitted.established;
+    conn.peer = peer;
+    let stream = Rewound::new(stream);
     if let Some(application) = admitted.spoke_first {
         // Which HTTP does not.
         return Box::pin(conn.relay(stream, ready(Ok(application)))).await;
     }
     // Large, and one per connection.
-    Box::pin(conn.serve(stream, admitted.agreed, &rules)).await;
+    Box::pin(conn.serve(stream, agreed, &rules)).await;
 }
 
 /// The first word on a connection.
@@ -143,9 +148,7 @@ enum Spoke {
 
 /// A connection that the port's mode lets in.
 struct Admitted {
-    stream: Stream,
-    peer: Peer,
-    agreed: Agreed,
+    established: Established,
     /// The application, if it was the first to say something.
     spoke_first: Option<Stream>,
 }
@@ -174,9 +177,7 @@ impl Conn {
     ) -> Option<Admitted> {
         let plain = |stream, spoke_first| {
             Some(Admitted {
-                stream: Stream::Plain(stream),
-                peer: Peer::Anonymous,
-                agreed: Agreed::NOTHING,
+                established: Established::in_plaintext(stream, Agreed::NOTHING),
                 spoke_first,
             })
         };
@@ -291,10 +292,8 @@ impl Conn {
             Err(error) => Err(error),
         };
         match accepted {
-            Ok((stream, peer, agreed)) => Some(Admitted {
-                stream,
-                peer,
-                agreed,
+            Ok(established) => Some(Admitted {
+                established,
                 spoke_first: None,
             }),
             Err(error) => {
@@ -364,7 +363,7 @@ impl Conn {
         }
         let target = self.target(Carries::Tcp);
         let dialled = self.worker.inbound.dial(&target).await;
-        let dialled = dialled.map(|(stream, ..)| stream);
+        let dialled = dialled.map(|established| established.stream);
         dialled.map_err(|source| ProxyError::Connect {
             endpoint: self.port.application,
             source,

@@ -105,6 +105,17 @@ pub enum Stream {
     Tls(Box<TlsStream<Rewound<TcpStream>>>),
 }
 
+/// A connection whose other side is known.
+#[derive(Debug)]
+pub struct Established {
+    /// What carries the bytes.
+    pub stream: Stream,
+    /// Who is there.
+    pub peer: Peer,
+    /// What is spoken.
+    pub agreed: Agreed,
+}
+
 /// One worker's configurations.
 #[derive(Debug)]
 pub struct Configs {
@@ -292,16 +303,35 @@ pub async fn renewed(configs: &RefCell<Configs>) {
 pub async fn accept(
     stream: Rewound<TcpStream>,
     config: Arc<ServerConfig>,
-) -> Result<(Stream, Peer, Agreed), TlsError> {
+) -> Result<Established, TlsError> {
     let mut config = ServerConfig::clone(&config);
     config.time_provider = Arc::new(Begun(clock::wall()));
     let accepting = Box::pin(TlsAcceptor::from(Arc::new(config)).accept(stream));
     let stream = accepting.await.map_err(TlsError::Handshake)?;
-    let session = stream.get_ref().1;
-    let peer = tls::peer(session.peer_certificates())
-        .map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
-    let agreed = Agreed::from_token(session.alpn_protocol());
-    Ok((Stream::Tls(Box::new(stream.into())), peer, agreed))
+    Established::by_handshake(stream.into())
+}
+
+impl Established {
+    /// In plaintext nothing is proven.
+    pub fn in_plaintext(stream: Rewound<TcpStream>, agreed: Agreed) -> Self {
+        Self {
+            stream: Stream::Plain(stream),
+            peer: Peer::Anonymous,
+            agreed,
+        }
+    }
+
+    fn by_handshake(stream: TlsStream<Rewound<TcpStream>>) -> Result<Self, TlsError> {
+        let session = stream.get_ref().1;
+        let peer = tls::peer(session.peer_certificates())
+            .map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
+        let agreed = Agreed::from_token(session.alpn_protocol());
+        Ok(Self {
+            stream: Stream::Tls(Box::new(stream)),
+            peer,
+            agreed,
+        })
+    }
 }
 
 /// The time of one handshake.
@@ -320,7 +350,7 @@ pub async fn connect(
     stream: Rewound<TcpStream>,
     config: Arc<ClientConfig>,
     name: &str,
-) -> Result<(Stream, Peer, Agreed), TlsError> {
+) -> Result<Established, TlsError> {
     let address = stream.inner().peer_addr().map_err(TlsError::Handshake)?;
     let host = name.rsplit_once(':').map_or(name, |(host, _port)| host);
     // An address is never told (RFC 6066 section 3).
@@ -328,11 +358,7 @@ pub async fn connect(
         .unwrap_or_else(|_not_a_name| ServerName::IpAddress(IpAddr::from(address.ip())));
     let connecting = Box::pin(TlsConnector::from(config).connect(name, stream));
     let stream = connecting.await.map_err(TlsError::Handshake)?;
-    let session = stream.get_ref().1;
-    let peer = tls::peer(session.peer_certificates())
-        .map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
-    let agreed = Agreed::from_token(session.alpn_protocol());
-    Ok((Stream::Tls(Box::new(stream.into())), peer, agreed))
+    Established::by_handshake(stream.into())
 }
 
 /// Whether the ClientHello at the head of `stream` offers one of our tokens. Takes nothing from

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use heddle_policy::{admission::Slot, snapshot::Transport, spiffe::Peer};
+use heddle_policy::{admission::Slot, snapshot::Transport};
 use heddle_shell::clock;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -25,14 +25,14 @@ use crate::{
     detect::Rewound,
     error::ConnectError,
     intercept::{self, Leg},
-    tls::{self, Agreed, AsSocket, Stream},
+    tls::{self, Agreed, AsSocket, Established},
 };
 
 impl Channels {
     pub(super) async fn dial_without_limit(
         &self,
         target: &Target,
-    ) -> Result<(Stream, Peer, Agreed), ConnectError> {
+    ) -> Result<Established, ConnectError> {
         let config = match &target.endpoint.transport {
             Transport::Plain => None,
             Transport::Mtls(accepted) => {
@@ -45,7 +45,7 @@ impl Channels {
         match config {
             None => {
                 let agreed = Agreed::of_plaintext(target.carries);
-                Ok((Stream::Plain(stream), Peer::Anonymous, agreed))
+                Ok(Established::in_plaintext(stream, agreed))
             }
             Some(config) => Ok(tls::connect(stream, config, &target.name).await?),
         }
@@ -53,12 +53,15 @@ impl Channels {
 
     pub(super) async fn open_http2(
         &self,
-        stream: Stream,
-        peer: Peer,
-        agreed: Agreed,
+        established: Established,
         slot: Slot,
         channel: &Rc<Channel>,
     ) -> Result<Rc<Http2>, ConnectError> {
+        let Established {
+            stream,
+            peer,
+            agreed,
+        } = established;
         if self.leg == Leg::Outbound {
             intercept::notice_vanished(stream.socket())?;
         }
@@ -77,9 +80,7 @@ impl Channels {
         let revoked = self.configs.borrow().revoked(&peer);
         let streams_max = Rc::new(Cell::new(connection.current_max_send_streams()));
         let watched = Rc::clone(&streams_max);
-        let home = Rc::downgrade(channel);
-        tokio::task::spawn_local(async move {
-            let _slot = slot;
+        drive(channel, slot, async move {
             let mut connection = pin!(connection);
             // Its end is seen by those who use it.
             let mut ended = pin!(poll_fn(|cx| {
@@ -94,9 +95,6 @@ impl Channels {
                     cut.cut();
                     _ = ended.await;
                 }
-            }
-            if let Some(channel) = home.upgrade() {
-                channel.forget_closed();
             }
         });
         Ok(Rc::new(Http2 {
@@ -114,28 +112,26 @@ impl Channels {
 
     pub(super) async fn open_http1(
         &self,
-        stream: Stream,
-        peer: Peer,
-        agreed: Agreed,
+        established: Established,
         slot: Slot,
         channel: &Rc<Channel>,
     ) -> Result<Http1, ConnectError> {
+        let Established {
+            stream,
+            peer,
+            agreed,
+        } = established;
         let (sender, connection) = http1_builder()
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError::Tcp(error.to_string()))?;
-        let home = Rc::downgrade(channel);
         let revoked = self.configs.borrow().revoked(&peer);
-        tokio::task::spawn_local(async move {
-            let _slot = slot;
+        drive(channel, slot, async move {
             tokio::select! {
                 biased;
                 // Its end is seen by those who use it.
                 _ = connection.with_upgrades() => {}
                 () = revoked => {}
-            }
-            if let Some(channel) = home.upgrade() {
-                channel.forget_closed();
             }
         });
         Ok(Http1 {
@@ -154,6 +150,18 @@ impl Channels {
         let share = self.rng.borrow_mut().random_range(0.8..1.2);
         clock::now() + self.bounds.connection_age.mul_f64(share)
     }
+}
+
+/// Runs a connection in a task of its own, until its end is told to the channel.
+fn drive(channel: &Rc<Channel>, slot: Slot, connection: impl Future<Output = ()> + 'static) {
+    let home = Rc::downgrade(channel);
+    tokio::task::spawn_local(async move {
+        let _slot = slot;
+        connection.await;
+        if let Some(channel) = home.upgrade() {
+            channel.forget_closed();
+        }
+    });
 }
 
 fn http1_builder() -> http1::Builder {

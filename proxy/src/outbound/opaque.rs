@@ -128,10 +128,10 @@ async fn connect(
         exchange.attempted(&attempt);
         let target = target(&attempt, destination, Carries::Tcp);
         let source = match worker.outbound.dial(&target).await {
-            Ok((stream, peer, _)) => {
-                exchange.record.peer = peer;
+            Ok(established) => {
+                exchange.record.peer = established.peer;
                 return Ok(Connected {
-                    stream,
+                    stream: established.stream,
                     attempt,
                     _slots: [connection, request],
                 });
