@@ -97,7 +97,7 @@ enum IssueError {
     Uplink(#[from] UplinkError),
     #[error("the control plane did not answer in {} s", ISSUE_TIMEOUT.as_secs())]
     Timeout,
-    #[error("the control plane refused: {}", words(.0))]
+    #[error("the control plane gave none: {}", words(.0))]
     Refused(Box<Status>),
     #[error("what was issued is not usable")]
     Identity(#[from] IdentityError),
