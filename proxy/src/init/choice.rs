@@ -9,8 +9,8 @@ use super::{
     nftables,
 };
 
-/// What the choice is made of: this machine, or in tests one of any kernel.
-pub(super) trait Machine {
+/// What the choice is between: those of this machine, or in tests those of any kernel.
+pub(super) trait Backends {
     fn install_nftables(&mut self, rules: &[Rule]) -> Result<(), Refused>;
     fn install_iptables(&mut self, rules: &[Rule]) -> Result<Applied, Failed>;
     /// No error where nf_tables is unknown: nothing of ours can be there.
@@ -21,7 +21,7 @@ pub(super) trait Machine {
 /// The machine it runs on.
 pub(super) struct ThisMachine;
 
-impl Machine for ThisMachine {
+impl Backends for ThisMachine {
     fn install_nftables(&mut self, rules: &[Rule]) -> Result<(), Refused> {
         nftables::install(rules)
     }
@@ -40,15 +40,15 @@ impl Machine for ThisMachine {
 }
 
 pub(super) fn install(
-    machine: &mut impl Machine,
+    backends: &mut impl Backends,
     rules: &[Rule],
     backend: Backend,
 ) -> Result<Installed, Error> {
     let instead_of_nftables = match backend {
         Backend::Iptables => None,
-        Backend::Nftables | Backend::Auto => match machine.install_nftables(rules) {
+        Backend::Nftables | Backend::Auto => match backends.install_nftables(rules) {
             Ok(()) => {
-                machine.remove_iptables().map_err(Error::Iptables)?;
+                backends.remove_iptables().map_err(Error::Iptables)?;
                 return Ok(Installed::Nftables);
             }
             Err(refused) if backend == Backend::Auto && refused.is_unsupported() => {
@@ -57,13 +57,13 @@ pub(super) fn install(
             Err(refused) => return Err(refused.into()),
         },
     };
-    let applied = match (machine.install_iptables(rules), instead_of_nftables) {
+    let applied = match (backends.install_iptables(rules), instead_of_nftables) {
         (Ok(applied), instead_of_nftables) => (applied, instead_of_nftables),
         (Err(iptables), Some(nftables)) => return Err(Error::Neither { nftables, iptables }),
         (Err(iptables), None) => return Err(Error::Iptables(iptables)),
     };
     // When that fails both are in force, and the error says so: traffic is redirected in any case.
-    machine.remove_nftables()?;
+    backends.remove_nftables()?;
     Ok(Installed::Iptables {
         programs: applied.0.programs,
         instead_of_nftables: applied.1,
@@ -97,7 +97,7 @@ mod tests {
         }
     }
 
-    impl Machine for Played {
+    impl Backends for Played {
         fn install_nftables(&mut self, _rules: &[Rule]) -> Result<(), Refused> {
             self.done.push("nf_tables");
             Self::netlink(self.nftables)
