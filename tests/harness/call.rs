@@ -1,6 +1,7 @@
 //! Callers: a connection to a sidecar's outbound listener and streams of messages over it.
 
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
@@ -208,6 +209,18 @@ where
     let closed = Box::pin(tokio::time::timeout(Duration::from_secs(10), read)).await;
     closed.expect("the other side closes");
     answer
+}
+
+/// As [`raw`], over a connection of its own. One that is reset got no answer, also when the reset
+/// came before the kernel told that the connection was made.
+///
+/// # Panics
+/// When it is refused, or does not close within ten seconds.
+pub async fn raw_to(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    match TcpStream::connect(to).await {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Vec::new(),
+        stream => raw(stream.expect("it listens"), bytes).await,
+    }
 }
 
 /// A gRPC request.

@@ -7,7 +7,7 @@ use heddle_policy::snapshot::Protocol;
 use heddle_proxy::settings::Bounds;
 use heddle_shell::tls::{self, Accept, Trust};
 use heddle_tests::{
-    call::{Caller, raw},
+    call::{Caller, raw, raw_to},
     echo::{App, Speaks},
     mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
@@ -46,10 +46,10 @@ impl Http1 {
 
     /// What the workload's and a peer's connection get for these bytes.
     async fn answers(&self, bytes: &[u8]) -> [String; 2] {
-        let from_workload = TcpStream::connect(self.pair.entry).await.unwrap();
         let web = self.authority.credentials(WEB);
         let from_peer = mesh::dial_as(&web, self.pair.inbound, b"heddle-h1").await;
-        [raw(from_workload, bytes).await, raw(from_peer, bytes).await]
+        let from_workload = raw_to(self.pair.entry, bytes).await;
+        [from_workload, raw(from_peer, bytes).await]
             .map(|answer| String::from_utf8_lossy(&answer).into_owned())
     }
 }
@@ -188,8 +188,7 @@ async fn a_chunked_body_that_is_none_ends_its_connection() {
 async fn a_body_that_breaks_off_is_the_clients_failure() {
     let mut mesh = Http1::start().await;
     let request = format!("{HEAD}transfer-encoding: chunked\r\n\r\nno chunk\r\n");
-    let stream = TcpStream::connect(mesh.pair.entry).await.unwrap();
-    raw(stream, request.as_bytes()).await;
+    raw_to(mesh.pair.entry, request.as_bytes()).await;
     let reason = mesh.pair.client.record().await.reason;
     assert!(
         matches!(reason, Some("bad_request" | "cancelled")),
@@ -295,8 +294,7 @@ async fn half_handshakes() {
         let connections = rows.iter().cycle().take(rows.len() * CONNECTIONS);
         // Each is closed by the sidecar, or `raw` fails.
         let ended = join_all(connections.map(async |(to, bytes)| {
-            let stream = TcpStream::connect(*to).await.unwrap();
-            raw(stream, bytes).await;
+            raw_to(*to, bytes).await;
         }));
         let answered = async {
             let answer = caller.unary("ping").await;

@@ -18,7 +18,7 @@ use heddle_proxy::settings::{
 };
 use heddle_shell::task::Tasks;
 use heddle_tests::{
-    call::{Caller, Feed, grpc, http1_request, raw},
+    call::{Caller, Feed, grpc, http1_request, raw, raw_to},
     echo::{App, Speaks},
     fault::{Fault, Script},
     mesh::{self, Authority, ECHO, Pair, Plan, Sidecar, WEB},
@@ -291,10 +291,7 @@ async fn a_refused_caller_is_not_announced_to_the_application() {
     };
     let authority = Authority::new();
     let mut server = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
-    let stream = TcpStream::connect(server.plane.bound.inbound_ports[0])
-        .await
-        .unwrap();
-    assert_eq!(raw(stream, b"").await, b"");
+    assert_eq!(raw_to(server.plane.bound.inbound_ports[0], b"").await, b"");
     assert_eq!(server.record().await.reason, Some("denied"));
     assert_eq!(app.script.calls(), 0);
 }

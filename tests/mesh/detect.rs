@@ -9,7 +9,7 @@ use heddle_policy::{
 };
 use heddle_proxy::settings::Bounds;
 use heddle_tests::{
-    call::{Caller, Feed, http1_request, raw},
+    call::{Caller, Feed, http1_request, raw, raw_to},
     echo::{App, Speaks},
     mesh::{self, Authority, ECHO, Pair, Plan, Sidecar, WEB},
 };
@@ -115,8 +115,7 @@ async fn a_request_that_begins_must_go_on() {
     // Opened ahead and not used yet: not a matter of the header timeout.
     let idle = TcpStream::connect(pair.entry).await.unwrap();
     for begun in ["G", "GET / HT", "GET / HTTP/1.1\r\nhost: a\r\n"] {
-        let stream = TcpStream::connect(pair.entry).await.unwrap();
-        assert_eq!(raw(stream, begun.as_bytes()).await, b"", "{begun}");
+        assert_eq!(raw_to(pair.entry, begun.as_bytes()).await, b"", "{begun}");
         assert_eq!(pair.client.record().await.reason, Some("bad_request"));
     }
     let whole = b"GET / HTTP/1.1\r\nhost: echo.shop\r\nconnection: close\r\n\r\n";

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use heddle_policy::snapshot::Protocol;
 use heddle_shell::task::Tasks;
 use heddle_tests::{
-    call::{Caller, Feed, http1_request, raw},
+    call::{Caller, Feed, http1_request, raw, raw_to},
     echo::{App, Speaks},
     mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
@@ -22,8 +22,7 @@ fn plan() -> Plan {
 }
 
 async fn ask(to: SocketAddr, request: &str) -> String {
-    let stream = TcpStream::connect(to).await.unwrap();
-    let answer = raw(stream, request.as_bytes()).await;
+    let answer = raw_to(to, request.as_bytes()).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 

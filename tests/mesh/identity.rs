@@ -13,7 +13,7 @@ use heddle_proxy::{
 };
 use heddle_shell::{clock, publish::Published};
 use heddle_tests::{
-    call::{Caller, Feed, http1_request, raw},
+    call::{Caller, Feed, http1_request, raw_to},
     echo::{App, Speaks},
     mesh::{self, Authority, ECHO, Pair, Plan, WEB},
 };
@@ -168,8 +168,7 @@ async fn check_expired(client_left: Left, server_left: Left, speaks: Speaks) {
             assert_eq!((answer.status, answer.reason()), expected);
         }
         Speaks::Bytes | Speaks::BytesServerFirst => {
-            let stream = TcpStream::connect(pair.entry).await.unwrap();
-            assert_eq!(raw(stream, b"ping\n").await, b"");
+            assert_eq!(raw_to(pair.entry, b"ping\n").await, b"");
         }
     }
     let record = pair.client.record().await;
