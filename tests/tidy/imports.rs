@@ -9,7 +9,7 @@ struct Ban {
     why: &'static str,
 }
 
-const BANS: [Ban; 6] = [
+const BANS: [Ban; 7] = [
     Ban {
         place: "proxy/policy/src/",
         what: &[
@@ -22,6 +22,21 @@ const BANS: [Ban; 6] = [
             "std::fs",
         ],
         why: "policies do no I/O",
+    },
+    Ban {
+        place: "proxy/relay/src/",
+        what: &[
+            "tokio::",
+            "hyper::",
+            "http::",
+            "tonic::",
+            "rustls::",
+            "std::net::Tcp",
+            "std::fs",
+            "heddle_proto",
+            "heddle_shell",
+        ],
+        why: "the relay core does no I/O",
     },
     Ban {
         place: "proxy/src/outbound",

@@ -1,0 +1,190 @@
+//! What a connection has to send, in order, until its driver could write it.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::{Buf, Bytes};
+
+use crate::input::Payload;
+
+/// Bytes to write: small ones one after the other, large ones by reference between them.
+///
+/// It has no bound of its own: a connection puts into it what must go, and of bodies only as
+/// much as it says it takes.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// All that was copied, of which `written` bytes have gone.
+    small: Vec<u8>,
+    written: usize,
+    /// What comes before `small[at..]`, in order.
+    large: VecDeque<Large>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Large {
+    at: usize,
+    bytes: Bytes,
+}
+
+impl Output {
+    /// How many bytes wait.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends what `write` appends to the buffer that it is given, and only that.
+    pub fn write<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let before = self.small.len();
+        let result = write(&mut self.small);
+        self.len += self.small.len() - before;
+        result
+    }
+
+    /// Appends a copy of `bytes`.
+    pub fn copy(&mut self, bytes: &[u8]) {
+        self.small.extend_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    /// Appends a piece of a body.
+    pub fn push(&mut self, payload: Payload<'_>) {
+        match payload {
+            Payload::Lent(bytes) => self.copy(bytes),
+            Payload::Shared(bytes) => {
+                self.len += bytes.len();
+                let at = self.small.len();
+                self.large.push_back(Large { at, bytes });
+            }
+        }
+    }
+
+    /// The bytes to write first, in order, as many slices as there are places; how many they are.
+    pub fn slices<'a>(&'a self, places: &mut [IoSlice<'a>]) -> usize {
+        let mut at = self.written;
+        let mut used = 0;
+        let mut place = |bytes: &'a [u8]| {
+            if bytes.is_empty() {
+                return true;
+            }
+            let Some(place) = places.get_mut(used) else {
+                return false;
+            };
+            *place = IoSlice::new(bytes);
+            used += 1;
+            true
+        };
+        for large in &self.large {
+            if !place(&self.small[at..large.at]) || !place(&large.bytes) {
+                return used;
+            }
+            at = large.at;
+        }
+        place(&self.small[at..]);
+        used
+    }
+
+    /// Forgets the first `n` bytes: they have been written.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn consume(&mut self, mut n: usize) {
+        self.len = self.len.checked_sub(n).expect("so much was there");
+        while let Some(large) = self.large.front_mut() {
+            let before = large.at - self.written;
+            if n < before {
+                break;
+            }
+            n -= before;
+            self.written = large.at;
+            if n < large.bytes.len() {
+                large.bytes.advance(n);
+                return;
+            }
+            n -= large.bytes.len();
+            self.large.pop_front();
+        }
+        self.written += n;
+        if self.len == 0 {
+            self.small.clear();
+            self.small.shrink_to(SMALL_KEPT);
+            self.written = 0;
+        } else if self.written >= SMALL_KEPT {
+            self.small.drain(..self.written);
+            for large in &mut self.large {
+                large.at -= self.written;
+            }
+            self.written = 0;
+        }
+    }
+}
+
+/// Room that an idle connection keeps, and written bytes that are kept before what follows moves
+/// to the front.
+const SMALL_KEPT: usize = 4 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(output: &Output) -> Vec<u8> {
+        let mut places = [IoSlice::new(&[]); 64];
+        let used = output.slices(&mut places);
+        let places: Vec<&[u8]> = places[..used].iter().map(|place| &**place).collect();
+        places.concat()
+    }
+
+    fn mixed() -> (Output, Vec<u8>) {
+        let mut output = Output::default();
+        let mut all = Vec::new();
+        for n in 0..20_u8 {
+            let piece = vec![n; usize::from(n) * 60];
+            all.extend_from_slice(&piece);
+            match n % 3 {
+                0 => output.copy(&piece),
+                1 => output.push(Payload::Shared(piece.into())),
+                _ => output.write(|buffer| buffer.extend_from_slice(&piece)),
+            }
+        }
+        (output, all)
+    }
+
+    #[test]
+    fn what_goes_in_comes_out_in_order_whatever_was_written_at_once() {
+        for step in [1, 7, 700, 4096, 5000, 200_000] {
+            let (mut output, all) = mixed();
+            let mut written = 0;
+            while written < all.len() {
+                assert_eq!(output.len(), all.len() - written);
+                assert_eq!(contents(&output), &all[written..], "{step}");
+                let n = step.min(output.len());
+                output.consume(n);
+                written += n;
+            }
+            assert!(output.is_empty());
+            assert_eq!(contents(&output), b"");
+        }
+    }
+
+    #[test]
+    fn few_places_take_the_first_bytes() {
+        let (output, all) = mixed();
+        let mut places = [IoSlice::new(&[]); 2];
+        assert_eq!(output.slices(&mut places), 2);
+        let first = [&*places[0], &*places[1]].concat();
+        assert_eq!(first, &all[..first.len()]);
+        assert!(!first.is_empty());
+    }
+
+    #[test]
+    fn an_idle_connection_keeps_little() {
+        let mut output = Output::default();
+        output.copy(&[0; 1 << 20]);
+        output.consume(1 << 20);
+        assert!(output.small.capacity() <= SMALL_KEPT);
+    }
+}
