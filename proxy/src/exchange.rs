@@ -22,6 +22,10 @@ use heddle_policy::{
     snapshot::ClusterName,
     spiffe::Peer,
 };
+use heddle_relay::{
+    cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
+    view::{InUse, LiveDestination},
+};
 use heddle_shell::clock;
 use http::{HeaderMap, Response};
 use http_body::Frame;
@@ -29,11 +33,9 @@ use http_body::Frame;
 use crate::{
     body::Body,
     channel::Lease,
-    cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
     error::{CANCELLED, DEADLINE, ProxyError, RESET},
     relay::Passed,
     telemetry::Telemetry,
-    view::{InUse, LiveDestination},
 };
 
 /// Relative to the workload.

@@ -19,6 +19,10 @@ use heddle_policy::{
     route::Route,
     snapshot::{DestinationKey, Target as Leads, UnknownDestination, WeightedClusters},
 };
+use heddle_relay::{
+    cluster::LiveCluster,
+    view::{InUse, LiveDestination, Lookup},
+};
 use heddle_shell::clock;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -29,8 +33,6 @@ use self::opaque::{pass_through, relay_to_endpoint, relay_unless_http};
 use crate::{
     body::{Body, Replay},
     channel::{Freshness, Sent, Target},
-    cluster::LiveCluster,
-    demand::Lookup,
     detect::{Rewound, Seen},
     drain::Phase,
     error::{ProxyError, REASON},
@@ -40,7 +42,6 @@ use crate::{
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     tls::{AsSocket, Carries, Stream},
-    view::{InUse, LiveDestination},
     worker::Worker,
 };
 
@@ -85,7 +86,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
     };
     match lookup(worker, &key).await {
         Ok(Some(destination)) => {
-            let _in_use = destination.touch();
+            let _in_use = destination.touch(clock::now());
             serve_destination(worker, stream, client, key, &destination).await;
         }
         Ok(None) => pass_through(worker, stream, client, &key).await,
@@ -246,7 +247,7 @@ impl Conn {
         let worker = &self.worker;
         let started = clock::now();
         let destination = self.destination(head).await?;
-        let in_use = destination.touch();
+        let in_use = destination.touch(clock::now());
         head.name_if_nameless(&destination.config.name)?;
         let head = &*head;
         let (route, cluster) = route(worker, &destination, head)?;

@@ -13,6 +13,7 @@ use std::{
 };
 
 use heddle_policy::{admission::Admission, balance::Turn, retry::Tried, snapshot::ClusterName};
+use heddle_relay::{cluster::LiveCluster, view::View};
 use heddle_shell::{
     clock,
     publish::{Published, Reader},
@@ -31,7 +32,6 @@ use tracing::error;
 
 use crate::{
     channel::Channels,
-    cluster::LiveCluster,
     demand::Demand,
     drain::{Draining, Phase},
     error::{ProxyError, RESET},
@@ -44,7 +44,6 @@ use crate::{
     settings::Settings,
     telemetry::Telemetry,
     tls::{AsSocket, Configs, Credentials},
-    view::View,
 };
 
 /// Everything the data plane is given.

@@ -19,8 +19,11 @@
 #![warn(missing_docs)]
 #![warn(clippy::wildcard_enum_match_arm)]
 
+pub mod cluster;
 pub mod event;
 pub mod head;
 pub mod input;
+pub mod meshed;
 pub mod output;
 pub mod token;
+pub mod view;

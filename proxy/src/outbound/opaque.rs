@@ -8,6 +8,7 @@ use heddle_policy::{
     retry::{Attempted, Retry, RetryDecision},
     snapshot::{CONNECT_TIMEOUT, DestinationKey, WeightedClusters},
 };
+use heddle_relay::view::LiveDestination;
 use heddle_shell::clock;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -22,7 +23,6 @@ use crate::{
     intercept::{self, Leg},
     serve::Version,
     tls::{AsSocket, Carries, Stream},
-    view::LiveDestination,
     worker::Worker,
 };
 
