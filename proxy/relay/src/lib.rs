@@ -25,5 +25,6 @@ pub mod head;
 pub mod input;
 pub mod meshed;
 pub mod output;
+pub mod timer;
 pub mod token;
 pub mod view;
