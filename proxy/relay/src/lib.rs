@@ -19,6 +19,7 @@
 #![warn(missing_docs)]
 #![warn(clippy::wildcard_enum_match_arm)]
 
+pub mod budget;
 pub mod cluster;
 pub mod event;
 pub mod head;
