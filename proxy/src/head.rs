@@ -9,7 +9,7 @@ use heddle_policy::{
     path::Normal,
     snapshot::ClusterProtocol,
 };
-use heddle_relay::cluster::LiveCluster;
+use heddle_relay::{cluster::LiveCluster, error::ProxyError};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header,
     request::Parts,
@@ -20,7 +20,6 @@ use rand::{Rng, RngExt};
 
 use crate::{
     body::Body,
-    error::ProxyError,
     exchange::{Record, Spoken, Trace},
     settings::Bounds,
     tls::Carries,

@@ -21,6 +21,7 @@ use heddle_policy::{
 };
 use heddle_relay::{
     cluster::LiveCluster,
+    error::ProxyError,
     view::{InUse, LiveDestination, Lookup},
 };
 use heddle_shell::clock;
@@ -35,7 +36,7 @@ use crate::{
     channel::{Freshness, Sent, Target},
     detect::{Rewound, Seen},
     drain::Phase,
-    error::{ProxyError, REASON},
+    error::{self, REASON},
     exchange::{Attempt, Direction, Exchange, Held, Record, Spoken},
     head::{self, Head},
     intercept,
@@ -234,7 +235,7 @@ impl Conn {
         };
         match forwarded {
             Ok((head, committed)) => committed.respond(&self.worker, &self.tunnel, head, exchange),
-            Err(error) => error.answer(exchange),
+            Err(error) => error::answer(&error, exchange),
         }
     }
 

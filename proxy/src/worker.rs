@@ -13,7 +13,11 @@ use std::{
 };
 
 use heddle_policy::{admission::Admission, balance::Turn, retry::Tried, snapshot::ClusterName};
-use heddle_relay::{cluster::LiveCluster, view::View};
+use heddle_relay::{
+    cluster::LiveCluster,
+    error::{ProxyError, RESET},
+    view::View,
+};
 use heddle_shell::{
     clock,
     publish::{Published, Reader},
@@ -34,7 +38,6 @@ use crate::{
     channel::Channels,
     demand::Demand,
     drain::{Draining, Phase},
-    error::{ProxyError, RESET},
     exchange::Exchange,
     inbound,
     intercept::{self, Leg, LoopGuard},

@@ -21,11 +21,13 @@
 
 pub mod budget;
 pub mod cluster;
+pub mod error;
 pub mod event;
 pub mod head;
 pub mod input;
 pub mod meshed;
 pub mod output;
+pub mod record;
 pub mod timer;
 pub mod token;
 pub mod view;

@@ -8,7 +8,10 @@ use heddle_policy::{
     retry::{Attempted, Retry, RetryDecision},
     snapshot::{CONNECT_TIMEOUT, DestinationKey, WeightedClusters},
 };
-use heddle_relay::view::LiveDestination;
+use heddle_relay::{
+    error::{ConnectError, ProxyError},
+    view::LiveDestination,
+};
 use heddle_shell::clock;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,7 +21,7 @@ use tokio::{
 use super::{admit, cluster, name_of, pick, refuse, target};
 use crate::{
     detect::{Rewound, Told},
-    error::{ConnectError, ProxyError},
+    error::of_io,
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     intercept::{self, Leg},
     serve::Version,
@@ -181,7 +184,7 @@ pub(super) async fn pass_through(
     let connected =
         tokio::time::timeout(CONNECT_TIMEOUT, intercept::connect(address, Leg::Outbound));
     let connected = match connected.await {
-        Ok(connected) => connected.map_err(ConnectError::from),
+        Ok(connected) => connected.map_err(|error| of_io(&error)),
         Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
     };
     match connected {
