@@ -28,6 +28,7 @@ pub mod input;
 pub mod meshed;
 pub mod output;
 pub mod record;
+pub mod request;
 pub mod timer;
 pub mod token;
 pub mod view;
