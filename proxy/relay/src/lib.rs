@@ -21,6 +21,7 @@
 
 pub mod event;
 pub mod head;
+pub mod hpack;
 pub mod input;
 pub mod output;
 pub mod token;
