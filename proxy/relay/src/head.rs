@@ -26,32 +26,32 @@ pub struct Field<'a> {
     pub value: &'a [u8],
     /// Whether it may enter compression tables.
     pub indexing: Indexing,
+    /// [`hash`] of the field, or 0 when nobody has needed it.
+    pub(crate) hash: u32,
 }
 
 /// Whether a field may enter compression tables (RFC 7541 section 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Indexing {
-    /// It may.
+    /// Its sender put it into its table.
+    Indexed,
+    /// Nobody said: it came in HTTP/1.1, or its sender did not put it into its table.
     Allowed,
-    /// Its sender thought that it would not come again: it did not put it into its table.
-    Unlikely,
     /// Nobody on the way may (RFC 7541 section 7.1.3).
     Never,
 }
 
+/// Where a field is in the bytes of its [`Head`]: its name, unless that is known, and its value
+/// right behind it.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    start: u32,
+    /// 0 for a known name.
+    name_bytes: u32,
+    value_bytes: u32,
+    hash: u32,
     token: Token,
     indexing: Indexing,
-    /// Of a name that is not known.
-    name: Span,
-    value: Span,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    start: u32,
-    end: u32,
 }
 
 impl Head {
@@ -71,17 +71,36 @@ impl Head {
     /// Appends a field whose name has been looked up: `token` is `Token::of(name)`.
     pub fn push_as(&mut self, token: Token, name: &[u8], value: &[u8], indexing: Indexing) {
         debug_assert_eq!(Token::of(name), token, "the name was looked up");
-        let name = if token == Token::Other {
-            self.store(name)
-        } else {
-            Span::EMPTY
-        };
-        let value = self.store(value);
+        let stored = if token == Token::Other { name } else { b"" };
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(stored);
+        self.bytes.extend_from_slice(value);
+        self.push_stored(token, start, stored.len(), indexing, 0);
+    }
+
+    /// For decoders: where they put names and values before they call [`Self::push_stored`].
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Appends the field whose bytes are all that was put into the buffer from `start` on: those
+    /// of the name, 0 if it is known, and the value.
+    #[inline]
+    pub(crate) fn push_stored(
+        &mut self,
+        token: Token,
+        start: usize,
+        name_bytes: usize,
+        indexing: Indexing,
+        hash: u32,
+    ) {
         self.fields.push(Entry {
+            start: checked(start),
+            name_bytes: checked(name_bytes),
+            value_bytes: checked(self.bytes.len() - start - name_bytes),
+            hash,
             token,
             indexing,
-            name,
-            value,
         });
     }
 
@@ -92,10 +111,21 @@ impl Head {
     /// When the name is not a known one.
     pub fn set(&mut self, token: Token, value: &[u8]) {
         assert_ne!(token, Token::Other, "it is known by its token");
-        let value = self.store(value);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        let entry = Entry {
+            start: checked(start),
+            name_bytes: 0,
+            value_bytes: checked(value.len()),
+            hash: 0,
+            token,
+            indexing: Indexing::Allowed,
+        };
         let at = self.fields.iter().position(|field| field.token == token);
         if let Some(at) = at {
-            self.fields[at].value = value;
+            // A secret stays one when it is changed.
+            let indexing = self.fields[at].indexing;
+            self.fields[at] = Entry { indexing, ..entry };
             let mut seen = 0;
             self.fields.retain(|field| {
                 seen += usize::from(field.token == token);
@@ -103,12 +133,6 @@ impl Head {
             });
             return;
         }
-        let entry = Entry {
-            token,
-            indexing: Indexing::Allowed,
-            name: Span::EMPTY,
-            value,
-        };
         match token.is_pseudo() {
             true => self.fields.insert(0, entry),
             false => self.fields.push(entry),
@@ -147,7 +171,7 @@ impl Head {
     /// The values of a known name, in order.
     pub fn all(&self, token: Token) -> impl Iterator<Item = &[u8]> {
         let found = self.fields.iter().filter(move |entry| entry.token == token);
-        found.map(|entry| entry.value.of(&self.bytes))
+        found.map(|entry| entry.field(&self.bytes).value)
     }
 
     /// Whether there are no fields.
@@ -167,12 +191,6 @@ impl Head {
     /// Bytes of memory that it takes.
     pub fn memory_bytes(&self) -> usize {
         self.bytes.capacity() + self.fields.capacity() * size_of::<Entry>()
-    }
-
-    fn store(&mut self, bytes: &[u8]) -> Span {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        Span::new(start, self.bytes.len())
     }
 }
 
@@ -195,33 +213,61 @@ impl fmt::Debug for Field<'_> {
 
 impl Entry {
     fn field<'a>(&self, bytes: &'a [u8]) -> Field<'a> {
-        let name = match self.token.name() {
-            Some(name) => name.as_bytes(),
-            None => self.name.of(bytes),
-        };
+        let (start, name_bytes) = (self.start as usize, self.name_bytes as usize);
+        let stored = &bytes[start..start + name_bytes + self.value_bytes as usize];
+        let (name, value) = stored.split_at(name_bytes);
         Field {
             token: self.token,
-            name,
-            value: self.value.of(bytes),
+            name: self.token.name().map_or(name, str::as_bytes),
+            value,
             indexing: self.indexing,
+            hash: self.hash,
         }
     }
 }
 
-impl Span {
-    const EMPTY: Self = Self { start: 0, end: 0 };
+/// A hash of a field, never 0. Whoever chooses fields can make them collide; what relies on it
+/// compares them.
+pub(crate) fn hash(token: Token, name: &[u8], value: &[u8]) -> u32 {
+    let is_known = token != Token::Other;
+    let seed = if is_known {
+        token as u64
+    } else {
+        absorb(0, name)
+    };
+    let hash = absorb(seed, value);
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half is in it")]
+    let folded = (hash ^ (hash >> 32)) as u32;
+    folded.max(1)
+}
 
-    fn new(start: usize, end: usize) -> Self {
-        let checked = |at| u32::try_from(at).expect("the decoders' limits are far below 4 GiB");
-        Self {
-            start: checked(start),
-            end: checked(end),
+fn absorb(mut hash: u64, bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks();
+    for &word in words {
+        hash = mix(hash ^ u64::from_le_bytes(word));
+    }
+    let n = bytes.len();
+    let last = match (bytes.last_chunk(), rest.first_chunk(), rest.last_chunk()) {
+        (Some(&last), _, _) => u64::from_le_bytes(last),
+        (None, Some(&first), Some(&last)) => {
+            u64::from(u32::from_le_bytes(first)) << 32 | u64::from(u32::from_le_bytes(last))
         }
-    }
+        _ if n == 0 => 0,
+        _ => u64::from_le_bytes([bytes[0], bytes[n / 2], bytes[n - 1], 0, 0, 0, 0, 0]),
+    };
+    mix(hash ^ last ^ (n as u64) << 56)
+}
 
-    fn of(self, bytes: &[u8]) -> &[u8] {
-        &bytes[self.start as usize..self.end as usize]
-    }
+/// All bits of `word` have a part in all bits: both halves of the product of 128 bits.
+fn mix(word: u64) -> u64 {
+    let product = u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half is in it")]
+    let folded = (product ^ (product >> 64)) as u64;
+    folded
+}
+
+fn checked(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("the decoders' limits are far below 4 GiB")
 }
 
 /// Heads that are not in use, with the room that they have.

@@ -24,6 +24,7 @@ pub mod cluster;
 pub mod error;
 pub mod event;
 pub mod head;
+pub mod hpack;
 pub mod input;
 pub mod meshed;
 pub mod output;

@@ -1,0 +1,272 @@
+//! Header blocks into heads.
+//!
+//! A block is read to its end whatever is wrong with its fields, as the table must follow; only
+//! what cannot be decoded ends it. What is read behind a fault or a limit is not kept.
+
+use super::{
+    Error, Limits, TABLE_BYTES_DEFAULT, Token, check,
+    check::Fault,
+    huffman, integer, static_table,
+    table::{Entry, FIELD_OVERHEAD, New, Table},
+};
+use crate::head::{self, Head, Indexing};
+
+/// Decodes the header blocks of a connection, in the order in which they come.
+#[derive(Debug)]
+pub struct Decoder {
+    table: Table,
+    /// What size updates may ask for.
+    size_allowed: u32,
+    /// The lowest size that was allowed since the last block: if the table is larger, the next
+    /// block has to begin by making it no larger than that (RFC 7541 section 4.2).
+    size_lowest: u32,
+}
+
+impl Decoder {
+    /// `table_bytes_max`: what our SETTINGS_HEADER_TABLE_SIZE allows.
+    ///
+    /// The table takes at most the larger of it and 4,096, which is what the peer may use until
+    /// it knows our SETTINGS. If they allow less, [`Self::set_table_bytes_max`] tells when they
+    /// are acknowledged.
+    pub fn new(table_bytes_max: u32) -> Self {
+        let size_allowed = table_bytes_max.max(TABLE_BYTES_DEFAULT);
+        Self {
+            table: Table::new(),
+            size_allowed,
+            size_lowest: size_allowed,
+        }
+    }
+
+    /// The peer has acknowledged SETTINGS with this SETTINGS_HEADER_TABLE_SIZE. If its table is
+    /// larger, its next block must begin by making it smaller.
+    pub fn set_table_bytes_max(&mut self, table_bytes_max: u32) {
+        self.size_allowed = table_bytes_max;
+        self.size_lowest = self.size_lowest.min(table_bytes_max);
+    }
+
+    /// Decodes one whole header block (HEADERS and its CONTINUATIONs joined) and appends to
+    /// `head`.
+    ///
+    /// It takes time linear in the bytes of the block; for each byte at most the table's bytes
+    /// are copied, and to `head` no more than the limits and, for a while, 8/5 of the block.
+    ///
+    /// # Errors
+    /// [`Error::Compression`] ends the connection. The table is right after the others, so that
+    /// the next block can be decoded; `head` then has the fields before the one at fault.
+    pub fn decode(&mut self, block: &[u8], limits: Limits, head: &mut Head) -> Result<(), Error> {
+        let mut block = block;
+        let mut list = List {
+            head,
+            limits,
+            refusal: None,
+        };
+        self.size_updates(&mut block)?;
+        while let Some((&first, rest)) = block.split_first() {
+            block = rest;
+            let (prefix_bits, keep) = match first {
+                0x80.. => {
+                    let index = integer::read(first, 7, &mut block)?;
+                    self.indexed(index, &mut list)?;
+                    continue;
+                }
+                0x40..0x80 => (6, Keep::Yes),
+                0x20..0x40 => return Err(Error::Compression("table size changes amid a block")),
+                0x10..0x20 => (4, Keep::Never),
+                0x00..0x10 => (4, Keep::No),
+            };
+            let name = integer::read(first, prefix_bits, &mut block)?;
+            self.literal(name, keep, &mut block, &mut list)?;
+        }
+        list.refusal.map_or(Ok(()), Err)
+    }
+
+    #[cfg(test)]
+    pub(super) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Size updates, which come only at the beginning of a block (RFC 7541 section 4.2).
+    fn size_updates(&mut self, block: &mut &[u8]) -> Result<(), Error> {
+        let mut is_due = self.table.size_max() > self.size_lowest as usize;
+        while let Some((&first @ 0x20..0x40, rest)) = block.split_first() {
+            *block = rest;
+            let size = integer::read(first, 5, block)?;
+            if size > self.size_allowed {
+                return Err(Error::Compression("table is made larger than allowed"));
+            }
+            is_due &= size > self.size_lowest;
+            self.table.resize(size);
+        }
+        self.size_lowest = self.size_allowed;
+        match is_due {
+            true => Err(Error::Compression("table was not made smaller")),
+            false => Ok(()),
+        }
+    }
+
+    fn indexed(&self, index: u32, list: &mut List<'_>) -> Result<(), Error> {
+        match self.field(index)? {
+            Found::Static(token, value) => {
+                let name_bytes = token.name().map_or(0, str::len);
+                if list.takes(name_bytes + value.len(), None) {
+                    list.push(token, b"", value.as_bytes(), 0);
+                }
+            }
+            Found::Dynamic(entry) => {
+                let name_bytes = self.table.name(entry).len();
+                let value = self.table.value(entry);
+                if list.takes(name_bytes + value.len(), entry.fault) {
+                    let stored = self.table.stored(entry);
+                    let (name, value) = stored.split_at(entry.name_bytes());
+                    list.push(entry.token, name, value, entry.hash);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn literal(
+        &mut self,
+        name: u32,
+        keep: Keep,
+        block: &mut &[u8],
+        list: &mut List<'_>,
+    ) -> Result<(), Error> {
+        let start = list.head.buffer().len();
+        let (token, name_fault) = match name {
+            0 => {
+                string(block, list.head.buffer())?;
+                let name = &list.head.buffer()[start..];
+                (Token::of(name), check::name(name).err())
+            }
+            index => match self.field(index)? {
+                Found::Static(token, _) => (token, None),
+                Found::Dynamic(entry) => {
+                    let name = self.table.name(entry);
+                    list.head.buffer().extend_from_slice(name);
+                    let is_checked = entry.fault.is_none();
+                    let fault = if is_checked {
+                        None
+                    } else {
+                        check::name(name).err()
+                    };
+                    (entry.token, fault)
+                }
+            },
+        };
+        let buffer = list.head.buffer();
+        if token != Token::Other {
+            buffer.truncate(start);
+        }
+        let name_end = buffer.len();
+        string(block, buffer)?;
+        let (name, value) = buffer[start..].split_at(name_end - start);
+        let fault = name_fault.or_else(|| check::value(value).err());
+        let name = token.name().map_or(name, str::as_bytes);
+        let bytes = name.len() + value.len();
+        let (indexing, hash) = match keep {
+            Keep::Yes => {
+                let hash = head::hash(token, name, value);
+                self.table.insert(New {
+                    token,
+                    name,
+                    value,
+                    hash,
+                    fault,
+                });
+                (Indexing::Indexed, hash)
+            }
+            Keep::No => (Indexing::Allowed, 0),
+            Keep::Never => (Indexing::Never, 0),
+        };
+        match list.takes(bytes, fault) {
+            true => {
+                let head = &mut *list.head;
+                head.push_stored(token, start, name_end - start, indexing, hash);
+            }
+            false => list.head.buffer().truncate(start),
+        }
+        Ok(())
+    }
+
+    fn field(&self, index: u32) -> Result<Found<'_>, Error> {
+        let index = index as usize;
+        if let Some((token, value)) = static_table::get(index) {
+            return Ok(Found::Static(token, value));
+        }
+        let position = index.checked_sub(static_table::LEN + 1);
+        let entry = position.and_then(|position| self.table.get(position));
+        entry
+            .map(Found::Dynamic)
+            .ok_or(Error::Compression("index of no field"))
+    }
+}
+
+/// Whether a literal enters the table.
+#[derive(Clone, Copy)]
+enum Keep {
+    Yes,
+    No,
+    Never,
+}
+
+enum Found<'a> {
+    Static(Token, &'static str),
+    Dynamic(&'a Entry),
+}
+
+/// The head that is decoded to, and what it may still take.
+struct List<'a> {
+    head: &'a mut Head,
+    limits: Limits,
+    /// The first fault. Nothing is taken behind it.
+    refusal: Option<Error>,
+}
+
+impl List<'_> {
+    /// Whether a field of that many bytes of name and value is to be appended.
+    fn takes(&mut self, bytes: usize, fault: Option<Fault>) -> bool {
+        if self.refusal.is_some() {
+            return false;
+        }
+        let bytes = u32::try_from(bytes + FIELD_OVERHEAD).unwrap_or(u32::MAX);
+        let left = self.limits.list_bytes_max.checked_sub(bytes);
+        let fields_left = self.limits.fields_max.checked_sub(1);
+        self.refusal = match (left, fields_left, fault) {
+            (None, _, _) | (_, None, _) => Some(Error::TooLarge),
+            (_, _, Some(fault)) => Some(Error::Malformed(fault.why())),
+            (Some(list_bytes_max), Some(fields_max), None) => {
+                self.limits = Limits {
+                    list_bytes_max,
+                    fields_max,
+                };
+                None
+            }
+        };
+        self.refusal.is_none()
+    }
+
+    fn push(&mut self, token: Token, name: &[u8], value: &[u8], hash: u32) {
+        let buffer = self.head.buffer();
+        let start = buffer.len();
+        buffer.extend_from_slice(name);
+        buffer.extend_from_slice(value);
+        let head = &mut *self.head;
+        head.push_stored(token, start, name.len(), Indexing::Indexed, hash);
+    }
+}
+
+/// Cuts a string literal (RFC 7541 section 5.2) off `block` and appends it to `out`.
+fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let cut = Error::Compression("block ends within a string");
+    let (&first, rest) = block.split_first().ok_or(cut)?;
+    *block = rest;
+    let bytes = integer::read(first, 7, block)? as usize;
+    let (string, rest) = block.split_at_checked(bytes).ok_or(cut)?;
+    *block = rest;
+    match first & 0x80 {
+        0 => out.extend_from_slice(string),
+        _ => huffman::decode(string, out)?,
+    }
+    Ok(())
+}
