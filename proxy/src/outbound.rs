@@ -15,7 +15,7 @@ use heddle_policy::{
     admission::{Resource, Slot},
     deadline::{earliest, of_attempt, remaining},
     outcome::Outcome,
-    retry::{Attempted, Pushback, Retry, RetryDecision},
+    retry::{Attempted, Pushback, Retry, RetryDecision, RetryTerms},
     route::Route,
     snapshot::{DestinationKey, Target as Leads, UnknownDestination, WeightedClusters},
 };
@@ -255,13 +255,8 @@ impl Conn {
         exchange.routed(&destination, &route, &cluster);
         let request = admit(&cluster)?;
         let deadline = earliest(started, [route.timeout, head.grpc_timeout()]);
-        let mut retry = Retry::new(
-            route.retry.as_ref(),
-            &cluster.state.admission,
-            &cluster.config.limits,
-            head.parts.method.as_str(),
-            deadline,
-        );
+        let terms = cluster.retry_terms(route.retry.as_ref());
+        let mut retry = Retry::new(head.parts.method.as_str(), deadline);
         let bytes_max = worker.settings.bounds.replay_bytes_max;
         let body = Replay::new(body, bytes_max, Rc::clone(&exchange.received));
 
@@ -286,7 +281,7 @@ impl Conn {
                 }
                 Judged::Bad(tried) => tried,
             };
-            match decide(worker, &mut retry, &tried, &body, &cluster) {
+            match decide(worker, &mut retry, &terms, &tried, &body, &cluster) {
                 RetryDecision::Repick => {}
                 RetryDecision::After(wait) => tokio::time::sleep(wait).await,
                 RetryDecision::Stop(_) => {
@@ -364,7 +359,7 @@ fn held(request: Slot, retry: Option<Slot>, in_use: InUse) -> Held {
 fn pick(
     worker: &Worker,
     cluster: &Arc<LiveCluster>,
-    retry: &mut Retry<'_>,
+    retry: &mut Retry,
 ) -> Result<Attempt, ProxyError> {
     let index = worker
         .pick(cluster, retry.tried())
@@ -493,7 +488,8 @@ fn judge(sent: Result<Sent, ProxyError>, mut attempt: Attempt, route: &Route) ->
 
 fn decide(
     worker: &Worker,
-    retry: &mut Retry<'_>,
+    retry: &mut Retry,
+    terms: &RetryTerms<'_>,
     tried: &Tried,
     body: &Replay,
     cluster: &LiveCluster,
@@ -504,7 +500,8 @@ fn decide(
         endpoints: cluster.serving(),
         pushback: tried.pushback,
     };
-    retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut())
+    let mut rng = worker.rng.borrow_mut();
+    retry.after(&attempted, terms, clock::now(), &mut *rng)
 }
 
 /// Closes a connection for which there is no answer in its protocol.

@@ -125,7 +125,8 @@ async fn connect(
         .acquire(Resource::Connections, limits.connections_max)
         .map_err(overloaded)?;
     let request = admit(&cluster)?;
-    let mut retry = Retry::new(None, admission, limits, "", None);
+    let terms = cluster.retry_terms(None);
+    let mut retry = Retry::new("", None);
     loop {
         let mut attempt = pick(worker, &cluster, &mut retry)?;
         exchange.attempted(&attempt);
@@ -149,7 +150,10 @@ async fn connect(
             endpoints: cluster.serving(),
             pushback: None,
         };
-        let decision = retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut());
+        let decision = {
+            let mut rng = worker.rng.borrow_mut();
+            retry.after(&attempted, &terms, clock::now(), &mut *rng)
+        };
         match decision {
             RetryDecision::Repick => {}
             RetryDecision::After(_) | RetryDecision::Stop(_) => {
