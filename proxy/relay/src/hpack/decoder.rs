@@ -81,8 +81,8 @@ impl Decoder {
     }
 
     #[cfg(test)]
-    pub(super) fn table_bytes(&self) -> usize {
-        self.table.size()
+    pub(super) fn table(&self) -> &Table {
+        &self.table
     }
 
     /// Size updates, which come only at the beginning of a block (RFC 7541 section 4.2).
