@@ -16,7 +16,7 @@ fn request(n: u64, head: &mut Head) {
     let digits = b"0123456789abcdef";
     let mut trace = *b"00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01";
     for (at, place) in trace[36..52].iter_mut().enumerate() {
-        *place = digits[(n >> (4 * at)) as usize % 16];
+        *place = digits[usize::try_from((n >> (4 * at)) % 16).expect("four bits")];
     }
     head.clear();
     for (name, value) in [

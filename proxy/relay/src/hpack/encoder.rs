@@ -54,6 +54,12 @@ impl Encoder {
         }
     }
 
+    /// Bytes of memory that it takes beside itself: at most 13 KiB.
+    pub fn memory_bytes(&self) -> usize {
+        let memory = self.memory.as_ref().map_or(0, |_| size_of::<Memory>());
+        self.table.memory_bytes() + memory
+    }
+
     #[cfg(test)]
     pub(super) fn table(&self) -> &Table {
         &self.table

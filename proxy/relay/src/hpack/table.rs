@@ -129,8 +129,6 @@ impl Table {
             .collect()
     }
 
-    /// Of all buffers.
-    #[cfg(test)]
     pub(super) fn memory_bytes(&self) -> usize {
         self.bytes.capacity() + self.entries.capacity() * size_of::<Entry>()
     }

@@ -171,6 +171,6 @@ fn no_memory_is_taken_before_a_field_needs_it() {
     let mut decoder = Decoder::new(4096);
     let block = encode(&mut encoder, &head(&[(":method", "GET"), (":path", "/")]));
     decode(&mut decoder, &block).unwrap();
-    assert_eq!(encoder.table().memory_bytes(), 0);
-    assert_eq!(decoder.table().memory_bytes(), 0);
+    assert_eq!(encoder.memory_bytes(), 0);
+    assert_eq!(decoder.memory_bytes(), 0);
 }

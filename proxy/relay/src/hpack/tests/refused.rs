@@ -255,7 +255,7 @@ fn a_bomb_costs_no_more_than_the_limits() {
         );
         decode(&mut decoder, b"\x20\x3f\xe1\x1f\x41\x01c").unwrap();
     }
-    assert!(decoder.table().memory_bytes() <= 3 * 4096);
+    assert!(decoder.memory_bytes() <= 3 * 4096);
 }
 
 /// The most that the Huffman code can stand for, many times: room is as the block's, not more.
