@@ -15,14 +15,6 @@ use crate::{
     input::Payload,
 };
 
-/// What a frame of a stream that is not there means.
-pub(super) enum Late {
-    /// It is ignored: we ended the stream, or said goodbye before it.
-    Ignored,
-    /// The stream was over.
-    Closed,
-}
-
 impl Connection {
     /// Section 6.1. `prefix` is the padding's length, if there is padding.
     pub(super) fn data(
@@ -43,12 +35,7 @@ impl Connection {
         }
         self.release_connection(header.len);
         let Some(slot) = self.streams.find(stream.0) else {
-            return match self.late(stream.0)? {
-                // As much as the windows allowed was on its way.
-                Late::Ignored if len > 0 => Ok(None),
-                Late::Ignored => self.spend_idle(now).map(|()| None),
-                Late::Closed => Err(closed(stream)),
-            };
+            return self.late_data(stream, header.len, len, now);
         };
         let then = header.then();
         let it = &mut self.streams[slot];
@@ -193,14 +180,24 @@ impl Connection {
         });
     }
 
-    /// Section 5.1, "closed".
-    pub(super) fn late(&self, stream: u32) -> Result<Late, Fault> {
-        self.not_idle(stream)?;
-        let is_ignored = self.our_last.is_some_and(|last| stream > last) || self.recent.has(stream);
-        Ok(match is_ignored {
-            true => Late::Ignored,
-            false => Late::Closed,
-        })
+    /// DATA of a stream that is not there: of `len` bytes, of `window` with its padding.
+    fn late_data(
+        &mut self,
+        stream: StreamId,
+        window: u32,
+        len: u32,
+        now: Instant,
+    ) -> Result<Option<Event<'static>>, Fault> {
+        self.not_idle(stream.0)?;
+        match self.recent.take(stream.0, window) {
+            None => Err(closed(stream)),
+            Some(true) if len > 0 => Ok(None),
+            Some(true) => self.spend_idle(now).map(|()| None),
+            Some(false) => {
+                let why = "more than the window of a stream that was reset (6.9)";
+                Err(Fault::connection(Code::FLOW_CONTROL_ERROR, why))
+            }
+        }
     }
 }
 

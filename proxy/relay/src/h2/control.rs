@@ -48,7 +48,8 @@ impl Connection {
         if header.has(ACK) {
             return self.settings_taken(now).map(|()| None);
         }
-        self.spend_idle(now)?;
+        // A window that changes is changed in each stream.
+        self.spend_idle_of(1 + self.streams.len() / 64, now)?;
         let before = self.peer;
         self.peer = before.after(payload, self.role)?;
         self.has_settings = true;
@@ -170,7 +171,7 @@ impl Connection {
         let last = self.peer_last.filter(|_| self.role == Role::Client)?;
         let slot = self.streams.last_above(last)?;
         let stream = StreamId(self.streams[slot].id);
-        self.recent.add(stream.0);
+        self.ignore(stream.0);
         self.drop_stream(slot);
         Some(Event::Reset {
             stream,
@@ -181,7 +182,11 @@ impl Connection {
 
     /// A frame that brought nothing.
     pub(super) fn spend_idle(&mut self, now: Instant) -> Result<(), Fault> {
-        match self.idle_frames.spend(now) {
+        self.spend_idle_of(1, now)
+    }
+
+    fn spend_idle_of(&mut self, frames: u32, now: Instant) -> Result<(), Fault> {
+        match self.idle_frames.spend(frames, now) {
             true => Ok(()),
             false => Err(Fault::calm("too many frames that do nothing (10.5)")),
         }
@@ -190,7 +195,7 @@ impl Connection {
     /// A stream that ends before its time at the peer's cost. A server's resets cost us no more
     /// than the streams that we opened.
     pub(super) fn spend_reset(&mut self, now: Instant) -> Result<(), Broken> {
-        if self.role == Role::Client || self.resets.spend(now) {
+        if self.role == Role::Client || self.resets.spend(1, now) {
             return Ok(());
         }
         Err(Broken {
@@ -215,8 +220,17 @@ impl Connection {
 
     /// Resets a stream that the peer knows of; what is on its way of it will be ignored.
     pub(super) fn write_reset(&mut self, stream: u32, code: Code) {
-        self.recent.add(stream);
+        self.ignore(stream);
         self.control(|out| frame::write_words(out, Kind::RstStream, 0, stream, &[code.0]));
+    }
+
+    /// What is on its way of a stream that is ended here, or is not taken, is no error.
+    pub(super) fn ignore(&mut self, stream: u32) {
+        let window = match self.streams.find(stream) {
+            Some(slot) => self.streams[slot].receive_window.left(),
+            None => self.stream_window,
+        };
+        self.recent.add(stream, window);
     }
 
     /// The peer knows our settings: from here on its windows are as large as we said.
@@ -226,6 +240,7 @@ impl Connection {
         }
         let (before, after) = (self.stream_window, self.stream_window_said);
         self.stream_window = after;
+        self.recent.grow(after.saturating_sub(before));
         self.each_stream(|connection, slot| {
             connection.streams[slot]
                 .receive_window

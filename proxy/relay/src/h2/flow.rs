@@ -49,6 +49,11 @@ impl ReceiveWindow {
         Some(increment)
     }
 
+    /// What the peer may still send.
+    pub(super) fn left(&self) -> u32 {
+        u32::try_from(self.left).unwrap_or(0)
+    }
+
     /// The size in SETTINGS changed from `before` to `after`.
     pub(super) fn resize(&mut self, before: u32, after: u32) {
         self.left = clamped(i64::from(self.left) + i64::from(after) - i64::from(before));

@@ -96,8 +96,8 @@ impl Limits {
     }
 }
 
-/// A token bucket that is refilled when it is empty: at most twice its burst can be spent at once,
-/// and the clock is not asked for each token.
+/// A token bucket that is refilled when it is used up: at most twice its burst can be spent at
+/// once, and an ordinary token costs a subtraction.
 #[derive(Debug)]
 pub(super) struct Budget {
     rate: Rate,
@@ -114,18 +114,21 @@ impl Budget {
         }
     }
 
-    /// Whether there was one left.
-    pub(super) fn spend(&mut self, now: Instant) -> bool {
-        if self.left == 0 {
+    /// Takes `n`, if there are as many.
+    pub(super) fn spend(&mut self, n: u32, now: Instant) -> bool {
+        if self.left < n {
             let elapsed = now.saturating_duration_since(self.filled_at);
             let back = elapsed.as_millis() * u128::from(self.rate.per_second) / 1_000;
-            self.left = u32::try_from(back).map_or(self.rate.burst, |n| n.min(self.rate.burst));
-            if self.left == 0 {
+            let Ok(back @ 1..) = u32::try_from(back.min(u128::from(self.rate.burst))) else {
                 return false;
-            }
+            };
+            self.earn(back);
             self.filled_at = now;
         }
-        self.left -= 1;
+        let Some(left) = self.left.checked_sub(n) else {
+            return false;
+        };
+        self.left = left;
         true
     }
 
@@ -146,7 +149,7 @@ mod tests {
         let mut budget = Budget::new(rate, start);
         let counts = tries.iter().map(|&(second, tries)| {
             let now = start + Duration::from_secs(second);
-            (0..tries).map(|_| u32::from(budget.spend(now))).sum()
+            (0..tries).map(|_| u32::from(budget.spend(1, now))).sum()
         });
         assert_eq!(counts.collect::<Vec<u32>>(), granted);
     }
@@ -175,8 +178,8 @@ mod tests {
         let now = crate::h2::tests::start();
         let mut budget = Budget::new(RATE, now);
         budget.earn(u32::MAX);
-        assert_eq!((0..40).filter(|_| budget.spend(now)).count(), 10);
+        assert_eq!((0..40).filter(|_| budget.spend(1, now)).count(), 10);
         budget.earn(3);
-        assert_eq!((0..40).filter(|_| budget.spend(now)).count(), 3);
+        assert_eq!((0..40).filter(|_| budget.spend(1, now)).count(), 3);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     Connection, Role,
-    body::{Late, closed, idle},
+    body::{closed, idle},
     fault::Fault,
     fields::{self, Answer},
     flow::{ReceiveWindow, SendWindow},
@@ -139,6 +139,7 @@ impl Connection {
         self.highest = stream;
         if self.our_last.is_some() {
             self.spend_idle(now)?;
+            self.ignore(stream);
             return Ok(Taken::Not);
         }
         if self.streams.len() >= self.limits.streams_max {
@@ -261,17 +262,16 @@ impl Connection {
 
     /// A head of a stream that is over (section 5.1), or below those before (section 5.1.1).
     fn late_head(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
-        match self.late(stream)? {
-            Late::Ignored => {
-                self.spend_idle(now)?;
-                Ok(Taken::Not)
-            }
-            Late::Closed if self.is_dense => {
-                let why = "HEADERS of a stream that is over (5.1)";
-                Err(Fault::connection(Code::STREAM_CLOSED, why))
-            }
-            Late::Closed => Err(Fault::protocol("a stream below another (5.1.1)")),
+        self.not_idle(stream)?;
+        if self.recent.has(stream) {
+            self.spend_idle(now)?;
+            return Ok(Taken::Not);
         }
+        if self.is_dense {
+            let why = "HEADERS of a stream that is over (5.1)";
+            return Err(Fault::connection(Code::STREAM_CLOSED, why));
+        }
+        Err(Fault::protocol("a stream below another (5.1.1)"))
     }
 }
 
