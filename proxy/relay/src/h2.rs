@@ -265,10 +265,11 @@ impl Connection {
         self.send_window.left()
     }
 
-    /// Bytes of memory that it takes, its output included, but not what HPACK's tables have
-    /// allocated.
+    /// Bytes of memory that it takes, its output and HPACK's tables included.
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>()
+            + self.decoder.memory_bytes()
+            + self.encoder.memory_bytes()
             + self.partial.capacity()
             + self.block.capacity()
             + self.streams.memory_bytes()
