@@ -29,35 +29,35 @@ type Reason = &'static str;
 
 /// Checks a request's head; what it asks for, and how long its body is.
 pub(super) fn request(head: &Head, then: Then) -> Result<(Asked, Length), Reason> {
-    let pseudo = Pseudo::of(head)?;
-    if pseudo.get(Token::Status).is_some() {
+    let fields = Fields::of(head)?;
+    if fields.get(Token::Status).is_some() {
         return Err("a request with :status (8.3)");
     }
-    let method = pseudo
+    let method = fields
         .get(Token::Method)
         .ok_or("a request without :method (8.3.1)")?;
     if method.is_empty() || !method.iter().copied().all(is_token_byte) {
         return Err(":method is not a token (8.3.1)");
     }
-    let length = length(head, then)?;
-    if method == b"CONNECT" && pseudo.get(Token::Protocol).is_none() {
-        if pseudo.get(Token::Scheme).is_some() || pseudo.get(Token::Path).is_some() {
+    let length = length(&fields, then)?;
+    if method == b"CONNECT" && fields.get(Token::Protocol).is_none() {
+        if fields.get(Token::Scheme).is_some() || fields.get(Token::Path).is_some() {
             return Err("CONNECT with :scheme or :path (8.5)");
         }
-        if pseudo.get(Token::Authority).is_none() {
+        if fields.get(Token::Authority).is_none() {
             return Err("CONNECT without :authority (8.5)");
         }
-        authority(head, &pseudo)?;
+        authority(&fields)?;
         return Ok((Asked::Connect, Length::Unknown));
     }
-    scheme_and_path(method, &pseudo)?;
-    authority(head, &pseudo)?;
-    match (method, pseudo.get(Token::Protocol)) {
+    scheme_and_path(method, &fields)?;
+    authority(&fields)?;
+    match (method, fields.get(Token::Protocol)) {
         (b"CONNECT", Some(protocol)) => {
             if protocol.is_empty() || !protocol.iter().copied().all(is_token_byte) {
                 return Err(":protocol is not a token (8441: 4)");
             }
-            if pseudo.get(Token::Authority).is_none() {
+            if fields.get(Token::Authority).is_none() {
                 return Err("extended CONNECT without :authority (8441: 4)");
             }
             Ok((Asked::Connect, Length::Unknown))
@@ -70,12 +70,12 @@ pub(super) fn request(head: &Head, then: Then) -> Result<(Asked, Length), Reason
 
 /// Checks the head of an answer to what was `asked`.
 pub(super) fn answer(head: &Head, then: Then, asked: Asked) -> Result<Answer, Reason> {
-    let pseudo = Pseudo::of(head)?;
+    let fields = Fields::of(head)?;
     let of_request = Token::Authority as usize..Token::Status as usize;
-    if pseudo.0[of_request].iter().any(Option::is_some) {
+    if fields.pseudo[of_request].iter().any(Option::is_some) {
         return Err("an answer with a request's pseudo-header (8.3)");
     }
-    let status = pseudo
+    let status = fields
         .get(Token::Status)
         .ok_or("an answer without :status (8.3.2)")?;
     let [class @ b'1'..=b'9', b'0'..=b'9', b'0'..=b'9'] = status else {
@@ -90,14 +90,14 @@ pub(super) fn answer(head: &Head, then: Then, asked: Asked) -> Result<Answer, Re
         (b'2', _, Asked::Connect) => Ok(Answer::Tunnel),
         // Their content-length is about another message's body (9110: 6.4.1, 8.6).
         (_, _, Asked::Head) | (_, b"304", _) => {
-            number(head)?;
+            number(&fields)?;
             Ok(Answer::Final(Length::Left(0)))
         }
-        (_, b"204", _) => match length(head, then)? {
+        (_, b"204", _) => match length(&fields, then)? {
             Length::Left(1..) => Err("204 with a content-length (9110: 8.6)"),
             Length::Left(0) | Length::Unknown => Ok(Answer::Final(Length::Left(0))),
         },
-        (_, _, Asked::Any | Asked::Connect) => Ok(Answer::Final(length(head, then)?)),
+        (_, _, Asked::Any | Asked::Connect) => Ok(Answer::Final(length(&fields, then)?)),
     }
 }
 
@@ -128,35 +128,53 @@ impl Length {
     }
 }
 
-/// The pseudo-headers, each at most once, in the order of their tokens.
-struct Pseudo<'a>([Option<&'a [u8]>; Token::Status as usize + 1]);
+/// What the rules are about, each at most once.
+struct Fields<'a> {
+    /// In the order of their tokens.
+    pseudo: [Option<&'a [u8]>; Token::Status as usize + 1],
+    host: Option<&'a [u8]>,
+    content_length: Option<&'a [u8]>,
+}
 
-impl<'a> Pseudo<'a> {
-    /// Checks the fields on the way.
+impl<'a> Fields<'a> {
+    /// Finds them, and checks all fields on the way.
     fn of(head: &'a Head) -> Result<Self, Reason> {
-        let mut pseudo = Self([None; _]);
+        let mut fields = Self {
+            pseudo: [None; _],
+            host: None,
+            content_length: None,
+        };
         let mut is_past = false;
         for field in head.iter() {
-            let Some(place) = pseudo.0.get_mut(field.token as usize) else {
-                if field.token == Token::Other && field.name.starts_with(b":") {
+            let place = match (fields.pseudo.get_mut(field.token as usize), field.token) {
+                (Some(_), _) if is_past => return Err("a pseudo-header behind a field (8.3)"),
+                (Some(place), _) => place,
+                (None, Token::Other) if field.name.starts_with(b":") => {
                     return Err("a pseudo-header that is not defined (8.3)");
                 }
-                is_past = true;
-                of_connection(field.token, field.value)?;
-                continue;
+                (None, Token::Host) => {
+                    is_past = true;
+                    &mut fields.host
+                }
+                (None, Token::ContentLength) => {
+                    is_past = true;
+                    &mut fields.content_length
+                }
+                (None, token) => {
+                    is_past = true;
+                    of_connection(token, field.value)?;
+                    continue;
+                }
             };
-            if is_past {
-                return Err("a pseudo-header behind a field (8.3)");
-            }
             if place.replace(field.value).is_some() {
-                return Err("a pseudo-header twice (8.3)");
+                return Err("a field twice that may be once (8.3, 9110: 7.2, 8.6)");
             }
         }
-        Ok(pseudo)
+        Ok(fields)
     }
 
     fn get(&self, token: Token) -> Option<&'a [u8]> {
-        *self.0.get(token as usize)?
+        *self.pseudo.get(token as usize)?
     }
 }
 
@@ -172,52 +190,51 @@ fn of_connection(token: Token, value: &[u8]) -> Result<(), Reason> {
 }
 
 /// Section 8.3.1. White space in a path would be the end of it in HTTP/1.1 (section 10.3).
-fn scheme_and_path(method: &[u8], pseudo: &Pseudo<'_>) -> Result<(), Reason> {
-    let scheme = pseudo
+fn scheme_and_path(method: &[u8], fields: &Fields<'_>) -> Result<(), Reason> {
+    let scheme = fields
         .get(Token::Scheme)
         .ok_or("a request without :scheme (8.3.1)")?;
-    let path = pseudo
+    let path = fields
         .get(Token::Path)
         .ok_or("a request without :path (8.3.1)")?;
     let is_scheme_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
-    if !scheme.first().is_some_and(u8::is_ascii_alphabetic)
-        || !scheme.iter().copied().all(is_scheme_byte)
-    {
+    let is_scheme = matches!(scheme, b"http" | b"https")
+        || (scheme.first().is_some_and(u8::is_ascii_alphabetic)
+            && scheme.iter().copied().all(is_scheme_byte));
+    if !is_scheme {
         return Err(":scheme is none (9110: 4.2, 3986: 3.1)");
     }
     match path {
         [] => Err(":path is empty (8.3.1)"),
         b"*" if method == b"OPTIONS" => Ok(()),
-        [b'/', rest @ ..] if rest.iter().copied().all(is_visible) => Ok(()),
+        [b'/', ..] if none(path, |byte| !is_visible(byte)) => Ok(()),
         [b'/', ..] => Err(":path with white space or a control character (8.3.1)"),
         _ => Err(":path does not begin with a slash (8.3.1)"),
     }
 }
 
 /// Sections 8.3.1 and 8.5; what a `host` says otherwise would be believed by somebody behind us.
-fn authority(head: &Head, pseudo: &Pseudo<'_>) -> Result<(), Reason> {
-    let mut hosts = head.all(Token::Host);
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err("host twice (9110: 7.2)");
-    }
-    let authority = pseudo.get(Token::Authority).or(host);
+fn authority(fields: &Fields<'_>) -> Result<(), Reason> {
+    let authority = fields.get(Token::Authority).or(fields.host);
     let authority = authority.ok_or("neither :authority nor host (8.3.1)")?;
     if authority.is_empty() {
         return Err("an empty authority (8.3.1)");
     }
-    if authority.contains(&b'@') || !authority.iter().copied().all(is_visible) {
+    if !none(authority, |byte| !is_visible(byte) || byte == b'@') {
         return Err("an authority with user information or white space (8.3.1)");
     }
-    if host.is_some_and(|host| !host.eq_ignore_ascii_case(authority)) {
+    if fields
+        .host
+        .is_some_and(|host| !host.eq_ignore_ascii_case(authority))
+    {
         return Err("host is not :authority (8.3.1)");
     }
     Ok(())
 }
 
 /// Of a message's body, and whether it can be over already.
-fn length(head: &Head, then: Then) -> Result<Length, Reason> {
-    let Some(number) = number(head)? else {
+fn length(fields: &Fields<'_>, then: Then) -> Result<Length, Reason> {
+    let Some(number) = number(fields)? else {
         return Ok(Length::Unknown);
     };
     let mut length = Length::Left(number);
@@ -226,20 +243,23 @@ fn length(head: &Head, then: Then) -> Result<Length, Reason> {
 }
 
 /// The `content-length`. A list of equal ones could be taken for one (9110: 8.6); we do not.
-fn number(head: &Head) -> Result<Option<u64>, Reason> {
-    let mut values = head.all(Token::ContentLength);
-    let Some(value) = values.next() else {
+fn number(fields: &Fields<'_>) -> Result<Option<u64>, Reason> {
+    let Some(value) = fields.content_length else {
         return Ok(None);
     };
-    if values.next().is_some() {
-        return Err("content-length twice (9110: 8.6)");
-    }
     let is_number = (1..=19).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
     if !is_number {
         return Err("content-length is not a number (8.1.1)");
     }
     let digits = value.iter().map(|digit| u64::from(digit - b'0'));
     Ok(Some(digits.fold(0, |number, digit| number * 10 + digit)))
+}
+
+/// Whether no byte is wrong. It looks at all of them, which is many at a time.
+fn none(bytes: &[u8], is_wrong: impl Fn(u8) -> bool) -> bool {
+    !bytes
+        .iter()
+        .fold(false, |found, &byte| found | is_wrong(byte))
 }
 
 /// Of a method (RFC 9110 section 5.6.2).

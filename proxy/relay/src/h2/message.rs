@@ -102,13 +102,12 @@ impl Connection {
             Err(hpack::Error::Malformed(why)) => Err(Unusable::Malformed(why)),
             Ok(()) => Ok(()),
         };
-        let found = self.streams.find(stream);
-        let taken = match (self.role, found) {
-            (_, Some(slot)) => self.head_of_stream(slot, then, decoded, &head),
-            (Role::Server, None) if stream > self.highest => {
-                self.new_stream(stream, then, decoded, &head, now)
-            }
-            (Role::Server | Role::Client, None) => self.late_head(stream, now),
+        let taken = if self.role == Role::Server && stream > self.highest {
+            self.new_stream(stream, then, decoded, &head, now)
+        } else if let Some(slot) = self.streams.find(stream) {
+            self.head_of_stream(slot, then, decoded, &head)
+        } else {
+            self.late_head(stream, now)
         };
         let stream = StreamId(stream);
         match taken {

@@ -119,53 +119,47 @@ impl Connection {
         Ok(None)
     }
 
+    /// A frame that is whole in the input is taken there; another is collected first.
     fn frame(
         &mut self,
         input: &mut Input<'_>,
         heads: &mut Heads,
         now: Instant,
     ) -> Result<Option<Event<'static>>, Broken> {
-        if self.partial.is_empty()
-            && let Some(bytes) = input.rest().first_chunk()
-        {
-            let header = FrameHeader::parse(*bytes);
-            if let Err(fault) = self.admit(header) {
-                input.take(HEADER_BYTES);
-                return self.header_fault(header, fault, now);
+        let in_place = input
+            .rest()
+            .first_chunk()
+            .filter(|_| self.partial.is_empty());
+        let header = match in_place {
+            Some(bytes) => FrameHeader::parse(*bytes),
+            None if !self.collect_to(HEADER_BYTES, input) => return Ok(None),
+            None => {
+                let bytes = self.partial.first_chunk().expect("it was collected");
+                FrameHeader::parse(*bytes)
             }
-            let whole = HEADER_BYTES + header.wanted();
-            if input.rest().len() >= whole {
-                let frame = input.take(whole);
-                return self.take_frame(header, &frame[HEADER_BYTES..], heads, now);
-            }
-        }
-        self.collect(input, heads, now)
-    }
-
-    /// Collects a frame until it is as long as is wanted of it.
-    fn collect(
-        &mut self,
-        input: &mut Input<'_>,
-        heads: &mut Heads,
-        now: Instant,
-    ) -> Result<Option<Event<'static>>, Broken> {
-        if !self.collect_to(HEADER_BYTES, input) {
-            return Ok(None);
-        }
-        let bytes = self.partial.first_chunk().expect("it was collected");
-        let header = FrameHeader::parse(*bytes);
+        };
         if let Err(fault) = self.admit(header) {
+            input.take(if in_place.is_some() { HEADER_BYTES } else { 0 });
             self.partial.clear();
-            return self.header_fault(header, fault, now);
+            self.skip(header.len);
+            return self.found(fault, now);
         }
-        if !self.collect_to(HEADER_BYTES + header.wanted(), input) {
+        let whole = HEADER_BYTES + header.wanted();
+        let mut collected = Vec::new();
+        let frame = if in_place.is_some() && input.rest().len() >= whole {
+            input.take(whole)
+        } else if self.collect_to(whole, input) {
+            collected = std::mem::take(&mut self.partial);
+            &collected[..]
+        } else {
             return Ok(None);
-        }
-        let mut frame = std::mem::take(&mut self.partial);
+        };
         let event = self.take_frame(header, &frame[HEADER_BYTES..], heads, now);
-        frame.clear();
-        frame.shrink_to(BUFFER_KEPT_BYTES);
-        self.partial = frame;
+        if !collected.is_empty() {
+            collected.clear();
+            collected.shrink_to(BUFFER_KEPT_BYTES);
+            self.partial = collected;
+        }
         event
     }
 
@@ -201,17 +195,6 @@ impl Connection {
             return Err(Fault::calm("answers are asked for and not read (10.5)"));
         }
         Ok(())
-    }
-
-    /// What a header alone broke; the header has been taken.
-    fn header_fault(
-        &mut self,
-        header: FrameHeader,
-        fault: Fault,
-        now: Instant,
-    ) -> Result<Option<Event<'static>>, Broken> {
-        self.skip(header.len);
-        self.found(fault, now)
     }
 
     /// Takes a frame of which all that is wanted is there; the rest is skipped, or read as the
