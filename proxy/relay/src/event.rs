@@ -40,8 +40,8 @@ pub enum Event<'a> {
         stream: StreamId,
         /// The bytes.
         data: Payload<'a>,
-        /// How much of the stream's window the piece took, padding included; it is given back
-        /// with `release`.
+        /// How much of the stream's window is given back with `release` when the piece has been
+        /// passed on: its length. What padding took has been given back already.
         credit: u32,
         /// Whether more follows.
         then: Then,

@@ -1,0 +1,295 @@
+//! Heads and trailers: header blocks, and which message of which stream they are.
+
+use std::time::Instant;
+
+use super::{
+    Connection, Role,
+    body::{closed, idle},
+    fault::Fault,
+    fields::{self, Answer},
+    flow::{ReceiveWindow, SendWindow},
+    frame::{END_HEADERS, FrameHeader, PADDED, PRIORITY},
+    receive::{Assembling, BUFFER_KEPT_BYTES},
+    streams::{Asked, Receiving, Slot, Stream},
+};
+use crate::{
+    event::{Code, Event, StreamId, Then},
+    head::{Head, Heads, Indexing},
+    hpack,
+};
+
+impl Connection {
+    /// Section 6.2. A priority is left out.
+    pub(super) fn headers(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+        heads: &mut Heads,
+        now: Instant,
+    ) -> Result<Option<Event<'static>>, Fault> {
+        let (padding, payload) = match payload {
+            [padding, rest @ ..] if header.has(PADDED) => (usize::from(*padding), rest),
+            _ => (0, payload),
+        };
+        let priority = if header.has(PRIORITY) { 5 } else { 0 };
+        let Some(len) = payload.len().checked_sub(priority + padding) else {
+            return Err(Fault::protocol("HEADERS shorter than its padding (6.2)"));
+        };
+        let fragment = &payload[priority..priority + len];
+        if header.stream.is_multiple_of(2) {
+            return Err(Fault::protocol("a stream that only a server opens (5.1.1)"));
+        }
+        if header.has(END_HEADERS) {
+            return self.header_block(header.stream, header.then(), fragment, heads, now);
+        }
+        self.block.extend_from_slice(fragment);
+        self.assembling = Some(Assembling {
+            stream: header.stream,
+            then: header.then(),
+            due: now + self.limits.block_timeout,
+        });
+        Ok(None)
+    }
+
+    /// Section 6.10; whose block it goes on has been checked.
+    pub(super) fn continuation(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+        heads: &mut Heads,
+        now: Instant,
+    ) -> Result<Option<Event<'static>>, Fault> {
+        let Some(assembling) = self.assembling else {
+            return Ok(None);
+        };
+        self.block.extend_from_slice(payload);
+        if !header.has(END_HEADERS) {
+            // Whoever has much to say fills its frames (CVE-2024-27316 and others).
+            return match payload.len() {
+                0..CONTINUATION_BYTES_MIN => self.spend_idle(now).map(|()| None),
+                _ => Ok(None),
+            };
+        }
+        self.assembling = None;
+        let mut block = std::mem::take(&mut self.block);
+        let Assembling { stream, then, .. } = assembling;
+        let event = self.header_block(stream, then, &block, heads, now);
+        block.clear();
+        block.shrink_to(BUFFER_KEPT_BYTES);
+        self.block = block;
+        event
+    }
+
+    /// A whole header block. It is always decoded: it changes the table (section 4.3).
+    fn header_block(
+        &mut self,
+        stream: u32,
+        then: Then,
+        block: &[u8],
+        heads: &mut Heads,
+        now: Instant,
+    ) -> Result<Option<Event<'static>>, Fault> {
+        let limits = hpack::Limits {
+            list_bytes_max: self.limits.list_bytes_max,
+            fields_max: self.limits.fields_max,
+        };
+        let mut head = heads.take();
+        let decoded = match self.decoder.decode(block, limits, &mut head) {
+            Err(hpack::Error::Compression(why)) => {
+                return Err(Fault::connection(Code::COMPRESSION_ERROR, why));
+            }
+            Err(hpack::Error::TooLarge) => Err(Unusable::TooLarge),
+            Err(hpack::Error::Malformed(why)) => Err(Unusable::Malformed(why)),
+            Ok(()) => Ok(()),
+        };
+        let taken = if self.role == Role::Server && stream > self.highest {
+            self.new_stream(stream, then, decoded, &head, now)
+        } else if let Some(slot) = self.streams.find(stream) {
+            self.head_of_stream(slot, then, decoded, &head)
+        } else {
+            self.late_head(stream, now)
+        };
+        let stream = StreamId(stream);
+        match taken {
+            Ok(Taken::Head) => Ok(Some(Event::Head { stream, head, then })),
+            Ok(Taken::Interim) => Ok(Some(Event::Interim { stream, head })),
+            Ok(Taken::Trailers) => Ok(Some(Event::Trailers { stream, head })),
+            Ok(Taken::Not) => {
+                heads.give(head);
+                Ok(None)
+            }
+            Err(fault) => {
+                heads.give(head);
+                Err(fault)
+            }
+        }
+    }
+
+    /// As a server: a request.
+    fn new_stream(
+        &mut self,
+        stream: u32,
+        then: Then,
+        decoded: Result<(), Unusable>,
+        head: &Head,
+        now: Instant,
+    ) -> Result<Taken, Fault> {
+        self.is_dense &= stream - self.highest == if self.highest == 0 { 1 } else { 2 };
+        self.highest = stream;
+        if self.our_last.is_some() {
+            self.spend_idle(now)?;
+            self.ignore(stream);
+            return Ok(Taken::Not);
+        }
+        if self.streams.len() >= self.limits.streams_max {
+            return self.refuse(stream, now);
+        }
+        match decoded {
+            Ok(()) => {}
+            Err(Unusable::TooLarge) => return self.answer_too_large(stream, then, now),
+            Err(Unusable::Malformed(why)) => return Err(Fault::malformed(stream, why)),
+        }
+        let request = fields::request(head, then);
+        let (asked, length) = request.map_err(|why| Fault::malformed(stream, why))?;
+        let mut new = self.stream(stream, asked);
+        new.length = length;
+        new.is_tunnel = asked == Asked::Connect;
+        new.receiving = match then {
+            Then::More => Receiving::Body,
+            Then::End => Receiving::Ended,
+        };
+        self.streams.insert(new);
+        self.idle_frames.earn(EARNED_BY_HEAD);
+        Ok(Taken::Head)
+    }
+
+    /// A stream of ours or of the peer's, with the windows that new ones have.
+    pub(super) fn stream(&self, id: u32, asked: Asked) -> Stream {
+        let mut stream = Stream::new(id, Receiving::Head, asked);
+        stream.receive_window = ReceiveWindow::new(self.stream_window);
+        stream.send_window = SendWindow::new(self.peer.stream_window);
+        stream
+    }
+
+    /// Section 5.1.2. A client that does not know the limit yet made no mistake.
+    fn refuse(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
+        if self.settings_due.is_none() {
+            self.spend_reset(now).map_err(Fault::Connection)?;
+        }
+        self.write_reset(stream, Code::REFUSED_STREAM);
+        Ok(Taken::Not)
+    }
+
+    /// Section 10.5.1. The answer is ours: no policy can judge a head that is not whole.
+    fn answer_too_large(&mut self, stream: u32, then: Then, now: Instant) -> Result<Taken, Fault> {
+        self.last_fault = Some("a header list over its limit (10.5.1)");
+        self.spend_reset(now).map_err(Fault::Connection)?;
+        let mut head = Head::new();
+        head.push(b":status", b"431", Indexing::Allowed);
+        self.write_head(stream, &head, Then::End);
+        if then == Then::More {
+            self.write_reset(stream, Code::NO_ERROR);
+        }
+        Ok(Taken::Not)
+    }
+
+    /// A second head of a request, or any of an answer.
+    fn head_of_stream(
+        &mut self,
+        slot: Slot,
+        then: Then,
+        decoded: Result<(), Unusable>,
+        head: &Head,
+    ) -> Result<Taken, Fault> {
+        let it = &mut self.streams[slot];
+        let stream = StreamId(it.id);
+        let malformed = |why| Fault::malformed(stream.0, why);
+        if !it.is_known {
+            return Err(idle());
+        }
+        if it.receiving == Receiving::Ended {
+            return Err(closed(stream));
+        }
+        match decoded {
+            Ok(()) => {}
+            Err(Unusable::Malformed(why)) => return Err(malformed(why)),
+            Err(Unusable::TooLarge) => {
+                let why = "a header list over its limit (10.5.1)";
+                return Err(Fault::Stream(stream, Code::ENHANCE_YOUR_CALM, why));
+            }
+        }
+        if it.receiving == Receiving::Head {
+            return self.answer(slot, then, head);
+        }
+        if it.is_tunnel {
+            return Err(malformed("HEADERS in a tunnel (8.5)"));
+        }
+        if then == Then::More {
+            return Err(malformed("trailers that do not end the stream (8.1)"));
+        }
+        fields::trailers(head).map_err(malformed)?;
+        it.length.take(0, then).map_err(malformed)?;
+        self.receive_ended(slot);
+        Ok(Taken::Trailers)
+    }
+
+    /// As a client: an answer.
+    fn answer(&mut self, slot: Slot, then: Then, head: &Head) -> Result<Taken, Fault> {
+        let interims_max = self.limits.interims_max;
+        let it = &mut self.streams[slot];
+        let stream = StreamId(it.id);
+        let answer = fields::answer(head, then, it.asked);
+        match answer.map_err(|why| Fault::malformed(stream.0, why))? {
+            Answer::Interim if it.interims == interims_max => {
+                let why = "too many interim answers (10.5)";
+                return Err(Fault::Stream(stream, Code::ENHANCE_YOUR_CALM, why));
+            }
+            Answer::Interim => {
+                it.interims += 1;
+                return Ok(Taken::Interim);
+            }
+            Answer::Final(length) => it.length = length,
+            Answer::Tunnel => it.is_tunnel = true,
+        }
+        it.receiving = Receiving::Body;
+        self.idle_frames.earn(EARNED_BY_HEAD);
+        if then == Then::End {
+            self.receive_ended(slot);
+        }
+        Ok(Taken::Head)
+    }
+
+    /// A head of a stream that is over (section 5.1), or below those before (section 5.1.1).
+    fn late_head(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
+        self.not_idle(stream)?;
+        if self.recent.has(stream) {
+            self.spend_idle(now)?;
+            return Ok(Taken::Not);
+        }
+        if self.is_dense {
+            let why = "HEADERS of a stream that is over (5.1)";
+            return Err(Fault::connection(Code::STREAM_CLOSED, why));
+        }
+        Err(Fault::protocol("a stream below another (5.1.1)"))
+    }
+}
+
+/// Why a header block is not a message's.
+enum Unusable {
+    TooLarge,
+    Malformed(&'static str),
+}
+
+/// What became of a header block.
+enum Taken {
+    Head,
+    Interim,
+    Trailers,
+    Not,
+}
+
+/// Shorter ones that do not end a block are frames that bring nothing.
+const CONTINUATION_BYTES_MIN: usize = 1_024;
+
+/// A message explains its PRIORITY, RST_STREAM and window updates.
+const EARNED_BY_HEAD: u32 = 4;

@@ -1,0 +1,216 @@
+//! What waits to be sent, of all streams of a connection, in one slab: no stream has a queue
+//! with memory of its own.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::{head::Head, input::Payload, output::Output};
+
+/// The pieces that wait. How many bytes that may be is the relay's to bound: a piece of a body
+/// waits only within the window that its source was given.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    nodes: Vec<Node>,
+    free: Option<u32>,
+    /// Of bodies.
+    bytes: usize,
+    /// Of heads, in memory.
+    head_bytes: usize,
+}
+
+/// The pieces of one stream, in order.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    ends: Option<(u32, u32)>,
+    /// Of bodies.
+    pub(super) bytes: usize,
+    heads: u32,
+}
+
+/// What is first in a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    Nothing,
+    Head,
+    Data,
+}
+
+#[derive(Debug)]
+struct Node {
+    piece: Piece,
+    next: Option<u32>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    /// A place that is free.
+    None,
+    Head(Head),
+    /// Of lent pieces, which are collected: a peer that sends a byte at a time makes no piece of
+    /// each.
+    Copied(BytesMut),
+    Shared(Bytes),
+}
+
+impl Pieces {
+    pub(super) fn push_head(&mut self, line: &mut Line, head: Head) {
+        self.head_bytes += head.memory_bytes();
+        line.heads += 1;
+        self.push(line, Piece::Head(head));
+    }
+
+    pub(super) fn push_data(&mut self, line: &mut Line, payload: Payload<'_>) {
+        let len = payload.len();
+        if len == 0 {
+            return;
+        }
+        self.bytes += len;
+        line.bytes += len;
+        match payload {
+            Payload::Shared(bytes) => self.push(line, Piece::Shared(bytes)),
+            Payload::Lent(bytes) => {
+                let last = line
+                    .ends
+                    .map(|(_, last)| &mut self.nodes[last as usize].piece);
+                if let Some(Piece::Copied(last)) = last
+                    && last.len() + len <= COPIED_BYTES_MAX
+                {
+                    last.extend_from_slice(bytes);
+                    return;
+                }
+                self.push(line, Piece::Copied(BytesMut::from(bytes)));
+            }
+        }
+    }
+
+    pub(super) fn first(&self, line: &Line) -> First {
+        let Some((first, _)) = line.ends else {
+            return First::Nothing;
+        };
+        match self.nodes[first as usize].piece {
+            Piece::Head(_) => First::Head,
+            Piece::Copied(_) | Piece::Shared(_) => First::Data,
+            Piece::None => First::Nothing,
+        }
+    }
+
+    /// Takes the head that is first.
+    pub(super) fn take_head(&mut self, line: &mut Line) -> Option<Head> {
+        match self.first(line) {
+            First::Head => {}
+            First::Nothing | First::Data => return None,
+        }
+        let Piece::Head(head) = self.pop(line) else {
+            return None;
+        };
+        self.head_bytes -= head.memory_bytes();
+        line.heads -= 1;
+        Some(head)
+    }
+
+    /// Moves the first `n` bytes, which are there before any head, into `output`.
+    pub(super) fn move_data(&mut self, line: &mut Line, n: usize, output: &mut Output) {
+        let mut left = n;
+        while left > 0
+            && let Some((first, _)) = line.ends
+        {
+            let moved = match &mut self.nodes[first as usize].piece {
+                Piece::None | Piece::Head(_) => break,
+                Piece::Copied(bytes) => {
+                    let n = left.min(bytes.len());
+                    output.copy(&bytes[..n]);
+                    bytes.advance(n);
+                    (n, bytes.is_empty())
+                }
+                Piece::Shared(bytes) => {
+                    let n = left.min(bytes.len());
+                    output.push(Payload::Shared(bytes.split_to(n)));
+                    (n, bytes.is_empty())
+                }
+            };
+            let (moved, is_used_up) = moved;
+            if is_used_up {
+                self.pop(line);
+            }
+            left -= moved;
+        }
+        debug_assert_eq!(left, 0, "so many bytes were there");
+        self.bytes -= n - left;
+        line.bytes -= n - left;
+    }
+
+    /// Forgets all of `line`.
+    pub(super) fn clear(&mut self, line: &mut Line) {
+        while line.ends.is_some() {
+            if let Piece::Head(head) = self.pop(line) {
+                self.head_bytes -= head.memory_bytes();
+            }
+        }
+        self.bytes -= line.bytes;
+        *line = Line::default();
+    }
+
+    /// Gives back memory that is not in use, when nothing waits.
+    pub(super) fn shrink(&mut self) {
+        if self.bytes == 0 && self.head_bytes == 0 {
+            *self = Self::default();
+        }
+    }
+
+    /// Bytes of bodies that wait.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.bytes + self.head_bytes + self.nodes.capacity() * size_of::<Node>()
+    }
+
+    fn push(&mut self, line: &mut Line, piece: Piece) {
+        let node = Node { piece, next: None };
+        let place = match self.free {
+            Some(place) => {
+                let free = &mut self.nodes[place as usize];
+                self.free = free.next;
+                *free = node;
+                place
+            }
+            None => {
+                let place = u32::try_from(self.nodes.len());
+                self.nodes.push(node);
+                place.expect("a piece has at least a byte of a window, or is one of few heads")
+            }
+        };
+        line.ends = match line.ends {
+            None => Some((place, place)),
+            Some((first, last)) => {
+                self.nodes[last as usize].next = Some(place);
+                Some((first, place))
+            }
+        };
+    }
+
+    fn pop(&mut self, line: &mut Line) -> Piece {
+        let Some((first, last)) = line.ends else {
+            return Piece::None;
+        };
+        let node = &mut self.nodes[first as usize];
+        line.ends = node.next.map(|next| (next, last));
+        node.next = self.free;
+        self.free = Some(first);
+        std::mem::replace(&mut node.piece, Piece::None)
+    }
+}
+
+impl Line {
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    /// Whether nothing is behind the first `n` bytes, before which is no head.
+    pub(super) fn is_last_data(&self, n: usize) -> bool {
+        self.bytes == n && self.heads == 0
+    }
+}
+
+/// Up to it lent pieces are collected into one: a frame's worth.
+const COPIED_BYTES_MAX: usize = 16 * 1024;

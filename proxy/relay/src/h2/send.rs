@@ -1,0 +1,270 @@
+//! What is sent: at once when nothing waits, else in the order of section "write order" of the
+//! module's drawing.
+
+use super::{
+    Connection,
+    frame::{self, END_STREAM, Kind},
+    pieces::First,
+    streams::{Asked, Queue, Sending, Slot},
+};
+use crate::{
+    event::{Code, Event, StreamId, Then},
+    head::{Head, Heads},
+    input::Payload,
+    token::Token,
+};
+
+impl Connection {
+    /// As a client: sends a request. `None`, and nothing is sent, when there is no room: see
+    /// [`Connection::can_open`].
+    pub fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
+        if !self.can_open() {
+            return None;
+        }
+        let asked = match head.get(Token::Method) {
+            Some(b"HEAD") => Asked::Head,
+            Some(b"CONNECT") => Asked::Connect,
+            Some(_) | None => Asked::Any,
+        };
+        let mut stream = self.stream(self.next_id, asked);
+        stream.is_known = false;
+        let id = StreamId(stream.id);
+        self.next_id += 2;
+        let slot = self.streams.insert(stream);
+        self.queue_head(slot, head, then, heads);
+        Some(id)
+    }
+
+    /// As a server: sends an answer, or an interim one with [`Then::More`]. Nothing happens when
+    /// the stream is over.
+    pub fn send_head(&mut self, stream: StreamId, head: &Head, then: Then, heads: &mut Heads) {
+        if let Some(slot) = self.open_for_sending(stream) {
+            self.queue_head(slot, head, then, heads);
+        }
+    }
+
+    /// Sends a piece of a body. The result is how many bytes of it went into the output at once;
+    /// the rest waits within, and [`Connection::next_written`] tells when it has gone. Of a
+    /// stream that is over all are gone at once.
+    pub fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let Some(slot) = self.open_for_sending(stream) else {
+            return len;
+        };
+        if then == Then::End {
+            self.streams[slot].sending = Sending::Ending;
+        }
+        let mut data = data;
+        let line = &self.streams[slot].line;
+        let is_first = self.pieces.first(line) == First::Nothing;
+        if is_first && data.is_empty() {
+            if then == Then::End {
+                self.write_data_header(slot, 0);
+                self.settle(slot);
+            }
+            return 0;
+        }
+        if is_first && self.streams.is_empty(Queue::Data) && self.streams.is_empty(Queue::Heads) {
+            data = self.write_at_once(slot, data);
+        }
+        let waiting = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        self.pieces.push_data(&mut self.streams[slot].line, data);
+        self.schedule(slot);
+        self.settle(slot);
+        len - waiting
+    }
+
+    /// Ends a body with trailers, which go behind what waits of it.
+    pub fn send_trailers(&mut self, stream: StreamId, head: &Head, heads: &mut Heads) {
+        if let Some(slot) = self.open_for_sending(stream) {
+            self.queue_head(slot, head, Then::End, heads);
+        }
+    }
+
+    /// Ends a stream before its time; what waits of it is dropped.
+    pub fn reset(&mut self, stream: StreamId, code: Code) {
+        let Some(slot) = self.streams.find(stream.0) else {
+            return;
+        };
+        if self.streams[slot].is_known {
+            self.write_reset(stream.0, code);
+        }
+        self.drop_stream(slot);
+    }
+
+    /// Moves what may go into the output, while that holds less than `room` bytes, of which
+    /// `Limits::output_bytes` count. It may end up to a head, or 16 KiB of a body, above.
+    pub fn fill(&mut self, room: usize, heads: &mut Heads) {
+        let room = room.min(self.limits.output_bytes);
+        while self.broken.is_none() && self.output.len() < room {
+            if let Some(slot) = self.streams.pop(Queue::Heads) {
+                self.fill_head(slot, heads);
+            } else if self.send_window.left() == 0 {
+                return;
+            } else if let Some(slot) = self.streams.pop(Queue::Data) {
+                self.fill_data(slot);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The next stream of which something that waited has gone, as [`Event::Writable`]. Call it
+    /// after [`Connection::fill`] until it is `None`.
+    pub fn next_written(&mut self) -> Option<Event<'static>> {
+        let slot = self.streams.pop(Queue::Written)?;
+        let it = &mut self.streams[slot];
+        let stream = StreamId(it.id);
+        let sent = std::mem::take(&mut it.written);
+        self.settle(slot);
+        Some(Event::Writable { stream, sent })
+    }
+
+    /// Puts a stream into the queue where what is first in its line belongs.
+    pub(super) fn schedule(&mut self, slot: Slot) {
+        let it = &self.streams[slot];
+        match self.pieces.first(&it.line) {
+            First::Nothing => {}
+            First::Head => self.streams.push(Queue::Heads, slot),
+            First::Data if it.send_window.left() == 0 => {}
+            First::Data => self.streams.push(Queue::Data, slot),
+        }
+    }
+
+    /// Appends a header block, in one piece: nothing comes between its frames.
+    pub(super) fn write_head(&mut self, stream: u32, head: &Head, then: Then) {
+        if self.broken.is_some() {
+            return;
+        }
+        let frame_bytes_max = self.peer.frame_bytes_max as usize;
+        let encoder = &mut self.encoder;
+        self.output.write(|out| {
+            frame::write_block(out, stream, then, frame_bytes_max, |out| {
+                encoder.encode(head, out);
+            });
+        });
+    }
+
+    fn open_for_sending(&self, stream: StreamId) -> Option<Slot> {
+        let slot = self.streams.find(stream.0)?;
+        let is_open = self.streams[slot].sending == Sending::Open;
+        debug_assert!(is_open, "nothing is sent behind an end");
+        is_open.then_some(slot)
+    }
+
+    fn queue_head(&mut self, slot: Slot, head: &Head, then: Then, heads: &mut Heads) {
+        if then == Then::End {
+            self.streams[slot].sending = Sending::Ending;
+        }
+        let line = &mut self.streams[slot].line;
+        let is_first = self.pieces.first(line) == First::Nothing;
+        let is_turn = self.output.len() < self.limits.output_bytes;
+        if is_first && is_turn && self.streams.is_empty(Queue::Heads) {
+            self.send_first_head(slot, head);
+            return;
+        }
+        let line = &mut self.streams[slot].line;
+        self.pieces.push_head(line, heads.copy(head));
+        self.schedule(slot);
+    }
+
+    fn fill_head(&mut self, slot: Slot, heads: &mut Heads) {
+        let line = &mut self.streams[slot].line;
+        let Some(head) = self.pieces.take_head(line) else {
+            return;
+        };
+        self.send_first_head(slot, &head);
+        heads.give(head);
+    }
+
+    /// Writes a head that was first in its line and is taken out of it.
+    fn send_first_head(&mut self, slot: Slot, head: &Head) {
+        let it = &mut self.streams[slot];
+        if !it.is_known {
+            it.is_known = true;
+            self.highest = it.id;
+        }
+        let stream = it.id;
+        let is_last = it.sending == Sending::Ending && it.line.is_empty();
+        let then = if is_last {
+            it.sending = Sending::Ended;
+            Then::End
+        } else {
+            Then::More
+        };
+        self.write_head(stream, head, then);
+        self.schedule(slot);
+        self.settle(slot);
+    }
+
+    /// Deficit round robin in quanta of 16 KiB. A frame can be cut anywhere, so that each turn is
+    /// used up and no deficit is left to remember; and every MAX_FRAME_SIZE allows a quantum.
+    fn fill_data(&mut self, slot: Slot) {
+        let it = &self.streams[slot];
+        let n = self.quantum(slot, it.line.bytes);
+        if n == 0 {
+            // A window has shrunk since it was queued.
+            return;
+        }
+        self.write_data_header(slot, n);
+        let it = &mut self.streams[slot];
+        self.pieces.move_data(&mut it.line, n, &mut self.output);
+        it.written = it
+            .written
+            .saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
+        self.streams.push(Queue::Written, slot);
+        self.schedule(slot);
+    }
+
+    /// The fast path; what is left of `data` has to wait.
+    fn write_at_once<'a>(&mut self, slot: Slot, mut data: Payload<'a>) -> Payload<'a> {
+        while self.output.len() < self.limits.output_bytes {
+            let n = self.quantum(slot, data.len());
+            if n == 0 {
+                break;
+            }
+            let is_all = n == data.len();
+            self.write_data_header_of(slot, n, is_all);
+            if is_all {
+                self.output.push(data);
+                return Payload::Lent(&[]);
+            }
+            self.output.push(data.split_to(n));
+        }
+        data
+    }
+
+    /// How much of `len` bytes may go in one frame now.
+    fn quantum(&self, slot: Slot, len: usize) -> usize {
+        let windows = self.send_window.left();
+        let windows = windows.min(self.streams[slot].send_window.left());
+        len.min(QUANTUM_BYTES).min(windows)
+    }
+
+    /// Begins a frame with the first `n` bytes that wait; it has the end when they are the last.
+    fn write_data_header(&mut self, slot: Slot, n: usize) {
+        let is_last = self.streams[slot].line.is_last_data(n);
+        self.write_data_header_of(slot, n, is_last);
+    }
+
+    fn write_data_header_of(&mut self, slot: Slot, n: usize, is_last: bool) {
+        let it = &mut self.streams[slot];
+        let flags = if is_last && it.sending == Sending::Ending {
+            it.sending = Sending::Ended;
+            END_STREAM
+        } else {
+            0
+        };
+        it.send_window.take(n);
+        self.send_window.take(n);
+        self.idle_frames.earn(EARNED_BY_SENDING);
+        let header = frame::header(Kind::Data, flags, it.id, n);
+        self.output.copy(&header);
+    }
+}
+
+/// What a stream sends of a body in one turn.
+const QUANTUM_BYTES: usize = 16 * 1024;
+
+/// A piece of a body is answered with updates of two windows, and perhaps a PING.
+const EARNED_BY_SENDING: u32 = 4;

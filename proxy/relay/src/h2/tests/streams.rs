@@ -1,0 +1,586 @@
+//! Streams beside each other: limits, goodbyes, turns, and what comes too late.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::{event::StreamId, h2::frame::MAX_31_BITS, input::Payload};
+
+impl Probe {
+    /// A server with `streams` posts, which the peer can send as much to as it wants.
+    fn serving(streams: u32, limits: &Limits) -> Self {
+        let mut probe = Self::new(Role::Server, limits);
+        probe.feed(&words(Kind::WindowUpdate, 0, 0, &[MAX_31_BITS - 65_535]));
+        for n in 0..streams {
+            let id = 2 * n + 1;
+            probe.feed(&headers(id, Then::More, &request("POST")));
+            probe.feed(&words(Kind::WindowUpdate, 0, id, &[1 << 20]));
+        }
+        probe.take_output();
+        probe.events.clear();
+        probe
+    }
+
+    fn answer(&mut self, stream: u32, then: Then) {
+        let head = head(&[(":status", "200")]);
+        self.connection
+            .send_head(StreamId(stream), &head, then, &mut self.heads);
+    }
+
+    fn send(&mut self, stream: u32, len: usize, then: Then) -> u32 {
+        let bytes = vec![7; len];
+        let data = Payload::Lent(&bytes);
+        self.connection.send_data(StreamId(stream), data, then)
+    }
+
+    fn trailers(&mut self, stream: u32) {
+        let head = head(&[("grpc-status", "0")]);
+        self.connection
+            .send_trailers(StreamId(stream), &head, &mut self.heads);
+    }
+
+    /// What is written when there is room, and what is told of it.
+    #[track_caller]
+    fn check(&mut self, expected: &[&str]) {
+        self.connection.fill(usize::MAX, &mut self.heads);
+        while let Some(event) = self.connection.next_written() {
+            self.note(&event);
+        }
+        let mut lines = std::mem::take(&mut self.events);
+        lines.extend(frames(&self.take_output()));
+        assert_eq!(lines, expected);
+    }
+}
+
+fn mesh() -> Limits {
+    Limits::of_mesh()
+}
+
+/// Output that keeps everything from going at once.
+fn block_output(probe: &mut Probe) {
+    let full = probe.connection.limits.output_bytes;
+    probe.connection.output().copy(&vec![0; full]);
+}
+
+fn unblock_output(probe: &mut Probe) {
+    let full = probe.connection.limits.output_bytes;
+    probe.connection.output().consume(full);
+}
+
+#[test]
+fn what_nothing_waits_before_goes_at_once() {
+    let mut probe = Probe::serving(1, &mesh());
+    probe.answer(1, Then::More);
+    assert_eq!(probe.send(1, 20_000, Then::More), 20_000);
+    probe.trailers(1);
+    let frames = frames(&probe.take_output());
+    let expected = [
+        "> HEADERS 1",
+        "> DATA 1 16384",
+        "> DATA 1 3616",
+        "> HEADERS 1 end",
+    ];
+    assert_eq!(frames, expected);
+    probe.check(&[]);
+}
+
+#[test]
+fn control_frames_go_before_heads_and_heads_before_bodies() {
+    let mut probe = Probe::serving(3, &mesh());
+    probe.answer(1, Then::More);
+    probe.take_output();
+    block_output(&mut probe);
+    assert_eq!(probe.send(1, 5, Then::More), 0);
+    probe.trailers(1);
+    probe.answer(3, Then::More);
+    assert_eq!(probe.send(3, 6, Then::End), 0);
+    probe.answer(5, Then::End);
+    probe.feed(&words(Kind::Ping, 0, 0, &[1, 2]));
+    assert_eq!(probe.connection.waiting_bytes(), 11);
+    unblock_output(&mut probe);
+    probe.check(&[
+        "1 sent 5",
+        "3 sent 6",
+        "> Ping 0 ack",
+        "> HEADERS 3",
+        "> HEADERS 5 end",
+        "> DATA 1 5",
+        "> HEADERS 1 end",
+        "> DATA 3 6 end",
+    ]);
+    assert_eq!(probe.connection.waiting_bytes(), 0);
+}
+
+#[test]
+fn bodies_take_turns() {
+    let mut probe = Probe::serving(2, &mesh());
+    for stream in [1, 3] {
+        probe.answer(stream, Then::More);
+    }
+    probe.take_output();
+    block_output(&mut probe);
+    for piece in 0..400 {
+        probe.send(1, 100, if piece == 399 { Then::End } else { Then::More });
+    }
+    probe.send(3, 20_000, Then::End);
+    unblock_output(&mut probe);
+    probe.check(&[
+        "1 sent 40000",
+        "3 sent 20000",
+        "> DATA 1 16384",
+        "> DATA 3 16384",
+        "> DATA 1 16384",
+        "> DATA 3 3616 end",
+        "> DATA 1 7232 end",
+    ]);
+}
+
+#[test]
+fn a_closed_window_holds_one_stream_and_not_others() {
+    let mut probe = Probe::serving(0, &mesh());
+    for stream in [1, 3] {
+        probe.feed(&headers(stream, Then::More, &request("POST")));
+        probe.answer(stream, Then::More);
+    }
+    probe.check(&["1 POST", "3 POST", "> HEADERS 1", "> HEADERS 3"]);
+    assert_eq!(probe.send(1, 70_000, Then::More), 65_535);
+    probe.take_output();
+    probe.trailers(1);
+    assert_eq!(probe.send(3, 3, Then::End), 3);
+    probe.check(&["> DATA 3 3 end"]);
+    probe.feed(&words(Kind::WindowUpdate, 0, 1, &[1]));
+    probe.check(&["1 sent 1", "> DATA 1 1"]);
+    probe.feed(&words(Kind::WindowUpdate, 0, 1, &[9_999]));
+    probe.check(&["1 sent 4464", "> DATA 1 4464", "> HEADERS 1 end"]);
+}
+
+#[test]
+fn a_window_may_become_negative() {
+    let window = |bytes: u32| {
+        let setting = [&4_u16.to_be_bytes()[..], &bytes.to_be_bytes()].concat();
+        frame(Kind::Settings, 0, 0, &setting)
+    };
+    let mut probe = Probe::serving(0, &mesh());
+    probe.feed(&headers(1, Then::More, &request("POST")));
+    probe.answer(1, Then::More);
+    assert_eq!(probe.send(1, 65_000, Then::More), 65_000);
+    probe.take_output();
+    probe.events.clear();
+    assert_eq!(probe.send(1, 1_000, Then::End), 535);
+    probe.take_output();
+    probe.feed(&window(5));
+    probe.check(&["> Settings 0 ack"]);
+    probe.feed(&words(Kind::WindowUpdate, 0, 1, &[65_530]));
+    probe.check(&[]);
+    probe.feed(&window(65));
+    probe.check(&["1 sent 60", "> Settings 0 ack", "> DATA 1 60"]);
+    probe.feed(&words(Kind::WindowUpdate, 0, 1, &[405]));
+    probe.check(&["1 sent 405", "> DATA 1 405 end"]);
+}
+
+#[test]
+fn the_connections_window_holds_all() {
+    let mut probe = Probe::new(Role::Server, &mesh());
+    for stream in [1, 3] {
+        probe.feed(&headers(stream, Then::More, &request("POST")));
+        probe.answer(stream, Then::More);
+    }
+    probe.check(&["1 POST", "3 POST", "> HEADERS 1", "> HEADERS 3"]);
+    assert_eq!(probe.send(1, 65_535, Then::More), 65_535);
+    probe.take_output();
+    assert_eq!(probe.connection.send_window(), 0);
+    assert_eq!(probe.send(3, 2, Then::End), 0);
+    // An end needs no window.
+    assert_eq!(probe.send(1, 0, Then::End), 0);
+    probe.check(&["> DATA 1 0 end"]);
+    probe.feed(&words(Kind::WindowUpdate, 0, 0, &[1]));
+    probe.check(&["3 sent 1", "> DATA 3 1"]);
+    probe.feed(&words(Kind::WindowUpdate, 0, 0, &[5]));
+    probe.check(&["3 sent 1", "> DATA 3 1 end"]);
+}
+
+#[test]
+fn a_shared_body_is_not_copied() {
+    let mut probe = Probe::serving(1, &mesh());
+    probe.answer(1, Then::More);
+    probe.take_output();
+    let body = Bytes::from(vec![7; 40_000]);
+    let addresses = |probe: &mut Probe| {
+        let mut places = [IoSlice::new(&[]); 16];
+        let used = probe.connection.output().slices(&mut places);
+        let places = places[..used].iter().filter(|place| place.len() > 9);
+        places.map(|place| place.as_ptr()).collect::<Vec<_>>()
+    };
+    let expected = [0, 16_384, 32_768].map(|at| body[at..].as_ptr());
+    for is_blocked in [false, true] {
+        if is_blocked {
+            block_output(&mut probe);
+        }
+        let data = Payload::Shared(body.clone());
+        probe.connection.send_data(StreamId(1), data, Then::More);
+        if is_blocked {
+            unblock_output(&mut probe);
+            probe.connection.fill(usize::MAX, &mut probe.heads);
+        }
+        assert_eq!(addresses(&mut probe), expected);
+        probe.take_output();
+    }
+}
+
+#[test]
+fn credit_comes_back_in_halves_of_a_window() {
+    let limits = Limits {
+        stream_window: 1_000,
+        connection_window: 65_535,
+        ..mesh()
+    };
+    let mut probe = Probe::serving(1, &limits);
+    probe.feed(&frame(Kind::Data, 0, 1, &[7; 900]));
+    probe.check(&["1 data 900"]);
+    probe.connection.release(StreamId(1), 499);
+    probe.check(&[]);
+    probe.connection.release(StreamId(1), 1);
+    probe.check(&["> WINDOW 1 500"]);
+    // The connection's returns on receipt.
+    for _ in 0..63 {
+        probe.feed(&frame(Kind::Data, 0, 1, &[7; 500]));
+        probe.connection.release(StreamId(1), 500);
+        probe.take_output();
+    }
+    probe.events.clear();
+    probe.feed(&frame(Kind::Data, 0, 1, &[7; 500]));
+    probe.check(&["1 data 500", "> WINDOW 0 32900"]);
+    probe.feed(&frame(Kind::Data, END_STREAM, 1, &[]));
+    probe.connection.release(StreamId(1), 900);
+    probe.check(&["1 data 0 end"]);
+}
+
+#[test]
+fn streams_have_the_windows_that_the_peer_has_heard_of() {
+    let data = |n| frame(Kind::Data, 0, 1, &vec![7; n]);
+    let small = Limits {
+        stream_window: 10,
+        ..mesh()
+    };
+    let mut probe = Probe::fresh(Role::Server, &small);
+    probe.feed(PREFACE);
+    probe.feed(&frame(Kind::Settings, 0, 0, &[]));
+    probe.feed(&headers(1, Then::More, &request("POST")));
+    probe.feed(&data(100));
+    probe.feed(&frame(Kind::Settings, ACK, 0, &[]));
+    probe.take_output();
+    probe.check(&["1 POST", "1 data 100"]);
+    // It has used 90 more than it has from now on.
+    probe.connection.release(StreamId(1), 100);
+    probe.check(&["> WINDOW 1 100"]);
+    probe.feed(&data(10));
+    probe.check(&["1 data 10"]);
+    // Two changes at once: the second is said when the first has been heard.
+    probe.connection.set_stream_window(30, probe.now);
+    probe.connection.set_stream_window(50, probe.now);
+    probe.check(&["> Settings 0"]);
+    probe.feed(&frame(Kind::Settings, ACK, 0, &[]));
+    probe.check(&["> Settings 0"]);
+    probe.feed(&data(20));
+    probe.check(&["1 data 20"]);
+    probe.feed(&frame(Kind::Settings, ACK, 0, &[]));
+    probe.feed(&data(21));
+    probe.check(&["1 FLOW_CONTROL_ERROR by us", "> RST 1 FLOW_CONTROL_ERROR"]);
+}
+
+#[test]
+fn a_peer_opens_as_many_streams_as_we_allow() {
+    let limits = Limits {
+        streams_max: 2,
+        ..mesh()
+    };
+    let mut probe = Probe::serving(2, &limits);
+    probe.feed(&headers(5, Then::End, &request("GET")));
+    probe.check(&["> RST 5 REFUSED_STREAM"]);
+    probe.feed(&frame(Kind::Data, END_STREAM, 1, &[]));
+    probe.answer(1, Then::End);
+    probe.check(&["1 data 0 end", "> HEADERS 1 end"]);
+    probe.feed(&headers(7, Then::End, &request("GET")));
+    probe.check(&["7 GET end"]);
+}
+
+#[test]
+fn we_open_as_many_streams_as_the_peer_allows() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    let allow = |n: u32| {
+        let setting = [&3_u16.to_be_bytes()[..], &n.to_be_bytes()].concat();
+        frame(Kind::Settings, 0, 0, &setting)
+    };
+    probe.feed(&allow(1));
+    probe.check(&["streams 1", "> Settings 0 ack"]);
+    probe.open("GET", Then::End);
+    assert!(!probe.connection.can_open());
+    let refused = probe
+        .connection
+        .open(&head(&request("GET")), Then::End, &mut probe.heads);
+    assert_eq!(refused, None);
+    probe.check(&["> HEADERS 1 end"]);
+    probe.feed(&headers(1, Then::End, &[(":status", "200")]));
+    probe.open("GET", Then::End);
+    probe.check(&["1 200 end", "> HEADERS 3 end"]);
+    probe.feed(&allow(0));
+    assert!(!probe.connection.can_open());
+    probe.check(&["streams 0", "> Settings 0 ack"]);
+}
+
+#[test]
+fn numbers_of_streams_are_used_up() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    probe.connection.next_id = MAX_31_BITS;
+    probe.open("GET", Then::End);
+    assert!(!probe.connection.can_open());
+    probe.check(&["> HEADERS 2147483647 end"]);
+}
+
+#[test]
+fn a_servers_goodbye_refuses_what_it_did_not_process() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    for _ in 0..4 {
+        probe.open("POST", Then::More);
+    }
+    probe.take_output();
+    probe.feed(&words(Kind::GoAway, 0, 0, &[MAX_31_BITS, 0]));
+    probe.check(&["goodbye 2147483647 NO_ERROR"]);
+    assert!(!probe.connection.can_open());
+    probe.feed(&words(Kind::GoAway, 0, 0, &[3, 0]));
+    probe.check(&[
+        "goodbye 3 NO_ERROR",
+        "7 REFUSED_STREAM by peer",
+        "5 REFUSED_STREAM by peer",
+    ]);
+    assert_eq!(probe.connection.streams_active(), 2);
+    probe.feed(&headers(3, Then::End, &[(":status", "200")]));
+    probe.feed(&headers(5, Then::End, &[(":status", "200")]));
+    probe.check(&["3 200 end"]);
+}
+
+#[test]
+fn our_goodbye_has_two_steps() {
+    let mut probe = Probe::serving(1, &mesh());
+    probe.connection.goodbye_soon();
+    probe.connection.ping();
+    let output = probe.take_output();
+    assert_eq!(
+        frames(&output),
+        ["> GOAWAY 2147483647 NO_ERROR", "> Ping 0"]
+    );
+    probe.feed(&headers(3, Then::More, &request("POST")));
+    probe.check(&["3 POST"]);
+    let mut answer = output[17..].to_vec();
+    answer[4] = ACK;
+    probe.feed(&answer);
+    probe.connection.goodbye(Code::NO_ERROR);
+    probe.check(&["pong", "> GOAWAY 3 NO_ERROR"]);
+    // What crossed it is ignored, but for the windows and the table.
+    let mut indexed = block(&request("POST"));
+    indexed.extend_from_slice(&[0x40, 1, b'x', 1, b'y']);
+    probe.feed(&frame(Kind::Headers, END_HEADERS, 5, &indexed));
+    probe.feed(&frame(Kind::Data, 0, 5, &[7; 100]));
+    probe.feed(&words(Kind::WindowUpdate, 0, 5, &[1]));
+    probe.feed(&words(Kind::RstStream, 0, 5, &[8]));
+    probe.check(&[]);
+    // 62 is the entry that the ignored block made.
+    probe.feed(&frame(
+        Kind::Headers,
+        END_HEADERS | END_STREAM,
+        3,
+        &[0x80 | 62],
+    ));
+    probe.answer(3, Then::End);
+    probe.check(&["3 trailers", "> HEADERS 3 end"]);
+    assert!(!probe.connection.is_idle());
+    probe.feed(&frame(Kind::Data, END_STREAM, 1, &[]));
+    probe.answer(1, Then::End);
+    assert!(probe.connection.is_idle());
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_is_no_pong() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    probe.feed(&words(Kind::Ping, ACK, 0, &[1, 2]));
+    probe.connection.ping();
+    probe.feed(&words(Kind::Ping, ACK, 0, &[1, 2]));
+    probe.check(&["> Ping 0"]);
+}
+
+#[test]
+fn a_header_list_over_its_limit_is_answered() {
+    let limits = Limits {
+        list_bytes_max: 300,
+        ..mesh()
+    };
+    let long = "x".repeat(200);
+    let mut fields = request("POST").to_vec();
+    fields.push(("a", &long));
+    let mut probe = Probe::new(Role::Server, &limits);
+    probe.feed(&headers(1, Then::More, &fields));
+    probe.feed(&frame(Kind::Data, END_STREAM, 1, &[7; 3]));
+    probe.feed(&headers(3, Then::End, &fields));
+    let output = probe.take_output();
+    assert_eq!(
+        frames(&output),
+        ["> HEADERS 1 end", "> RST 1 NO_ERROR", "> HEADERS 3 end"]
+    );
+    let mut client = Probe::new(Role::Client, &mesh());
+    client.open("POST", Then::More);
+    client.feed(&output[..output.len() - 10]);
+    assert_eq!(client.events[0], "1 431 end");
+    // Trailers and answers that are too long end the stream.
+    probe.feed(&headers(5, Then::More, &request("POST")));
+    probe.feed(&headers(5, Then::End, &[("a", &long), ("b", &long)]));
+    probe.check(&[
+        "5 POST",
+        "5 ENHANCE_YOUR_CALM by us",
+        "> RST 5 ENHANCE_YOUR_CALM",
+    ]);
+    let mut probe = Probe::new(Role::Client, &limits);
+    probe.open("GET", Then::End);
+    probe.take_output();
+    probe.feed(&headers(
+        1,
+        Then::End,
+        &[(":status", "200"), ("a", &long), ("b", &long)],
+    ));
+    probe.check(&["1 ENHANCE_YOUR_CALM by us", "> RST 1 ENHANCE_YOUR_CALM"]);
+}
+
+#[test]
+fn a_large_head_is_cut_and_put_together() {
+    let mut server = Probe::new(Role::Server, &mesh());
+    let mut client = Probe::new(Role::Client, &mesh());
+    let long = "~".repeat(15_000);
+    let mut fields = request("GET").to_vec();
+    fields.extend([("a", &*long), ("b", &*long), ("c", &*long)]);
+    for (stream, reads) in [(1, 1_000), (3, 100_000)] {
+        let opened = client
+            .connection
+            .open(&head(&fields), Then::End, &mut client.heads);
+        assert_eq!(opened, Some(StreamId(stream)));
+        let output = client.take_output();
+        let kinds = frames(&output);
+        assert_eq!(kinds[0], format!("> HEADERS {stream} end"));
+        assert!(
+            kinds[1..]
+                .iter()
+                .all(|kind| *kind == format!("> Continuation {stream}"))
+        );
+        assert!(kinds.len() >= 3, "{kinds:?}");
+        for read in output.chunks(reads) {
+            server.feed(read);
+        }
+        server.check(&[&format!("{stream} GET end")]);
+    }
+    assert!(server.connection.block.capacity() <= 4 * 1024);
+    assert!(server.connection.partial.capacity() <= 4 * 1024);
+}
+
+#[test]
+fn interim_answers_are_few() {
+    let limits = Limits {
+        interims_max: 2,
+        ..mesh()
+    };
+    let mut probe = Probe::new(Role::Client, &limits);
+    probe.open("GET", Then::End);
+    probe.take_output();
+    for _ in 0..3 {
+        probe.feed(&headers(1, Then::More, &[(":status", "103")]));
+    }
+    probe.check(&[
+        "1 interim",
+        "1 interim",
+        "1 ENHANCE_YOUR_CALM by us",
+        "> RST 1 ENHANCE_YOUR_CALM",
+    ]);
+}
+
+#[test]
+fn a_reset_drops_what_waits() {
+    let mut probe = Probe::serving(2, &mesh());
+    probe.answer(1, Then::More);
+    probe.answer(3, Then::More);
+    probe.take_output();
+    block_output(&mut probe);
+    probe.send(1, 100, Then::More);
+    probe.trailers(1);
+    probe.send(3, 50, Then::End);
+    probe.connection.reset(StreamId(1), Code::CANCEL);
+    unblock_output(&mut probe);
+    assert_eq!(probe.connection.waiting_bytes(), 50);
+    probe.check(&["3 sent 50", "> RST 1 CANCEL", "> DATA 3 50 end"]);
+    // Nothing happens to streams that are over.
+    assert_eq!(probe.send(1, 5, Then::End), 5);
+    probe.answer(1, Then::End);
+    probe.trailers(1);
+    probe.connection.reset(StreamId(1), Code::CANCEL);
+    probe.connection.release(StreamId(1), 5);
+    probe.feed(&frame(Kind::Data, 0, 1, &[7; 9]));
+    probe.check(&[]);
+}
+
+#[test]
+fn a_stream_that_the_peer_has_not_heard_of_is_not_reset() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    block_output(&mut probe);
+    probe.open("GET", Then::End);
+    probe.open("GET", Then::End);
+    probe.connection.reset(StreamId(1), Code::CANCEL);
+    unblock_output(&mut probe);
+    probe.check(&["> HEADERS 3 end"]);
+    block_output(&mut probe);
+    probe.open("GET", Then::End);
+    probe.feed(&words(Kind::RstStream, 0, 5, &[8]));
+    unblock_output(&mut probe);
+    probe.check(&["> GOAWAY 0 PROTOCOL_ERROR"]);
+}
+
+#[test]
+fn what_is_overdue_ends_the_connection() {
+    let check = |bytes: &[u8], expected: Option<(u64, Code)>| {
+        let mut probe = Probe::fresh(Role::Server, &mesh());
+        probe.feed(PREFACE);
+        probe.feed(&frame(Kind::Settings, 0, 0, &[]));
+        probe.feed(bytes);
+        let (secs, code) = match expected {
+            Some((secs, code)) => (Some(secs), Some(code)),
+            None => (None, None),
+        };
+        let deadline = secs.map(|secs| probe.now + Duration::from_secs(secs));
+        assert_eq!(probe.connection.deadline(), deadline);
+        let Some(deadline) = deadline else { return };
+        let before = deadline - Duration::from_nanos(1);
+        assert_eq!(probe.connection.expire(before), Ok(()));
+        let broken = probe.connection.expire(deadline).unwrap_err();
+        assert_eq!(Some(broken.code), code);
+        assert_eq!(probe.connection.expire(before), Err(broken));
+        let goaway = format!("> GOAWAY 0 {}", name(broken.code));
+        assert_eq!(frames(&probe.take_output()).last(), Some(&goaway));
+    };
+    let ack = frame(Kind::Settings, ACK, 0, &[]);
+    let begun = frame(Kind::Headers, 0, 1, &[]);
+    check(&[], Some((30, Code::SETTINGS_TIMEOUT)));
+    check(&ack, None);
+    check(&[ack, begun].concat(), Some((30, Code::ENHANCE_YOUR_CALM)));
+}
+
+#[test]
+fn a_connection_at_rest_keeps_little() {
+    let mut probe = Probe::serving(1_000, &mesh());
+    for n in 0..1_000 {
+        probe.feed(&frame(Kind::Data, END_STREAM, 2 * n + 1, &[7; 100]));
+        probe.answer(2 * n + 1, Then::More);
+        probe.send(2 * n + 1, 10, Then::End);
+    }
+    assert!(probe.connection.is_idle());
+    probe.take_output();
+    probe.connection.shrink();
+    let tables = probe.connection.decoder.memory_bytes() + probe.connection.encoder.memory_bytes();
+    let bytes = probe.connection.memory_bytes() - tables;
+    assert!(bytes <= 1_024, "{bytes}, tables {tables}");
+}
