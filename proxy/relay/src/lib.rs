@@ -20,6 +20,7 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod event;
+pub mod h1;
 pub mod head;
 pub mod hpack;
 pub mod input;
