@@ -6,6 +6,7 @@ SHELL := bash
 
 TOOLS := target/tools
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.2
 
 # What the suites drive, from Debian. `make test` installs it when run as root on a Debian machine.
 DEBIAN_PACKAGES := curl faketime iproute2 iptables nftables nghttp2-client nghttp2-server openssl prometheus python3 python3-venv tcpdump util-linux
@@ -61,6 +62,25 @@ tidy: need-cargo
 .PHONY: audit
 audit: $(TOOLS)/bin/cargo-deny ## Known vulnerabilities of the dependencies (needs the network)
 	cargo deny check advisories
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := $(patsubst proxy/relay/fuzz/targets/%.rs,%,$(wildcard proxy/relay/fuzz/targets/*.rs))
+FUZZ_FOUND := $(CURDIR)/target/fuzz/corpus
+FUZZ_RUN = cargo +nightly fuzz run --target-dir $(CURDIR)/target/fuzz
+
+.PHONY: fuzz
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Coverage-guided fuzzing of the relay core, with a nightly toolchain: FUZZ_SECONDS per target
+	cd proxy/relay; for target in $(FUZZ_TARGETS); do mkdir -p $(FUZZ_FOUND)/$$target; \
+	  $(FUZZ_RUN) $$target $(FUZZ_FOUND)/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096; done
+
+.PHONY: fuzz-corpus
+fuzz-corpus: $(TOOLS)/bin/cargo-fuzz
+	cd proxy/relay; for target in $(FUZZ_TARGETS); do mkdir -p $(FUZZ_FOUND)/$$target; \
+	  $(FUZZ_RUN) $$target fuzz/corpus/$$target $(FUZZ_FOUND)/$$target -- -set_cover_merge=1 -use_counters=0; done
+
+$(TOOLS)/bin/cargo-fuzz: | need-cargo
+	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build cargo-fuzz@$(CARGO_FUZZ_VERSION)
+	rm -rf $(TOOLS)/build
 
 .PHONY: debian
 debian:

@@ -85,6 +85,7 @@ impl Head {
 
     /// Appends the field whose bytes are all that was put into the buffer from `start` on: those
     /// of the name, 0 if it is known, and the value.
+    #[inline]
     pub(crate) fn push_stored(
         &mut self,
         token: Token,

@@ -80,9 +80,14 @@ impl Decoder {
         list.refusal.map_or(Ok(()), Err)
     }
 
+    /// Bytes of memory that it takes beside itself: at most three times the size of the table.
+    pub fn memory_bytes(&self) -> usize {
+        self.table.memory_bytes()
+    }
+
     #[cfg(test)]
-    pub(super) fn table_bytes(&self) -> usize {
-        self.table.size()
+    pub(super) fn table(&self) -> &Table {
+        &self.table
     }
 
     /// Size updates, which come only at the beginning of a block (RFC 7541 section 4.2).

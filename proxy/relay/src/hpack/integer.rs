@@ -4,12 +4,17 @@ use super::Error;
 
 /// Reads the integer whose prefix is the low `prefix_bits` of `first`, of 1 to 8, and whose rest
 /// is at the front of `block`, which it is cut off.
+#[inline]
 pub(super) fn read(first: u8, prefix_bits: u32, block: &mut &[u8]) -> Result<u32, Error> {
     let prefix_max = u8::MAX >> (8 - prefix_bits);
     let prefix = first & prefix_max;
     if prefix < prefix_max {
         return Ok(u32::from(prefix));
     }
+    read_rest(prefix, block)
+}
+
+fn read_rest(prefix: u8, block: &mut &[u8]) -> Result<u32, Error> {
     let mut value = u64::from(prefix);
     for (position, &byte) in block.iter().take(CONTINUATION_MAX).enumerate() {
         value += u64::from(byte & 0x7f) << (7 * position);
@@ -25,6 +30,7 @@ pub(super) fn read(first: u8, prefix_bits: u32, block: &mut &[u8]) -> Result<u32
 }
 
 /// Appends `value` behind the bits `flags` of the first byte, which are above the prefix.
+#[inline]
 pub(super) fn write(flags: u8, prefix_bits: u32, value: usize, out: &mut Vec<u8>) {
     let prefix_max = u8::MAX >> (8 - prefix_bits);
     let small = u8::try_from(value).ok().filter(|&value| value < prefix_max);
@@ -33,7 +39,10 @@ pub(super) fn write(flags: u8, prefix_bits: u32, value: usize, out: &mut Vec<u8>
         return;
     }
     out.push(flags | prefix_max);
-    let mut rest = value - usize::from(prefix_max);
+    write_rest(value - usize::from(prefix_max), out);
+}
+
+fn write_rest(mut rest: usize, out: &mut Vec<u8>) {
     while rest >= 0x80 {
         out.push(0x80 | low_bits(rest));
         rest >>= 7;

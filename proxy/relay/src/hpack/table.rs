@@ -106,6 +106,7 @@ impl Table {
     }
 
     /// The name, unless it is known, and the value.
+    #[inline]
     pub(super) fn stored<'a>(&'a self, entry: &Entry) -> &'a [u8] {
         &self.bytes[entry.range()]
     }
@@ -117,6 +118,19 @@ impl Table {
     #[cfg(test)]
     pub(super) fn size(&self) -> usize {
         self.size
+    }
+
+    /// Newest first.
+    #[cfg(test)]
+    pub(super) fn fields(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let newest_first = self.entries.iter().rev();
+        newest_first
+            .map(|entry| (self.name(entry).to_vec(), self.value(entry).to_vec()))
+            .collect()
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.bytes.capacity() + self.entries.capacity() * size_of::<Entry>()
     }
 
     pub(super) fn size_max(&self) -> usize {
