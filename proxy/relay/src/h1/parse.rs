@@ -111,6 +111,9 @@ pub(super) fn answer(
 ) -> Result<Option<(usize, Answer)>, Fault> {
     let mut places = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let places = &mut places[..fields_max(limits)];
+    if matches!(bytes, [b'\r' | b'\n', ..]) {
+        return Err(Fault::bad("there is an empty line before the answer"));
+    }
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
     let used = match config.parse_response_with_uninit_headers(&mut parsed, bytes, places) {
@@ -120,9 +123,6 @@ pub(super) fn answer(
     };
     let status = parsed.code.filter(|status| *status >= 100);
     let status = status.ok_or(Fault::bad("the status is not one"))?;
-    if matches!(bytes, [b'\r' | b'\n', ..]) {
-        return Err(Fault::bad("there is an empty line before the answer"));
-    }
     check_whole(&bytes[..used], parsed.headers.len(), limits)?;
     let version = version(parsed.version);
     head.push_as(
@@ -291,15 +291,19 @@ fn check_list(head: &Head, limits: &Limits) -> Result<(), Fault> {
     (!is_over).then_some(()).ok_or(fault)
 }
 
-/// A line that would be one of HTTP but for its version has another answer.
+/// A line that would be one of HTTP but for its version has another answer. It may not be whole
+/// yet.
 fn version_fault(bytes: &[u8]) -> Fault {
     let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next();
-    let mut words = line.unwrap_or_default().rsplit(|byte| *byte == b' ');
-    let is_http = words.next().is_some_and(|word| {
-        let number = word.strip_prefix(b"HTTP/");
-        number.is_some_and(|number| number.iter().all(|b| b.is_ascii_digit() || *b == b'.'))
-    });
-    if is_http {
+    let mut words = line.unwrap_or_default().splitn(3, |byte| *byte == b' ');
+    let version = words.nth(2).and_then(|word| word.strip_prefix(b"HTTP/"));
+    let is_version = |number: &[u8]| {
+        matches!(
+            number,
+            [b'0'..=b'9'] | [b'0'..=b'9', b'.'] | [b'0'..=b'9', b'.', b'0'..=b'9']
+        )
+    };
+    if version.is_some_and(is_version) {
         Fault::VERSION_UNKNOWN
     } else {
         Fault::bad("the first line is not one of HTTP")

@@ -96,19 +96,22 @@ impl Connection {
             return Ok(Step::More);
         }
         let head_max = self.limits.head_bytes_max as usize;
+        const NOT_WHOLE: Fault = Fault::bad("the head is not whole");
         let mut head = heads.take();
         let parsed = if self.kept.is_empty() {
             let parsed = self.parse(input.rest(), &mut head);
-            if let Ok(Some((used, _))) = parsed {
-                input.take(used);
-            } else {
-                self.kept.section(input, head_max);
+            match parsed {
+                Ok(Some((used, _))) => {
+                    input.take(used);
+                    parsed
+                }
+                Ok(None) if self.kept.section(input, head_max).is_some() => Err(NOT_WHOLE),
+                Ok(None) | Err(_) => parsed,
             }
-            parsed
         } else if let Some(n) = self.kept.section(input, head_max) {
             let parsed = self.parse(&self.kept.rest()[..n], &mut head);
             self.kept.advance(n);
-            parsed.and_then(|parsed| parsed.map(Some).ok_or(Fault::bad("the head is not whole")))
+            parsed.and_then(|parsed| parsed.map(Some).ok_or(NOT_WHOLE))
         } else if self.kept.is_worth_a_look() || self.kept.rest().len() >= head_max {
             self.parse(self.kept.rest(), &mut head)
         } else {
@@ -370,8 +373,16 @@ impl Connection {
                 Ok(Some(ended))
             }
             Reading::Length(_) | Reading::Chunked(_) if !self.kept.is_empty() => Ok(None),
-            Reading::Head if self.role == Role::Server && !self.kept.is_empty() => {
-                Err(self.broken(Fault::bad("the connection ended inside the head")))
+            Reading::Head if !self.kept.is_empty() => {
+                // It may have been wrong as far as it came.
+                let parsed = self.parse(self.kept.rest(), &mut Head::new());
+                match (parsed, self.role) {
+                    (Err(fault), _) => Err(self.broken(fault)),
+                    (Ok(_), Role::Server) => {
+                        Err(self.broken(Fault::bad("the connection ended inside the head")))
+                    }
+                    (Ok(_), Role::Client) => Ok(self.lost()),
+                }
             }
             Reading::Head if self.writing == Writing::Idle => {
                 self.finish();
