@@ -1,21 +1,18 @@
 //! What comes, and the events that it makes.
 
+mod end;
+mod head;
+
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{
-    Connection, Ending, Malformed, Reading, Role, Writing,
-    chunked::{Chunked, Next},
-    fault::Fault,
-    hop::{Framing, Method},
-    parse::{self, Answer, Request},
-};
+use super::{Connection, Malformed, Reading, chunked::Next, fault::Fault, parse};
 use crate::{
-    event::{By, Code, Event, Then},
-    head::{Head, Heads},
+    event::{Event, Then},
+    h1::hop::Method,
+    head::Heads,
     input::{Input, Payload},
-    token::Token,
 };
 
 /// What a look at the input came to.
@@ -27,13 +24,6 @@ enum Step<'a> {
     Again,
     /// More input is needed, or someone's leave to take it.
     More,
-}
-
-/// A head that came.
-#[derive(Debug)]
-enum Parsed {
-    Request(Request),
-    Answer(Answer),
 }
 
 impl Connection {
@@ -75,175 +65,6 @@ impl Connection {
     /// that the connection broke.
     pub fn ended(&mut self) {
         self.is_at_end = true;
-    }
-
-    fn receive_head<'a>(
-        &mut self,
-        input: &mut Input<'a>,
-        heads: &mut Heads,
-        now: Instant,
-    ) -> Result<Step<'a>, Fault> {
-        match self.role {
-            Role::Server => self.skip_empty_lines(input),
-            Role::Client if self.writing == Writing::Idle && !self.ahead(input).is_empty() => {
-                // RFC 9112 section 9.2.
-                return Err(Fault::bad("bytes came that answer no request"));
-            }
-            Role::Client => {}
-        }
-        if self.ahead(input).is_empty() {
-            self.head_began = None;
-            return Ok(Step::More);
-        }
-        let head_max = self.limits.head_bytes_max as usize;
-        const NOT_WHOLE: Fault = Fault::bad("the head is not whole");
-        let mut head = heads.take();
-        let parsed = if self.kept.is_empty() {
-            let parsed = self.parse(input.rest(), &mut head);
-            match parsed {
-                Ok(Some((used, _))) => {
-                    input.take(used);
-                    parsed
-                }
-                Ok(None) if self.kept.section(input, head_max).is_some() => Err(NOT_WHOLE),
-                Ok(None) | Err(_) => parsed,
-            }
-        } else if let Some(n) = self.kept.section(input, head_max) {
-            let parsed = self.parse(&self.kept.rest()[..n], &mut head);
-            self.kept.advance(n);
-            parsed.and_then(|parsed| parsed.map(Some).ok_or(NOT_WHOLE))
-        } else if self.kept.is_worth_a_look() || self.kept.rest().len() >= head_max {
-            self.parse(self.kept.rest(), &mut head)
-        } else {
-            Ok(None)
-        };
-        match parsed {
-            Ok(Some((used, parsed))) => {
-                self.head_began = None;
-                self.head_came(parsed, used, head)
-            }
-            Ok(None) => {
-                heads.give(head);
-                self.head_began.get_or_insert(now);
-                Ok(Step::More)
-            }
-            Err(fault) => {
-                heads.give(head);
-                Err(fault)
-            }
-        }
-    }
-
-    fn parse(&self, bytes: &[u8], head: &mut Head) -> Result<Option<(usize, Parsed)>, Fault> {
-        match self.role {
-            Role::Server => {
-                let parsed = parse::request(bytes, &self.limits, head)?;
-                Ok(parsed.map(|(used, request)| (used, Parsed::Request(request))))
-            }
-            Role::Client => {
-                let parsed = parse::answer(bytes, &self.limits, self.asked.as_deref(), head)?;
-                Ok(parsed.map(|(used, answer)| (used, Parsed::Answer(answer))))
-            }
-        }
-    }
-
-    /// Those before a request (RFC 9112 section 2.2): some clients end a body with one.
-    fn skip_empty_lines(&mut self, input: &mut Input<'_>) {
-        loop {
-            if self.kept.rest() == b"\r" {
-                self.kept.fill(input, 2);
-            }
-            if !self.ahead(input).starts_with(b"\r\n") {
-                return;
-            }
-            self.advance(input, 2);
-        }
-    }
-
-    fn head_came<'a>(
-        &mut self,
-        parsed: Parsed,
-        used: usize,
-        head: Head,
-    ) -> Result<Step<'a>, Fault> {
-        match parsed {
-            Parsed::Request(request) => Ok(self.request_came(request, head)),
-            Parsed::Answer(answer) => self.answer_came(&answer, used, head),
-        }
-    }
-
-    fn request_came<'a>(&mut self, request: Request, head: Head) -> Step<'a> {
-        self.begin(request.method, request.upgrade);
-        self.hop = request.hop;
-        self.persists = request.persists;
-        self.writing = Writing::Head;
-        let then = self.begin_body(request.framing);
-        self.is_awaited = self.hop.expects_continue && then == Then::More;
-        Step::Event(Event::Head {
-            stream: self.stream,
-            head,
-            then,
-        })
-    }
-
-    fn answer_came<'a>(
-        &mut self,
-        answer: &Answer,
-        used: usize,
-        mut head: Head,
-    ) -> Result<Step<'a>, Fault> {
-        let stream = self.stream;
-        let (status, method) = (answer.status, self.method);
-        let is_tunnel = method == Method::Connect && matches!(status, 200..=299);
-        if is_tunnel || status < 200 || status == 204 {
-            // RFC 9110 section 8.6: there it means nothing.
-            head.retain(|field| field.token != Token::ContentLength);
-        }
-        if (100..200).contains(&status) && status != 101 {
-            self.interim_bytes += u32::try_from(used).unwrap_or(u32::MAX);
-            if self.interim_bytes > self.limits.interim_bytes_max {
-                return Err(Fault::bad("there are too many interim answers"));
-            }
-            return Ok(Step::Event(Event::Interim { stream, head }));
-        }
-        if status == 101 && (!answer.switches || self.writing != Writing::Done) {
-            return Err(Fault::bad(
-                "it switches to a protocol that was not asked for",
-            ));
-        }
-        self.hop = answer.hop;
-        self.persists &= answer.persists;
-        if is_tunnel || status == 101 {
-            self.hop.ends_by_closing = false;
-            self.begin_tunnel();
-            let then = Then::More;
-            return Ok(Step::Event(Event::Head { stream, head, then }));
-        }
-        let has_none = method == Method::Head || matches!(status, 204 | 304);
-        let framing = if has_none {
-            Framing::Nothing
-        } else {
-            answer.framing
-        };
-        self.hop.ends_by_closing = framing == Framing::UntilClose;
-        let then = self.begin_body(framing);
-        Ok(Step::Event(Event::Head { stream, head, then }))
-    }
-
-    fn begin_body(&mut self, framing: Framing) -> Then {
-        self.reading = match framing {
-            Framing::Nothing | Framing::Length(0) => {
-                self.received();
-                return Then::End;
-            }
-            Framing::Length(left) => Reading::Length(left),
-            Framing::Chunked => Reading::Chunked(Chunked::new()),
-            Framing::UntilClose => {
-                self.persists = false;
-                Reading::UntilClose
-            }
-        };
-        Then::More
     }
 
     fn receive_length<'a>(&mut self, input: &mut Input<'a>, left: u64) -> Step<'a> {
@@ -347,123 +168,6 @@ impl Connection {
             input.take(input.rest().len());
         }
         Step::More
-    }
-
-    /// What the end of input means where we are.
-    fn receive_end(&mut self) -> Result<Option<Event<'static>>, Malformed> {
-        let stream = self.stream;
-        let ended = Event::Data {
-            stream,
-            data: Payload::Lent(b""),
-            credit: 0,
-            then: Then::End,
-        };
-        match self.reading {
-            // They end with the connection, once what is kept of them has been told.
-            Reading::UntilClose | Reading::Raw if !self.kept.is_empty() => Ok(None),
-            Reading::UntilClose => {
-                self.received();
-                Ok(Some(ended))
-            }
-            Reading::Raw => {
-                self.reading = Reading::Ended;
-                if self.writing == Writing::RawEnded {
-                    self.finish();
-                }
-                Ok(Some(ended))
-            }
-            Reading::Length(_) | Reading::Chunked(_) if !self.kept.is_empty() => Ok(None),
-            Reading::Head if !self.kept.is_empty() => {
-                // It may have been wrong as far as it came.
-                let parsed = self.parse(self.kept.rest(), &mut Head::new());
-                match (parsed, self.role) {
-                    (Err(fault), _) => Err(self.broken(fault)),
-                    (Ok(_), Role::Server) => {
-                        Err(self.broken(Fault::bad("the connection ended inside the head")))
-                    }
-                    (Ok(_), Role::Client) => Ok(self.lost()),
-                }
-            }
-            Reading::Head if self.writing == Writing::Idle => {
-                self.finish();
-                Ok(None)
-            }
-            Reading::Ended => Ok(None),
-            Reading::Head
-            | Reading::Length(_)
-            | Reading::Chunked(_)
-            | Reading::Trailers
-            | Reading::Done => Ok(self.lost()),
-        }
-    }
-
-    /// The other side is gone before the end of the exchange.
-    fn lost(&mut self) -> Option<Event<'static>> {
-        // A client gave up. An endpoint's answer is incomplete (RFC 9112 section 8), unless it had
-        // not begun.
-        let is_incomplete =
-            self.role == Role::Client && self.is_answered() && self.reading != Reading::Done;
-        let code = if is_incomplete {
-            Code::PROTOCOL_ERROR
-        } else {
-            Code::CANCEL
-        };
-        let is_told = self.discards.is_none() && self.writing != Writing::Idle;
-        let stream = self.stream;
-        self.give_up();
-        let by = By::Peer;
-        is_told.then_some(Event::Reset { stream, code, by })
-    }
-
-    /// `fault` came: nothing behind it can be understood.
-    fn broken(&mut self, fault: Fault) -> Malformed {
-        let Fault { status, reason } = fault;
-        if self.role == Role::Client {
-            self.abort();
-            return Malformed {
-                status: 502,
-                reason,
-                answer: None,
-            };
-        }
-        self.persists = false;
-        if self.reading == Reading::Head {
-            self.begin(Method::Other, None);
-            self.writing = Writing::Head;
-        }
-        let (stream, writing) = (self.stream, self.writing);
-        self.give_up();
-        if writing != Writing::Head {
-            return Malformed {
-                status,
-                reason,
-                answer: None,
-            };
-        }
-        self.writing = writing;
-        Malformed {
-            status,
-            reason,
-            answer: Some(stream),
-        }
-    }
-
-    /// Ends the connection: in order, unless what was sent could pass for a whole message.
-    pub(super) fn give_up(&mut self) {
-        let is_whole = match self.writing {
-            Writing::Idle | Writing::Head => true,
-            Writing::Done | Writing::Nothing => self.role == Role::Server,
-            Writing::Length(_)
-            | Writing::Chunked
-            | Writing::UntilClose
-            | Writing::Raw
-            | Writing::RawEnded => false,
-        };
-        self.stop(if is_whole {
-            Ending::Finishing
-        } else {
-            Ending::Aborted
-        });
     }
 
     /// What is to be looked at next.
