@@ -148,8 +148,11 @@ impl Decoder {
                 Found::Static(token, _) => (token, None),
                 Found::Dynamic(entry) => {
                     let name = self.table.name(entry);
-                    list.head.buffer().extend_from_slice(name);
-                    let is_checked = entry.fault.is_none();
+                    if entry.token == Token::Other {
+                        list.head.buffer().extend_from_slice(name);
+                    }
+                    // Of a malformed field either may be at fault.
+                    let is_checked = entry.fault.is_none() || entry.token != Token::Other;
                     let fault = if is_checked {
                         None
                     } else {
