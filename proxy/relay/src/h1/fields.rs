@@ -54,21 +54,9 @@ impl<'b> Fields<'b> {
     ) -> Result<Self, Fault> {
         let mut this = Self::default();
         for field in fields {
-            let start = head.buffer().len();
-            let lower = field.name.bytes().map(|byte| byte.to_ascii_lowercase());
-            head.buffer().extend(lower);
-            let token = Token::of(&head.buffer()[start..]);
-            let passes = this.take(token, field.value, version, of)?;
-            let stored = if passes && token == Token::Other {
-                field.name.len()
-            } else {
-                0
-            };
-            head.buffer().truncate(start + stored);
-            if passes {
-                head.buffer().extend_from_slice(field.value);
-                head.push_stored(token, start, stored, Indexing::Allowed, 0);
-            }
+            push(field, head, |token| {
+                this.take(token, field.value, version, of)
+            })?;
         }
         this.finish(version, of, head)?;
         Ok(this)
@@ -198,6 +186,30 @@ impl<'b> Fields<'b> {
         }
         Ok(())
     }
+}
+
+/// Appends `field`, its name in lower case, unless `passes` wants it to be left out.
+pub(super) fn push(
+    field: &Header<'_>,
+    head: &mut Head,
+    passes: impl FnOnce(Token) -> Result<bool, Fault>,
+) -> Result<(), Fault> {
+    let start = head.buffer().len();
+    let lower = field.name.bytes().map(|byte| byte.to_ascii_lowercase());
+    head.buffer().extend(lower);
+    let token = Token::of(&head.buffer()[start..]);
+    let passes = passes(token)?;
+    let stored = if passes && token == Token::Other {
+        field.name.len()
+    } else {
+        0
+    };
+    head.buffer().truncate(start + stored);
+    if passes {
+        head.buffer().extend_from_slice(field.value);
+        head.push_stored(token, start, stored, Indexing::Allowed, 0);
+    }
+    Ok(())
 }
 
 /// Whether `Connection` can make a field one of the connection (RFC 9110 section 7.6.1). What

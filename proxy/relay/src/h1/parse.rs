@@ -7,7 +7,7 @@ use httparse::Status;
 
 use super::{
     fault::Fault,
-    fields::{Fields, Of},
+    fields::{Fields, Of, push},
     hop::{Framing, Hop, Method, Version},
     limits::{FIELDS_MAX, Limits},
     target::{Target, check_authority},
@@ -169,14 +169,10 @@ pub(super) fn trailers(bytes: &[u8], limits: &Limits, head: &mut Head) -> Result
     };
     check_lines(bytes, fields.len() + 1)?;
     for field in fields {
-        let lower = field.name.to_ascii_lowercase();
-        let token = Token::of(lower.as_bytes());
-        if !is_trailer(token) {
-            return Err(Fault::bad(
-                "the trailers have a field that may not be there",
-            ));
-        }
-        head.push_as(token, lower.as_bytes(), field.value, Indexing::Allowed);
+        push(field, head, |token| {
+            let fault = Fault::bad("the trailers have a field that may not be there");
+            is_trailer(token).then_some(true).ok_or(fault)
+        })?;
     }
     check_list(head, limits)
 }

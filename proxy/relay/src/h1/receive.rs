@@ -7,10 +7,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Connection, Malformed, Reading, chunked::Next, fault::Fault, parse};
+use super::{Connection, Malformed, Reading, chunked::Next, fault::Fault, hop::Method, parse};
 use crate::{
     event::{Event, Then},
-    h1::hop::Method,
     head::Heads,
     input::{Input, Payload},
 };

@@ -44,7 +44,6 @@ impl Connection {
             return Ok(Step::More);
         }
         let head_max = self.limits.head_bytes_max as usize;
-        const NOT_WHOLE: Fault = Fault::bad("the head is not whole");
         let mut head = heads.take();
         let parsed = if self.kept.is_empty() {
             let parsed = self.parse(input.rest(), &mut head);
@@ -198,3 +197,6 @@ impl Connection {
         Then::More
     }
 }
+
+/// What ends a head did not make it one: empty lines before it, in pieces.
+const NOT_WHOLE: Fault = Fault::bad("the head is not whole");
