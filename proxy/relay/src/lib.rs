@@ -23,6 +23,7 @@ pub mod budget;
 pub mod cluster;
 pub mod error;
 pub mod event;
+pub mod h1;
 pub mod h2;
 pub mod head;
 pub mod hpack;

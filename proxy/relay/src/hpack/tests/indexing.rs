@@ -1,6 +1,6 @@
 //! Which fields an encoder puts into its table, and how it says so.
 
-use super::{decode, encode, head, hex};
+use super::{decode, encode, head, hex, lines};
 use crate::{
     head::{Head, Indexing},
     hpack::{Decoder, Encoder},
@@ -111,8 +111,42 @@ fn unique_values_push_nothing_out() {
             assert_eq!(block.len(), often.len(), "{n}");
         }
         encode(&mut encoder, &head(&unique));
-        assert!(encoder.table().len() <= often.len());
+        // And one trace, for its name.
+        assert!(encoder.table().len() <= often.len() + 1);
     }
+}
+
+#[test]
+fn a_name_of_no_table_enters_on_its_second_sight() {
+    for name in ["traceparent", "x-order-id"] {
+        let mut encoder = Encoder::new();
+        let mut block = |value: &str| encode(&mut encoder, &head(&[(name, value)]));
+        assert_eq!(block("1")[0], 0x00);
+        assert_eq!(block("2")[0], 0x40);
+        assert_eq!(block("3"), hex("0f 2f 01 33"));
+        assert_eq!(block("4"), hex("0f 2f 01 34"));
+        assert_eq!(block("2"), hex("be"));
+        assert_eq!(block("4"), hex("7e 01 34"));
+        // Both have the name.
+        assert_eq!(block("5"), hex("0f 30 01 35"));
+        let mut secret = Head::new();
+        secret.push(name.as_bytes(), b"6", Indexing::Never);
+        assert_eq!(encode(&mut encoder, &secret), hex("1f 30 01 36"));
+    }
+}
+
+/// More names than the table has room for: what is in it is found all the same.
+#[test]
+fn the_table_may_be_full() {
+    let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(4096));
+    for n in 0..3000 {
+        let names = [n % 7, n % 50, n % 130].map(|n| format!("x-{n}"));
+        let fields: Vec<_> = names.iter().map(|name| (&**name, "a")).collect();
+        let head = head(&fields);
+        let decoded = decode(&mut decoder, &encode(&mut encoder, &head)).unwrap();
+        assert_eq!(lines(&decoded), lines(&head), "{n}");
+    }
+    assert!(encoder.table().len() > 100);
 }
 
 #[test]

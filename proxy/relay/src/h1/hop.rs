@@ -1,0 +1,65 @@
+//! What a head of HTTP/1 says that HTTP/2 has no words for.
+
+/// Beside the fields of a [`crate::head::Head`]: with it a request that went through HTTP/2 is
+/// rebuilt as it was. An upgrade is in the head, as `:protocol` (RFC 8441 section 4) beside the
+/// request's own method; an expectation and `te: trailers` are fields as in HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// Its sender's version.
+    pub version: Version,
+    /// The target of a request was a whole URI.
+    pub is_absolute: bool,
+    /// The client waits for a 100 before it sends its body.
+    pub expects_continue: bool,
+    /// The body of an answer ends with the connection: where the connection breaks nobody can
+    /// tell that it was not whole.
+    pub ends_by_closing: bool,
+    /// Its sender uses the connection for no other exchange.
+    pub closes: bool,
+}
+
+/// A version of HTTP/1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    #[default]
+    Http11,
+}
+
+/// What matters of a method for how messages are delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// Its answer has no body.
+    Head,
+    /// Its answer of 2xx makes a tunnel.
+    Connect,
+    /// One whose request anticipates a body (RFC 9110 section 8.6).
+    Sending,
+    Other,
+}
+
+impl Method {
+    pub(super) fn of(method: &[u8]) -> Self {
+        match method {
+            b"HEAD" => Self::Head,
+            b"CONNECT" => Self::Connect,
+            b"POST" | b"PUT" | b"PATCH" => Self::Sending,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// How the end of a body is told (RFC 9112 section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// There is none.
+    Nothing,
+    /// By so many bytes, or so many that are left.
+    Length(u64),
+    /// By a last chunk.
+    Chunked,
+    /// By the end of the connection.
+    UntilClose,
+}
