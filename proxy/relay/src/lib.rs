@@ -31,6 +31,7 @@ pub mod input;
 pub mod meshed;
 pub mod output;
 pub mod record;
+pub mod relay;
 pub mod request;
 pub mod timer;
 pub mod token;

@@ -88,6 +88,18 @@ impl Output {
         used
     }
 
+    /// All bytes in order, as they were put in.
+    pub fn payloads(&self) -> impl Iterator<Item = Payload<'_>> {
+        let mut at = self.written;
+        let large = self.large.iter().flat_map(move |large| {
+            let before = &self.small[std::mem::replace(&mut at, large.at)..large.at];
+            [Payload::Lent(before), Payload::Shared(large.bytes.clone())]
+        });
+        let last = self.large.back().map_or(self.written, |large| large.at);
+        let all = large.chain([Payload::Lent(&self.small[last..])]);
+        all.filter(|payload| !payload.is_empty())
+    }
+
     /// Forgets the first `n` bytes: they have been written.
     ///
     /// # Panics

@@ -139,15 +139,20 @@ impl Connection {
         self.settle(slot);
     }
 
-    /// Forgets a stream that has ended well in both directions, when all is told of it.
+    /// Forgets a stream that has ended well in both directions, or in ours and nothing else is
+    /// wanted of it, when all is told of it.
     pub(super) fn settle(&mut self, slot: Slot) {
         let it = &self.streams[slot];
-        if it.receiving == Receiving::Ended
-            && it.sending == Sending::Ended
-            && !self.streams.is_in(Queue::Written, slot)
-        {
+        if it.sending != Sending::Ended || self.streams.is_in(Queue::Written, slot) {
+            return;
+        }
+        if it.receiving == Receiving::Ended {
             self.resets.earn(1);
             self.streams.remove(slot);
+        } else if it.is_unwanted {
+            let id = it.id;
+            self.write_reset(id, Code::NO_ERROR);
+            self.drop_stream(slot);
         }
     }
 

@@ -81,6 +81,16 @@ impl Connection {
         }
     }
 
+    /// As a server: the answer is whole, so nothing more of the request is wanted. When all of the
+    /// answer has gone the client is asked to stop (RST_STREAM with NO_ERROR, RFC 9113 section
+    /// 8.1), unless it has ended by then.
+    pub fn stop(&mut self, stream: StreamId) {
+        if let Some(slot) = self.streams.find(stream.0) {
+            self.streams[slot].is_unwanted = true;
+            self.settle(slot);
+        }
+    }
+
     /// Ends a stream before its time; what waits of it is dropped.
     pub fn reset(&mut self, stream: StreamId, code: Code) {
         let Some(slot) = self.streams.find(stream.0) else {

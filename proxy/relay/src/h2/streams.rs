@@ -25,6 +25,10 @@ pub(super) struct Stream {
     pub(super) is_tunnel: bool,
     /// Whether the peer knows of it: not before a client's HEADERS have gone.
     pub(super) is_known: bool,
+    /// Whether the rest of what the peer sends is of no use, see [`Connection::stop`].
+    ///
+    /// [`Connection::stop`]: super::Connection::stop
+    pub(super) is_unwanted: bool,
     pub(super) interims: u8,
     /// What of the received body is still to come.
     pub(super) length: Length,
@@ -119,6 +123,7 @@ impl Stream {
             asked,
             is_tunnel: false,
             is_known: true,
+            is_unwanted: false,
             interims: 0,
             length: Length::Unknown,
             receive_window: ReceiveWindow::new(0),

@@ -1,0 +1,146 @@
+//! Connections to endpoints: one to each while it takes requests, and those who wait for it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slotmap::SlotMap;
+
+use super::{ChannelId, ConnId, Dial, ExchangeId, Relay, Task, conn::Side, exchange::Stage};
+use crate::{
+    cluster::EndpointState,
+    error::{ConnectError, ProxyError},
+};
+
+/// All of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    all: SlotMap<ChannelId, Channel>,
+    /// By the address of its state, which the channel keeps alive.
+    by_endpoint: HashMap<usize, ChannelId>,
+}
+
+/// Connections to one endpoint.
+#[derive(Debug)]
+struct Channel {
+    endpoint: Arc<EndpointState>,
+    conns: Vec<ConnId>,
+    is_dialling: bool,
+    /// Exchanges that wait for a connection, in order; those that ended meanwhile too.
+    waiting: VecDeque<ExchangeId>,
+}
+
+/// What a dial needs to know.
+#[derive(Clone, Debug)]
+pub(super) struct Reach {
+    pub(super) endpoint: Arc<EndpointState>,
+    pub(super) name: Arc<str>,
+    pub(super) timeout: Duration,
+}
+
+impl Channels {
+    pub(super) fn forget(&mut self, channel: ChannelId, conn: ConnId) {
+        if let Some(channel) = self.all.get_mut(channel) {
+            channel.conns.retain(|known| *known != conn);
+        }
+    }
+
+    fn of(&mut self, endpoint: &Arc<EndpointState>) -> ChannelId {
+        let key = Arc::as_ptr(endpoint).addr();
+        *self.by_endpoint.entry(key).or_insert_with(|| {
+            self.all.insert(Channel {
+                endpoint: Arc::clone(endpoint),
+                conns: Vec::new(),
+                is_dialling: false,
+                waiting: VecDeque::new(),
+            })
+        })
+    }
+}
+
+impl Relay {
+    /// Sends the exchange's attempt over a connection, or has it wait for one.
+    pub(super) fn connect(&mut self, exchange: ExchangeId, reach: Reach, now: Instant) {
+        let id = self.channels.of(&reach.endpoint);
+        if let Some(conn) = self.usable(id) {
+            return self.send(exchange, conn, now);
+        }
+        self.exchanges[exchange].stage = Stage::Connecting;
+        let channel = &mut self.channels.all[id];
+        channel.waiting.push_back(exchange);
+        if !std::mem::replace(&mut channel.is_dialling, true) {
+            self.tasks.push_back(Task::Dial(Dial {
+                channel: id,
+                endpoint: channel.endpoint.key.clone(),
+                name: reach.name,
+                timeout: reach.timeout,
+            }));
+        }
+    }
+
+    pub(super) fn connected(&mut self, id: ChannelId, conn: ConnId, now: Instant) {
+        if let Some(channel) = self.channels.all.get_mut(id) {
+            channel.is_dialling = false;
+            channel.conns.push(conn);
+            self.wake(id, now);
+        }
+    }
+
+    /// Who waited learns why; another endpoint may do.
+    pub(super) fn not_connected(&mut self, id: ChannelId, error: &ConnectError, now: Instant) {
+        let Some(channel) = self.channels.all.get_mut(id) else {
+            return;
+        };
+        channel.is_dialling = false;
+        let endpoint = channel.endpoint.key.address;
+        for exchange in std::mem::take(&mut channel.waiting) {
+            let failed = ProxyError::Connect {
+                endpoint,
+                source: error.clone(),
+            };
+            if self.waits(exchange, id) {
+                self.attempt_failed(exchange, failed, now);
+            }
+        }
+    }
+
+    /// A connection takes more or fewer requests than before.
+    pub(super) fn channel_changed(&mut self, conn: ConnId, now: Instant) {
+        let side = self.conns.get(conn).map(|conn| &conn.side);
+        if let Some(Side::Endpoint { channel, .. }) = side {
+            self.wake(*channel, now);
+        }
+    }
+
+    /// Sends what waits, while there is a connection that takes it.
+    pub(super) fn wake(&mut self, id: ChannelId, now: Instant) {
+        while let Some(conn) = self.usable(id) {
+            let next = self.channels.all[id].waiting.pop_front();
+            let Some(exchange) = next else { return };
+            if self.waits(exchange, id) {
+                self.send(exchange, conn, now);
+            }
+        }
+    }
+
+    /// The first that takes requests: the others empty, and close one day.
+    fn usable(&self, id: ChannelId) -> Option<ConnId> {
+        let mut conns = self.channels.all.get(id)?.conns.iter();
+        let takes = |id: &&ConnId| {
+            let conn = self.conns.get(**id);
+            conn.is_some_and(|conn| conn.codec.takes_requests())
+        };
+        conns.find(takes).copied()
+    }
+
+    fn waits(&self, exchange: ExchangeId, id: ChannelId) -> bool {
+        let channel = &self.channels.all[id];
+        self.exchanges.get(exchange).is_some_and(|exchange| {
+            let attempt = exchange.attempt.as_ref();
+            exchange.stage == Stage::Connecting
+                && attempt.is_some_and(|attempt| Arc::ptr_eq(&attempt.endpoint, &channel.endpoint))
+        })
+    }
+}

@@ -1,0 +1,331 @@
+//! One request and its answer, and one try of it.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use heddle_policy::{
+    admission::Slot,
+    outcome::{Outcome, grpc},
+    retry::Retry,
+    route::Route,
+    spiffe::Peer,
+};
+
+use super::{ConnId, Due, ExchangeId, Relay, upload::Upload};
+use crate::{
+    cluster::{EndpointState, LiveCluster, Outstanding},
+    error::{CANCELLED, DEADLINE, ProxyError},
+    event::{Code, StreamId},
+    head::Head,
+    record::{Direction, Spoken},
+    request::Request,
+    timer::Timer,
+    view::{InUse, LiveDestination},
+};
+
+/// A stream of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leg {
+    pub(super) conn: ConnId,
+    pub(super) stream: StreamId,
+}
+
+/// How far an exchange is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Its destination has been asked for.
+    Looking,
+    /// It waits for a connection.
+    Connecting,
+    /// It waits for an answer.
+    Sent,
+    /// It waits before another attempt.
+    BackingOff,
+    /// Its answer has begun: nothing can be repeated.
+    Committed,
+    /// Its answer is whole, and on its way to the client.
+    Ending,
+}
+
+/// One request and its answer.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) client: Leg,
+    /// As it is forwarded.
+    pub(super) head: Head,
+    /// Once it was read.
+    pub(super) request: Option<Request>,
+    pub(super) stage: Stage,
+    pub(super) started: Instant,
+    /// Of the whole.
+    pub(super) deadline: Option<Instant>,
+    /// For the deadline, the attempt's time or the next attempt, whatever comes first.
+    pub(super) timer: Option<Timer>,
+    /// Outbound, once it was routed.
+    pub(super) way: Option<Way>,
+    pub(super) retry: Retry,
+    pub(super) upload: Upload,
+    pub(super) attempt: Option<Attempt>,
+    pub(super) held: Held,
+    pub(super) facts: Facts,
+}
+
+/// Where an outbound exchange goes.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    pub(super) destination: Arc<LiveDestination>,
+    pub(super) route: Arc<Route>,
+    pub(super) cluster: Arc<LiveCluster>,
+}
+
+/// What an exchange holds until its end.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// A request in flight.
+    pub(super) request: Option<Slot>,
+    /// The destination.
+    pub(super) in_use: Option<InUse>,
+}
+
+/// One try against one endpoint. It reports one outcome.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) endpoint: Arc<EndpointState>,
+    /// Where it was sent.
+    pub(super) leg: Option<Leg>,
+    /// Bytes of the request's body that have gone.
+    pub(super) passed: u64,
+    pub(super) is_reported: bool,
+    /// Counted as load until the end of the answer.
+    pub(super) _outstanding: Outstanding,
+}
+
+/// What a record says of an exchange.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) direction: Direction,
+    pub(super) spoken: Spoken,
+    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) peer: Peer,
+    pub(super) status: Option<u16>,
+    pub(super) grpc_status: Option<u32>,
+    pub(super) reason: Option<&'static str>,
+    pub(super) attempts: u32,
+    pub(super) bytes_received: u64,
+    pub(super) bytes_sent: u64,
+    /// Bytes of the answer that wait for the client.
+    pub(super) unsent: u64,
+    pub(super) first_response: Option<Duration>,
+}
+
+/// The facts of one finished exchange.
+#[derive(Debug)]
+pub struct Record {
+    /// Which side of the sidecar.
+    pub direction: Direction,
+    /// What was spoken.
+    pub spoken: Spoken,
+    /// The request's head, as it was forwarded.
+    pub head: Head,
+    /// What was read from it, unless it could not be.
+    pub request: Option<Request>,
+    /// Outbound, if it was routed.
+    pub destination: Option<Arc<LiveDestination>>,
+    /// As [`Record::destination`].
+    pub route: Option<Arc<Route>>,
+    /// As [`Record::destination`].
+    pub cluster: Option<Arc<LiveCluster>>,
+    /// The endpoint of the last attempt.
+    pub endpoint: Option<SocketAddr>,
+    /// The client inbound, the endpoint outbound.
+    pub peer: Peer,
+    /// Status sent to the client; `None` when none was sent.
+    pub status: Option<u16>,
+    /// gRPC status, from the head or the trailers.
+    pub grpc_status: Option<u32>,
+    /// The reason word when the relay itself answered or cut.
+    pub reason: Option<&'static str>,
+    /// Attempts made, re-picks included.
+    pub attempts: u32,
+    /// Body bytes from the client.
+    pub bytes_received: u64,
+    /// Body bytes to the client.
+    pub bytes_sent: u64,
+    /// From the request's head to the end of the answer.
+    pub duration: Duration,
+    /// From the request's head to the answer's.
+    pub first_response: Option<Duration>,
+}
+
+/// Spare room for uploads, 4 KiB each at most.
+const ROOMS_KEPT: usize = 256;
+
+impl Attempt {
+    /// Counts the endpoint as one more in flight.
+    pub(super) fn start(endpoint: &Arc<EndpointState>) -> Self {
+        Self {
+            endpoint: Arc::clone(endpoint),
+            leg: None,
+            passed: 0,
+            is_reported: false,
+            _outstanding: endpoint.begin(),
+        }
+    }
+}
+
+impl Exchange {
+    /// How the attempt ended. Later reports are ignored.
+    pub(super) fn report(&mut self, outcome: Outcome, now: Instant) {
+        let (Some(way), Some(attempt)) = (&self.way, &mut self.attempt) else {
+            return;
+        };
+        if !std::mem::replace(&mut attempt.is_reported, true) {
+            way.cluster.observe(&attempt.endpoint, outcome, now);
+        }
+    }
+
+    /// Where the attempt was sent.
+    pub(super) fn leg(&self) -> Option<Leg> {
+        self.attempt.as_ref().and_then(|attempt| attempt.leg)
+    }
+}
+
+impl Relay {
+    /// Sets the exchange's timer for what is due first.
+    pub(super) fn arm(&mut self, id: ExchangeId, at: Option<Instant>) {
+        let exchange = &mut self.exchanges[id];
+        if let Some(timer) = exchange.timer.take() {
+            self.timers.cancel(timer);
+        }
+        let due = [at, exchange.deadline].into_iter().flatten().min();
+        exchange.timer = due.map(|at| self.timers.set(at, Due::Exchange(id)));
+    }
+
+    pub(super) fn exchange_due(&mut self, id: ExchangeId, now: Instant) {
+        let exchange = &mut self.exchanges[id];
+        exchange.timer = None;
+        let is_over = exchange.deadline.is_some_and(|deadline| deadline <= now);
+        match exchange.stage {
+            Stage::Looking if is_over => self.fail(id, &ProxyError::Deadline, now),
+            Stage::Looking => {
+                let wait = self.settings.lookup_wait;
+                self.fail(id, &ProxyError::Undescribed(wait), now);
+            }
+            Stage::BackingOff if is_over => self.fail(id, &ProxyError::Deadline, now),
+            Stage::BackingOff => self.try_again(id, now),
+            Stage::Connecting | Stage::Sent if is_over => {
+                exchange.report(Outcome::TimedOut, now);
+                self.fail(id, &ProxyError::Deadline, now);
+            }
+            Stage::Connecting | Stage::Sent => {
+                self.attempt_failed(id, ProxyError::AttemptTimeout, now);
+            }
+            Stage::Committed | Stage::Ending => {
+                exchange.report(Outcome::TimedOut, now);
+                self.cut(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
+            }
+        }
+    }
+
+    /// The client does not want it any more.
+    pub(super) fn client_gone(&mut self, id: ExchangeId, now: Instant) {
+        let Some(exchange) = self.exchanges.get_mut(id) else {
+            return;
+        };
+        exchange.report(Outcome::Cancelled, now);
+        exchange.facts.reason.get_or_insert(CANCELLED);
+        self.finish(id, now);
+    }
+
+    /// The stream that the attempt was sent over is no more.
+    pub(super) fn attempt_broke(&mut self, id: ExchangeId, code: Option<Code>, now: Instant) {
+        let Some(exchange) = self.exchanges.get_mut(id) else {
+            return;
+        };
+        if let Some(attempt) = &mut exchange.attempt {
+            attempt.leg = None;
+        }
+        match exchange.stage {
+            Stage::Committed => {
+                exchange.report(Outcome::Reset, now);
+                self.cut(id, crate::error::RESET, grpc::UNAVAILABLE, now);
+            }
+            // All of the answer is here.
+            Stage::Ending => {}
+            Stage::Looking | Stage::Connecting | Stage::Sent | Stage::BackingOff => {
+                let error = match code {
+                    Some(Code::REFUSED_STREAM) => ProxyError::Refused("REFUSED_STREAM".into()),
+                    Some(code) => ProxyError::Reset(format!("error code {}", code.0)),
+                    None => ProxyError::Reset("the connection ended".into()),
+                };
+                self.attempt_failed(id, error, now);
+            }
+        }
+    }
+
+    /// The stream is nobody's any more: it is reset unless it is over, or stopped when all that
+    /// was to be said has been.
+    pub(super) fn part(&mut self, leg: Leg, code: Option<Code>) {
+        if let Some(conn) = self.conns.get_mut(leg.conn) {
+            conn.exchanges.remove(&leg.stream.0);
+            match code {
+                Some(code) => conn.codec.reset(leg.stream, code),
+                None => conn.codec.stop(leg.stream),
+            }
+            self.touch(leg.conn);
+        }
+    }
+
+    /// Ends an exchange, whatever is still open of it.
+    pub(super) fn finish(&mut self, id: ExchangeId, now: Instant) {
+        let Some(exchange) = self.exchanges.remove(id) else {
+            return;
+        };
+        if let Some(timer) = exchange.timer {
+            self.timers.cancel(timer);
+        }
+        let client = exchange.client;
+        match exchange.stage {
+            Stage::Ending => self.part(client, None),
+            Stage::Looking
+            | Stage::Connecting
+            | Stage::Sent
+            | Stage::BackingOff
+            | Stage::Committed => self.part(client, Some(Code::CANCEL)),
+        }
+        if let Some(leg) = exchange.leg() {
+            self.part(leg, Some(Code::CANCEL));
+            self.channel_changed(leg.conn, now);
+        }
+        if self.rooms.len() < ROOMS_KEPT {
+            self.rooms.push(exchange.upload.into_room());
+        }
+        let (destination, route, cluster) = match exchange.way {
+            Some(way) => (Some(way.destination), Some(way.route), Some(way.cluster)),
+            None => (None, None, None),
+        };
+        let facts = exchange.facts;
+        self.records.push_back(Record {
+            direction: facts.direction,
+            spoken: facts.spoken,
+            head: exchange.head,
+            request: exchange.request,
+            destination,
+            route,
+            cluster,
+            endpoint: facts.endpoint,
+            peer: facts.peer,
+            status: facts.status,
+            grpc_status: facts.grpc_status,
+            reason: facts.reason,
+            attempts: facts.attempts,
+            bytes_received: facts.bytes_received,
+            bytes_sent: facts.bytes_sent,
+            duration: now.saturating_duration_since(exchange.started),
+            first_response: facts.first_response,
+        });
+    }
+}

@@ -1,0 +1,152 @@
+//! A request's body on its way to the endpoint: kept for another attempt while it is small.
+
+use std::time::Instant;
+
+use super::{ExchangeId, Relay, conn::Codec, exchange::Stage};
+use crate::{
+    event::{StreamId, Then},
+    head::{Head, Heads},
+    input::Payload,
+    output::Output,
+};
+
+/// What has come of a request's body.
+#[derive(Debug)]
+pub(super) struct Upload {
+    /// From its first byte, unless it was given up.
+    kept: Output,
+    /// Behind the body.
+    trailers: Option<Head>,
+    is_whole: bool,
+    /// It was too long to be kept, or will not be sent again.
+    is_given_up: bool,
+    /// Bytes for which the client has got its window back.
+    credited: u64,
+}
+
+impl Upload {
+    /// Of a request whose head has come; `room` is empty.
+    pub(super) fn new(then: Then, room: Output) -> Self {
+        Self {
+            kept: room,
+            trailers: None,
+            is_whole: then == Then::End,
+            is_given_up: false,
+            credited: 0,
+        }
+    }
+
+    /// Whether the head was all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_whole && self.kept.is_empty() && self.trailers.is_none()
+    }
+
+    /// Whether all that has come can be sent again.
+    pub(super) fn is_replayable(&self) -> bool {
+        !self.is_given_up
+    }
+
+    /// Keeps nothing from here on.
+    pub(super) fn give_up(&mut self) {
+        self.is_given_up = true;
+        self.kept.consume(self.kept.len());
+    }
+
+    /// What was used to keep it, empty.
+    pub(super) fn into_room(mut self) -> Output {
+        self.give_up();
+        self.kept
+    }
+
+    /// Sends what has come; how much of it has gone.
+    pub(super) fn send(
+        &self,
+        codec: &mut Codec,
+        stream: StreamId,
+        head_then: Then,
+        heads: &mut Heads,
+    ) -> u64 {
+        if head_then == Then::End {
+            return 0;
+        }
+        let mut passed = 0;
+        let mut left = self.kept.len();
+        for payload in self.kept.payloads() {
+            left -= payload.len();
+            let is_last = left == 0 && self.is_whole && self.trailers.is_none();
+            let then = if is_last { Then::End } else { Then::More };
+            passed += u64::from(codec.send_data(stream, payload, then));
+        }
+        if let Some(trailers) = &self.trailers {
+            codec.send_trailers(stream, trailers, heads);
+        }
+        passed
+    }
+}
+
+impl Relay {
+    /// A piece of a request's body has come.
+    pub(super) fn upload(&mut self, id: ExchangeId, data: Payload<'_>, then: Then, _now: Instant) {
+        let bytes_max = self.settings.replay_bytes_max;
+        let Some(exchange) = self.exchanges.get_mut(id) else {
+            return;
+        };
+        exchange.facts.bytes_received += data.len() as u64;
+        let leg = exchange.leg();
+        let upload = &mut exchange.upload;
+        upload.is_whole = then == Then::End;
+        if !upload.is_given_up {
+            // What cannot go yet is kept whatever its length: the client's window bounds it.
+            if leg.is_some() && upload.kept.len() + data.len() > bytes_max {
+                upload.give_up();
+            } else {
+                upload.kept.push(data.clone());
+            }
+        }
+        let Some(leg) = leg else { return };
+        let Some(conn) = self.conns.get_mut(leg.conn) else {
+            return;
+        };
+        let passed = conn.codec.send_data(leg.stream, data, then);
+        self.touch(leg.conn);
+        self.passed(id, u64::from(passed));
+    }
+
+    /// The end of a request's body has come.
+    pub(super) fn upload_trailers(&mut self, id: ExchangeId, head: Head) {
+        let Some(exchange) = self.exchanges.get_mut(id) else {
+            return;
+        };
+        exchange.upload.is_whole = true;
+        if let Some(leg) = exchange.leg()
+            && let Some(conn) = self.conns.get_mut(leg.conn)
+        {
+            conn.codec.send_trailers(leg.stream, &head, &mut self.heads);
+            self.touch(leg.conn);
+        }
+        self.exchanges[id].upload.trailers = Some(head);
+    }
+
+    /// So many bytes more of the body have gone to the endpoint: the client may send as many,
+    /// once, whatever the number of attempts.
+    pub(super) fn passed(&mut self, id: ExchangeId, bytes: u64) {
+        let Some(exchange) = self.exchanges.get_mut(id) else {
+            return;
+        };
+        let Some(attempt) = &mut exchange.attempt else {
+            return;
+        };
+        attempt.passed += bytes;
+        let credit = attempt.passed.saturating_sub(exchange.upload.credited);
+        if credit == 0 || exchange.stage == Stage::Looking {
+            return;
+        }
+        exchange.upload.credited += credit;
+        let client = exchange.client;
+        if let Some(conn) = self.conns.get_mut(client.conn) {
+            let credit = u32::try_from(credit).unwrap_or(u32::MAX);
+            conn.codec.release(client.stream, credit);
+            self.touch(client.conn);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The relay among simulated peers, network and clock. A failure names its seed.
+
+mod peer;
+mod world;
+
+use std::{num::NonZeroU32, time::Duration};
+
+use heddle_policy::retry::{RetryOn, RetryPolicy};
+
+use crate::world::{Behaviour, Plan, World};
+
+/// Plays `plan` for many seeds.
+fn play(plan: impl Fn(u64) -> Plan, check: impl Fn(&World)) {
+    let seeds = std::env::var("SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok());
+    for seed in 0..seeds.unwrap_or(SEEDS) {
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut world = World::new(plan(seed), seed);
+            world.play();
+            check(&world);
+        }));
+        assert!(played.is_ok(), "seed {seed}");
+    }
+}
+
+const SEEDS: u64 = 20;
+
+fn retrying(on: &str) -> Option<RetryPolicy> {
+    Some(RetryPolicy {
+        retries_max: NonZeroU32::new(3).expect("it is not zero"),
+        attempt_timeout: None,
+        on: RetryOn::parse(on).0,
+        backoff_base: Duration::from_millis(100),
+        backoff_max: Duration::from_secs(1),
+    })
+}
+
+#[test]
+fn what_is_sent_is_echoed_whatever_the_network_does() {
+    play(
+        |_| Plan {
+            requests: 40,
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 40);
+            assert!(world.records.iter().all(|record| record.reason.is_none()));
+        },
+    );
+}
+
+#[test]
+fn large_bodies_pass_between_readers_that_stall() {
+    play(
+        |_| Plan {
+            requests: 12,
+            body_bytes_max: 600_000,
+            stalls: true,
+            ..Plan::default()
+        },
+        |world| assert_eq!(world.outcomes("ok"), 12),
+    );
+}
+
+#[test]
+fn what_was_not_processed_goes_to_another_endpoint() {
+    play(
+        |_| Plan {
+            requests: 40,
+            endpoints: vec![
+                Behaviour::Echo,
+                Behaviour::RefuseStreams,
+                Behaviour::RefuseConnections,
+            ],
+            ..Plan::default()
+        },
+        |world| assert_eq!(world.outcomes("ok"), 40),
+    );
+}
+
+#[test]
+fn a_failed_attempt_is_repeated_as_the_route_asks() {
+    play(
+        |_| Plan {
+            requests: 20,
+            one_at_a_time: true,
+            endpoints: vec![
+                Behaviour::Echo,
+                Behaviour::Unavailable,
+                Behaviour::ResetStreams,
+            ],
+            retry: retrying("unavailable,reset"),
+            ..Plan::default()
+        },
+        |world| assert_eq!(world.outcomes("ok"), 20),
+    );
+}
+
+#[test]
+fn without_a_policy_a_failure_is_the_answer() {
+    play(
+        |_| Plan {
+            requests: 10,
+            endpoints: vec![Behaviour::ResetStreams],
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("status 14"), 10);
+            let is_reset = |record: &world::Seen| record.reason == Some("reset");
+            assert!(world.records.iter().all(is_reset));
+        },
+    );
+}
+
+#[test]
+fn every_exchange_ends_once_in_a_world_that_breaks() {
+    play(
+        |seed| Plan {
+            requests: 60,
+            body_bytes_max: 100_000,
+            stalls: true,
+            cancels: 0.1,
+            breaks: 0.002,
+            timeout: (seed % 2 == 0).then_some(Duration::from_secs(5)),
+            endpoints: vec![
+                Behaviour::Echo,
+                Behaviour::ResetStreams,
+                Behaviour::RefuseStreams,
+                Behaviour::Unavailable,
+                Behaviour::Silent,
+                Behaviour::BreakInAnswer,
+            ],
+            retry: retrying("5xx,unavailable,reset,connect-failure"),
+            ..Plan::default()
+        },
+        |world| assert!(world.outcomes("ok") > 0),
+    );
+}

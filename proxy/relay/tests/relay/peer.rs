@@ -1,0 +1,321 @@
+//! A peer: a connection of HTTP/2 that a client or an endpoint holds, and what it does with it.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use heddle_relay::{
+    event::{Code, Event, StreamId, Then},
+    h2,
+    head::{Head, Heads, Indexing},
+    input::{Input, Payload},
+    token::Token,
+};
+use rand::{RngExt, rngs::SmallRng};
+
+use crate::world::Behaviour;
+
+/// Byte `at` of the body of exchange `id`: no two bodies are alike.
+#[expect(clippy::cast_possible_truncation, reason = "a byte is wanted")]
+fn body_byte(id: u32, at: usize) -> u8 {
+    ((id as usize).wrapping_mul(31) ^ at.wrapping_mul(7) ^ (at >> 8)) as u8
+}
+
+pub(crate) fn body(id: u32, from: usize, to: usize) -> Vec<u8> {
+    (from..to).map(|at| body_byte(id, at)).collect()
+}
+
+/// One exchange, as the client or the endpoint sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    pub(crate) id: u32,
+    /// Client: how much to send. Endpoint: how much was echoed.
+    pub(crate) to_send: usize,
+    pub(crate) sent: usize,
+    pub(crate) received: usize,
+    /// Received, and not yet given back.
+    pub(crate) owed: u32,
+    pub(crate) has_ended_sending: bool,
+    pub(crate) status: Option<String>,
+    pub(crate) grpc_status: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) codec: h2::Connection,
+    pub(crate) heads: Heads,
+    pub(crate) streams: BTreeMap<u32, Stream>,
+    pub(crate) behaviour: Option<Behaviour>,
+    /// Exchanges that are over, and how.
+    pub(crate) done: Vec<(u32, String)>,
+}
+
+impl Peer {
+    pub(crate) fn client(limits: &h2::Limits, now: Instant) -> Self {
+        Self::new(h2::Role::Client, None, limits, now)
+    }
+
+    pub(crate) fn endpoint(behaviour: Behaviour, limits: &h2::Limits, now: Instant) -> Self {
+        Self::new(h2::Role::Server, Some(behaviour), limits, now)
+    }
+
+    fn new(
+        role: h2::Role,
+        behaviour: Option<Behaviour>,
+        limits: &h2::Limits,
+        now: Instant,
+    ) -> Self {
+        Self {
+            codec: h2::Connection::new(role, limits, now),
+            heads: Heads::default(),
+            streams: BTreeMap::new(),
+            behaviour,
+            done: Vec::new(),
+        }
+    }
+
+    /// Client: begins an exchange; `false` when there is no room.
+    pub(crate) fn call(&mut self, id: u32, bytes: usize) -> bool {
+        let mut head = Head::new();
+        let path = format!("/echo.Echo/{id}");
+        for (name, value) in [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "echo.shop"),
+            (":path", &path),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ] {
+            head.push(name.as_bytes(), value.as_bytes(), Indexing::Allowed);
+        }
+        let then = if bytes == 0 { Then::End } else { Then::More };
+        let Some(stream) = self.codec.open(&head, then, &mut self.heads) else {
+            return false;
+        };
+        let state = Stream {
+            id,
+            to_send: bytes,
+            has_ended_sending: bytes == 0,
+            ..Stream::default()
+        };
+        self.streams.insert(stream.0, state);
+        true
+    }
+
+    /// Does something with what is open: sends a piece, gives window back.
+    pub(crate) fn work(&mut self, rng: &mut SmallRng, stalls: bool) {
+        let ids: Vec<u32> = self.streams.keys().copied().collect();
+        for number in ids {
+            if stalls && rng.random_bool(0.7) {
+                continue;
+            }
+            let stream = self.streams.get_mut(&number).expect("it is open");
+            if stream.owed > 0 {
+                self.codec
+                    .release(StreamId(number), std::mem::take(&mut stream.owed));
+            }
+            let is_client = self.behaviour.is_none();
+            if is_client && !stream.has_ended_sending {
+                let n = rng
+                    .random_range(1..=30_000)
+                    .min(stream.to_send - stream.sent);
+                let piece = body(stream.id, stream.sent, stream.sent + n);
+                stream.sent += n;
+                stream.has_ended_sending = stream.sent == stream.to_send;
+                let then = if stream.has_ended_sending {
+                    Then::End
+                } else {
+                    Then::More
+                };
+                let data = match rng.random_bool(0.5) {
+                    true => Payload::Lent(&piece),
+                    false => Payload::Shared(piece.clone().into()),
+                };
+                self.codec.send_data(StreamId(number), data, then);
+            }
+        }
+        self.codec.fill(1 << 20, &mut self.heads);
+        while self.codec.next_written().is_some() {}
+    }
+
+    /// Client: gives one up.
+    pub(crate) fn cancel(&mut self, rng: &mut SmallRng) {
+        let ids: Vec<u32> = self.streams.keys().copied().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let number = ids[rng.random_range(0..ids.len())];
+        self.codec.reset(StreamId(number), Code::CANCEL);
+        let stream = self.streams.remove(&number).expect("it is open");
+        self.done.push((stream.id, "cancelled".into()));
+    }
+
+    pub(crate) fn receive(&mut self, bytes: &[u8], now: Instant) {
+        let mut input = Input::lent(bytes);
+        loop {
+            let event = self.codec.receive(&mut input, &mut self.heads, now);
+            let event = event.expect("what the relay sends breaks no connection");
+            match (event, self.behaviour) {
+                (Some(event), None) => self.answered(event),
+                (Some(event), Some(behaviour)) => self.asked(behaviour, event),
+                (None, _) => return,
+            }
+        }
+    }
+
+    fn over(&mut self, number: u32, how: String) {
+        if let Some(stream) = self.streams.remove(&number) {
+            self.done.push((stream.id, how));
+        }
+    }
+
+    /// Client's side.
+    fn answered(&mut self, event: Event<'_>) {
+        match event {
+            Event::Head { stream, head, then } => {
+                let state = self.streams.get_mut(&stream.0);
+                if let Some(state) = state {
+                    state.status = text(&head, Token::Status);
+                    state.grpc_status = text(&head, Token::GrpcStatus);
+                    if state.grpc_status.is_none() {
+                        let path = head.iter().find(|field| field.name == b"x-id");
+                        let told = path.map(|field| field.value.to_vec());
+                        assert_eq!(told, Some(state.id.to_string().into_bytes()));
+                    }
+                }
+                if then == Then::End {
+                    self.ended(stream.0);
+                }
+            }
+            Event::Data {
+                stream,
+                data,
+                credit,
+                then,
+            } => {
+                if let Some(state) = self.streams.get_mut(&stream.0) {
+                    let expected = body(state.id, state.received, state.received + data.len());
+                    assert_eq!(data.as_slice(), expected, "of exchange {}", state.id);
+                    state.received += data.len();
+                    state.owed += credit;
+                }
+                if then == Then::End {
+                    self.ended(stream.0);
+                }
+            }
+            Event::Trailers { stream, head } => {
+                if let Some(state) = self.streams.get_mut(&stream.0) {
+                    state.grpc_status = text(&head, Token::GrpcStatus);
+                }
+                self.ended(stream.0);
+            }
+            Event::Reset { stream, code, by } => {
+                let how = format!("reset {} {by:?}", code.0);
+                self.over(stream.0, how);
+            }
+            Event::Goodbye { .. }
+            | Event::Interim { .. }
+            | Event::Pong
+            | Event::StreamsMax(_)
+            | Event::Writable { .. } => {}
+        }
+    }
+
+    fn ended(&mut self, number: u32) {
+        let Some(stream) = self.streams.get(&number) else {
+            return;
+        };
+        let how = match stream.grpc_status.as_deref() {
+            Some("0") => {
+                assert_eq!(stream.received, stream.to_send, "exchange {}", stream.id);
+                "ok".to_owned()
+            }
+            Some(status) => format!("status {status}"),
+            None => "no status".to_owned(),
+        };
+        self.over(number, how);
+    }
+
+    /// Endpoint's side.
+    fn asked(&mut self, behaviour: Behaviour, event: Event<'_>) {
+        match event {
+            Event::Head { stream, head, then } => self.begun(behaviour, stream, &head, then),
+            Event::Data {
+                stream,
+                data,
+                credit,
+                then,
+            } => {
+                let Some(state) = self.streams.get_mut(&stream.0) else {
+                    return;
+                };
+                let expected = body(state.id, state.received, state.received + data.len());
+                assert_eq!(data.as_slice(), expected, "to the endpoint of {}", state.id);
+                state.received += data.len();
+                state.owed += credit;
+                let breaks = behaviour == Behaviour::BreakInAnswer && state.received > 20_000;
+                if behaviour == Behaviour::Silent {
+                    return;
+                }
+                self.codec.send_data(stream, data, Then::More);
+                if breaks {
+                    self.codec.reset(stream, Code::INTERNAL_ERROR);
+                    self.streams.remove(&stream.0);
+                } else if then == Then::End {
+                    self.finish(stream);
+                }
+            }
+            Event::Trailers { stream, .. } => self.finish(stream),
+            Event::Reset { stream, .. } => _ = self.streams.remove(&stream.0),
+            Event::Goodbye { .. }
+            | Event::Interim { .. }
+            | Event::Pong
+            | Event::StreamsMax(_)
+            | Event::Writable { .. } => {}
+        }
+    }
+
+    fn begun(&mut self, behaviour: Behaviour, stream: StreamId, head: &Head, then: Then) {
+        let path = text(head, Token::Path).expect("it has a path");
+        let id = path.rsplit('/').next().and_then(|id| id.parse().ok());
+        let id: u32 = id.expect("it has the exchange's number");
+        let mut answer = Head::new();
+        answer.push(b":status", b"200", Indexing::Allowed);
+        answer.push(b"content-type", b"application/grpc", Indexing::Allowed);
+        match behaviour {
+            Behaviour::RefuseStreams => return self.codec.reset(stream, Code::REFUSED_STREAM),
+            Behaviour::ResetStreams => return self.codec.reset(stream, Code::INTERNAL_ERROR),
+            Behaviour::Unavailable => {
+                answer.push(b"grpc-status", b"14", Indexing::Allowed);
+                self.codec
+                    .send_head(stream, &answer, Then::End, &mut self.heads);
+                // Nothing else of it is wanted.
+                return self.codec.reset(stream, Code::NO_ERROR);
+            }
+            Behaviour::Silent => {}
+            Behaviour::Echo | Behaviour::BreakInAnswer | Behaviour::RefuseConnections => {
+                answer.push(b"x-id", id.to_string().as_bytes(), Indexing::Allowed);
+                self.codec
+                    .send_head(stream, &answer, Then::More, &mut self.heads);
+            }
+        }
+        let state = Stream {
+            id,
+            ..Stream::default()
+        };
+        self.streams.insert(stream.0, state);
+        if then == Then::End && behaviour != Behaviour::Silent {
+            self.finish(stream);
+        }
+    }
+
+    fn finish(&mut self, stream: StreamId) {
+        let mut trailers = Head::new();
+        trailers.push(b"grpc-status", b"0", Indexing::Allowed);
+        self.codec.send_trailers(stream, &trailers, &mut self.heads);
+        self.streams.remove(&stream.0);
+    }
+}
+
+fn text(head: &Head, token: Token) -> Option<String> {
+    let value = head.get(token)?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}

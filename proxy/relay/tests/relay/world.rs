@@ -1,0 +1,430 @@
+//! A relay, its clients and its endpoints, and a network that delivers in pieces and late.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use heddle_policy::{
+    admission::Resource,
+    path::Strictness,
+    retry::RetryPolicy,
+    route::{PathMatch, Route, RouteMatch, RouteTable, VirtualHost},
+    snapshot::{
+        Balancing, Cluster, ClusterName, ClusterProtocol, Destination, DestinationKey, Endpoint,
+        Health, Limits, Protocol, Snapshot, Target, Transport, WeightedClusters,
+    },
+};
+use heddle_relay::{
+    error::ConnectError,
+    h2,
+    input::Input,
+    relay::{Caller, ConnId, Connected, Dial, Dialled, Relay, Settings, Speaks, Task},
+    request::Terms,
+    view::{self, View},
+};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use crate::peer::Peer;
+
+/// What an endpoint does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    /// Sends back what comes.
+    Echo,
+    /// There is nobody.
+    RefuseConnections,
+    /// REFUSED_STREAM.
+    RefuseStreams,
+    /// INTERNAL_ERROR before an answer.
+    ResetStreams,
+    /// Answers UNAVAILABLE at once.
+    Unavailable,
+    /// Never answers.
+    Silent,
+    /// Echoes, and breaks off within.
+    BreakInAnswer,
+}
+
+/// What is played.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) requests: u32,
+    pub(crate) clients: usize,
+    /// Whether a request waits until the one before has ended.
+    pub(crate) one_at_a_time: bool,
+    pub(crate) body_bytes_max: usize,
+    pub(crate) endpoints: Vec<Behaviour>,
+    pub(crate) retry: Option<RetryPolicy>,
+    pub(crate) timeout: Option<Duration>,
+    /// Whether readers take their time.
+    pub(crate) stalls: bool,
+    /// Share of steps in which a client gives one up.
+    pub(crate) cancels: f64,
+    /// Share of steps in which a connection breaks.
+    pub(crate) breaks: f64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            requests: 10,
+            clients: 3,
+            one_at_a_time: false,
+            body_bytes_max: 3_000,
+            endpoints: vec![Behaviour::Echo; 3],
+            retry: None,
+            timeout: None,
+            stalls: false,
+            cancels: 0.0,
+            breaks: 0.0,
+        }
+    }
+}
+
+/// What a record said.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) reason: Option<&'static str>,
+}
+
+/// The two ends of a connection and what is under way.
+#[derive(Debug)]
+struct Link {
+    conn: ConnId,
+    peer: Peer,
+    is_client: bool,
+    to_relay: VecDeque<u8>,
+    to_peer: VecDeque<u8>,
+    is_closing: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    plan: Plan,
+    rng: SmallRng,
+    now: Instant,
+    relay: Relay,
+    view: Arc<View>,
+    links: Vec<Link>,
+    behaviours: HashMap<SocketAddr, Behaviour>,
+    dials: VecDeque<Dial>,
+    started: u32,
+    /// How the clients saw them end.
+    done: Vec<(u32, String)>,
+    pub(crate) records: Vec<Seen>,
+}
+
+impl World {
+    pub(crate) fn new(plan: Plan, seed: u64) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a simulation needs some first instant"
+        )]
+        let now = Instant::now();
+        let addresses = (1..).map(|n| SocketAddr::from(([10, 0, 0, n], 80)));
+        let behaviours: HashMap<_, _> = addresses.zip(plan.endpoints.iter().copied()).collect();
+        let view = view::reconcile(&View::empty(now), snapshot(&plan, &behaviours), now);
+        let view = Arc::new(view);
+        let settings = Settings {
+            terms: Terms {
+                paths: Strictness::default(),
+                sampled_share: 0.5,
+            },
+            mesh: h2::Limits::of_mesh(),
+            workload: h2::Limits::of_application(),
+            replay_bytes_max: 64 * 1024,
+            lookup_wait: Duration::from_secs(2),
+        };
+        let mut world = Self {
+            rng: SmallRng::seed_from_u64(seed),
+            relay: Relay::new(settings, Arc::clone(&view), seed, now),
+            now,
+            view,
+            links: Vec::new(),
+            behaviours,
+            dials: VecDeque::new(),
+            started: 0,
+            done: Vec::new(),
+            records: Vec::new(),
+            plan,
+        };
+        for _ in 0..world.plan.clients {
+            world.add_client();
+        }
+        world
+    }
+
+    /// Runs until every exchange has ended; then nothing may be left.
+    pub(crate) fn play(&mut self) {
+        for _step in 0..STEPS_MAX {
+            self.step();
+            if self.started == self.plan.requests && self.is_quiet() {
+                return self.check_end();
+            }
+        }
+        unreachable!(
+            "{} of {} ended; the relay has {} exchanges; {:?}",
+            self.done.len(),
+            self.plan.requests,
+            self.relay.exchanges_active(),
+            self.links
+                .iter()
+                .map(|link| &link.peer.streams)
+                .collect::<Vec<_>>()
+        );
+    }
+
+    /// How many ended so.
+    pub(crate) fn outcomes(&self, how: &str) -> usize {
+        self.done.iter().filter(|(_, done)| done == how).count()
+    }
+
+    fn step(&mut self) {
+        self.now += Duration::from_millis(self.rng.random_range(0..20));
+        self.relay.expire(self.now);
+        let may_call = !self.plan.one_at_a_time || self.is_quiet();
+        if may_call && self.started < self.plan.requests && self.rng.random_bool(0.3) {
+            self.call();
+        }
+        for link in &mut self.links {
+            link.peer.work(&mut self.rng, self.plan.stalls);
+            if link.is_client && self.rng.random_bool(self.plan.cancels / 10.0) {
+                link.peer.cancel(&mut self.rng);
+            }
+            let output = link.peer.codec.output();
+            take_output(output, usize::MAX, &mut link.to_relay);
+        }
+        self.deliver();
+        self.drive();
+        if self.rng.random_bool(self.plan.breaks) && !self.links.is_empty() {
+            let index = self.rng.random_range(0..self.links.len());
+            self.break_link(index);
+        }
+        for link in &mut self.links {
+            if link.is_client {
+                self.done.append(&mut link.peer.done);
+            }
+        }
+    }
+
+    fn call(&mut self) {
+        let clients: Vec<usize> = (0..self.links.len())
+            .filter(|index| self.links[*index].is_client)
+            .collect();
+        if clients.is_empty() {
+            return self.add_client();
+        }
+        let index = clients[self.rng.random_range(0..clients.len())];
+        let bytes = self.rng.random_range(0..=self.plan.body_bytes_max);
+        if self.links[index].peer.call(self.started, bytes) {
+            self.started += 1;
+        }
+    }
+
+    fn deliver(&mut self) {
+        for index in 0..self.links.len() {
+            let link = &mut self.links[index];
+            let n = self.rng.random_range(0..=70_000).min(link.to_relay.len());
+            let bytes: Vec<u8> = link.to_relay.drain(..n).collect();
+            let bytes = bytes::Bytes::from(bytes);
+            let input = match self.rng.random_bool(0.5) {
+                true => Input::lent(&bytes),
+                false => Input::shared(&bytes),
+            };
+            self.relay.received(link.conn, input, self.now);
+            let n = self.rng.random_range(0..=70_000).min(link.to_peer.len());
+            let bytes: Vec<u8> = link.to_peer.drain(..n).collect();
+            if !bytes.is_empty() {
+                link.peer.receive(&bytes, self.now);
+            }
+        }
+    }
+
+    /// What the driver of a relay does.
+    fn drive(&mut self) {
+        while let Some(conn) = self.relay.next_write(self.now) {
+            let link = self.links.iter_mut().find(|link| link.conn == conn);
+            let Some(link) = link else { continue };
+            // A peer that does not read is not written to for ever.
+            let room = 300_000_usize.saturating_sub(link.to_peer.len());
+            let n = self.rng.random_range(0..=room);
+            if let Some(output) = self.relay.output(conn) {
+                take_output(output, n, &mut link.to_peer);
+            }
+        }
+        for link in &self.links {
+            self.relay.touch(link.conn);
+        }
+        while let Some(task) = self.relay.next_task() {
+            match task {
+                Task::Dial(dial) => self.dials.push_back(dial),
+                Task::Close(conn) => {
+                    let link = self.links.iter_mut().find(|link| link.conn == conn);
+                    link.expect("it is open").is_closing = true;
+                }
+                Task::Ask(key) => unreachable!("{key} is described"),
+            }
+        }
+        while let Some(record) = self.relay.next_record() {
+            self.records.push(Seen {
+                reason: record.reason,
+            });
+            self.relay.recycle(record);
+        }
+        if self.rng.random_bool(0.5)
+            && let Some(dial) = self.dials.pop_front()
+        {
+            self.answer_dial(&dial);
+        }
+        let closing = |link: &Link| link.is_closing;
+        while let Some(index) = self.links.iter().position(closing) {
+            self.break_link(index);
+        }
+    }
+
+    fn answer_dial(&mut self, dial: &Dial) {
+        let behaviour = self.behaviours[&dial.endpoint.address];
+        let result = match behaviour {
+            Behaviour::RefuseConnections => Err(ConnectError::Tcp("refused".into())),
+            _ => Ok(Connected {
+                peer: heddle_policy::spiffe::Peer::Anonymous,
+                is_sidecar: false,
+            }),
+        };
+        if let Some(conn) = self.relay.dialled(dial.channel, result, self.now) {
+            let peer = Peer::endpoint(behaviour, &h2::Limits::of_mesh(), self.now);
+            self.link(conn, peer, false);
+        }
+    }
+
+    fn add_client(&mut self) {
+        let caller = Caller {
+            address: ([127, 0, 0, 1], 40_000).into(),
+            peer: heddle_policy::spiffe::Peer::Anonymous,
+            dialled: Dialled::Destination(key()),
+            speaks: Speaks::Http2,
+        };
+        let conn = self.relay.accepted(caller, self.now);
+        let peer = Peer::client(&h2::Limits::of_mesh(), self.now);
+        self.link(conn, peer, true);
+    }
+
+    fn link(&mut self, conn: ConnId, peer: Peer, is_client: bool) {
+        self.links.push(Link {
+            conn,
+            peer,
+            is_client,
+            to_relay: VecDeque::new(),
+            to_peer: VecDeque::new(),
+            is_closing: false,
+        });
+    }
+
+    fn break_link(&mut self, index: usize) {
+        let link = self.links.swap_remove(index);
+        self.relay.lost(link.conn, self.now);
+        if link.is_client {
+            self.done.extend(link.peer.done);
+            let open = link.peer.streams.into_values();
+            self.done
+                .extend(open.map(|stream| (stream.id, "broken".into())));
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let is_open = |link: &Link| link.is_client && !link.peer.streams.is_empty();
+        self.relay.exchanges_active() == 0
+            && !self.links.iter().any(is_open)
+            && self.dials.is_empty()
+    }
+
+    fn check_end(&self) {
+        let mut ids: Vec<u32> = self.done.iter().map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        let expected: Vec<u32> = (0..self.plan.requests).collect();
+        assert_eq!(ids, expected, "each ended once");
+        assert!(self.records.len() <= self.plan.requests as usize);
+        for endpoint in self.view.endpoints() {
+            assert_eq!(endpoint.outstanding(), 0, "{:?}", endpoint.key);
+        }
+        for destination in self.view.destinations.values() {
+            for cluster in destination.clusters.values() {
+                let admission = &cluster.state.admission;
+                assert_eq!(admission.in_use(Resource::Requests), 0);
+                assert_eq!(admission.in_use(Resource::Retries), 0);
+            }
+        }
+    }
+}
+
+fn take_output(output: &mut heddle_relay::output::Output, n: usize, to: &mut VecDeque<u8>) {
+    let n = n.min(output.len());
+    let bytes: Vec<u8> = output
+        .payloads()
+        .flat_map(|payload| payload.as_slice().to_vec())
+        .take(n)
+        .collect();
+    output.consume(n);
+    to.extend(bytes);
+}
+
+fn key() -> DestinationKey {
+    DestinationKey::Host("echo.shop".into(), 80)
+}
+
+fn snapshot(plan: &Plan, behaviours: &HashMap<SocketAddr, Behaviour>) -> Snapshot {
+    let mut addresses: Vec<SocketAddr> = behaviours.keys().copied().collect();
+    addresses.sort_unstable();
+    let endpoints = addresses.into_iter().map(|address| {
+        Arc::new(Endpoint {
+            address,
+            transport: Transport::Plain,
+            weight: NonZeroU32::MIN,
+            health: Health::Healthy,
+        })
+    });
+    let name = ClusterName("echo".into());
+    let cluster = Cluster {
+        name: name.clone(),
+        endpoints: endpoints.collect(),
+        balancing: Balancing::LeastRequest,
+        outlier: None,
+        limits: Limits::UNLIMITED,
+        connect_timeout: Duration::from_secs(2),
+        protocol: ClusterProtocol::AsClient,
+    };
+    let route = Route {
+        name: "all".into(),
+        matches: RouteMatch {
+            path: PathMatch::Any,
+            headers: vec![],
+        },
+        clusters: WeightedClusters::single(name.clone()),
+        timeout: plan.timeout,
+        retry: plan.retry.clone(),
+    };
+    let routes = RouteTable {
+        name: "echo".into(),
+        hosts: vec![VirtualHost {
+            domains: vec!["*".into()],
+            routes: vec![Arc::new(route)],
+        }],
+    };
+    let destination = Destination {
+        name: "echo.shop:80".into(),
+        protocol: Protocol::Http2,
+        target: Target::Http(Arc::new(routes)),
+        clusters: HashMap::from([(name, Arc::new(cluster))]),
+    };
+    Snapshot {
+        destinations: HashMap::from([(key(), Arc::new(destination))]),
+        ..Snapshot::default()
+    }
+}
+
+/// Far more than any play takes.
+const STEPS_MAX: usize = 200_000;
