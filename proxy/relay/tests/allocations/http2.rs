@@ -85,7 +85,7 @@ impl Pair {
     }
 }
 
-fn next<'a>(
+pub(crate) fn next<'a>(
     connection: &mut Connection,
     input: &mut Input<'a>,
     heads: &mut Heads,
@@ -96,7 +96,7 @@ fn next<'a>(
 }
 
 /// Moves all of `output` into `wire`.
-fn take(output: &mut Output, wire: &mut Vec<u8>) {
+pub(crate) fn take(output: &mut Output, wire: &mut Vec<u8>) {
     wire.clear();
     while !output.is_empty() {
         let mut places = [IoSlice::new(&[]); 8];

@@ -2,6 +2,9 @@
 
 mod http1;
 mod http2;
+mod relay;
+#[path = "../relay/scene.rs"]
+mod scene;
 
 use allocation_counter::measure;
 use heddle_relay::{

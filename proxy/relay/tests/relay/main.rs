@@ -1,6 +1,7 @@
 //! The relay among simulated peers, network and clock. A failure names its seed.
 
 mod peer;
+mod scene;
 mod world;
 
 use std::{num::NonZeroU32, time::Duration};

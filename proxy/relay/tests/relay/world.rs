@@ -3,32 +3,21 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
-    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use heddle_policy::{
-    admission::Resource,
-    path::Strictness,
-    retry::RetryPolicy,
-    route::{PathMatch, Route, RouteMatch, RouteTable, VirtualHost},
-    snapshot::{
-        Balancing, Cluster, ClusterName, ClusterProtocol, Destination, DestinationKey, Endpoint,
-        Health, Limits, Protocol, Snapshot, Target, Transport, WeightedClusters,
-    },
-};
+use heddle_policy::{admission::Resource, retry::RetryPolicy, spiffe};
 use heddle_relay::{
     error::ConnectError,
     h2,
     input::Input,
-    relay::{Caller, ConnId, Connected, Dial, Dialled, Relay, Settings, Speaks, Task},
-    request::Terms,
+    relay::{ConnId, Connected, Dial, Relay, Task},
     view::{self, View},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use crate::peer::Peer;
+use crate::{peer::Peer, scene};
 
 /// What an endpoint does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,22 +115,21 @@ impl World {
         )]
         let now = Instant::now();
         let addresses = (1..).map(|n| SocketAddr::from(([10, 0, 0, n], 80)));
-        let behaviours: HashMap<_, _> = addresses.zip(plan.endpoints.iter().copied()).collect();
-        let view = view::reconcile(&View::empty(now), snapshot(&plan, &behaviours), now);
+        let addresses: Vec<SocketAddr> = addresses.take(plan.endpoints.len()).collect();
+        let endpoints = addresses
+            .iter()
+            .copied()
+            .zip(plan.endpoints.iter().copied());
+        let behaviours: HashMap<_, _> = endpoints.collect();
+        let view = view::reconcile(
+            &View::empty(now),
+            scene::snapshot(&addresses, plan.retry.clone(), plan.timeout),
+            now,
+        );
         let view = Arc::new(view);
-        let settings = Settings {
-            terms: Terms {
-                paths: Strictness::default(),
-                sampled_share: 0.5,
-            },
-            mesh: h2::Limits::of_mesh(),
-            workload: h2::Limits::of_application(),
-            replay_bytes_max: 64 * 1024,
-            lookup_wait: Duration::from_secs(2),
-        };
         let mut world = Self {
             rng: SmallRng::seed_from_u64(seed),
-            relay: Relay::new(settings, Arc::clone(&view), seed, now),
+            relay: Relay::new(scene::settings(), Arc::clone(&view), seed, now),
             now,
             view,
             links: Vec::new(),
@@ -291,7 +279,7 @@ impl World {
         let result = match behaviour {
             Behaviour::RefuseConnections => Err(ConnectError::Tcp("refused".into())),
             _ => Ok(Connected {
-                peer: heddle_policy::spiffe::Peer::Anonymous,
+                peer: spiffe::Peer::Anonymous,
                 is_sidecar: false,
             }),
         };
@@ -302,13 +290,7 @@ impl World {
     }
 
     fn add_client(&mut self) {
-        let caller = Caller {
-            address: ([127, 0, 0, 1], 40_000).into(),
-            peer: heddle_policy::spiffe::Peer::Anonymous,
-            dialled: Dialled::Destination(key()),
-            speaks: Speaks::Http2,
-        };
-        let conn = self.relay.accepted(caller, self.now);
+        let conn = self.relay.accepted(scene::caller(), self.now);
         let peer = Peer::client(&h2::Limits::of_mesh(), self.now);
         self.link(conn, peer, true);
     }
@@ -370,60 +352,6 @@ fn take_output(output: &mut heddle_relay::output::Output, n: usize, to: &mut Vec
         .collect();
     output.consume(n);
     to.extend(bytes);
-}
-
-fn key() -> DestinationKey {
-    DestinationKey::Host("echo.shop".into(), 80)
-}
-
-fn snapshot(plan: &Plan, behaviours: &HashMap<SocketAddr, Behaviour>) -> Snapshot {
-    let mut addresses: Vec<SocketAddr> = behaviours.keys().copied().collect();
-    addresses.sort_unstable();
-    let endpoints = addresses.into_iter().map(|address| {
-        Arc::new(Endpoint {
-            address,
-            transport: Transport::Plain,
-            weight: NonZeroU32::MIN,
-            health: Health::Healthy,
-        })
-    });
-    let name = ClusterName("echo".into());
-    let cluster = Cluster {
-        name: name.clone(),
-        endpoints: endpoints.collect(),
-        balancing: Balancing::LeastRequest,
-        outlier: None,
-        limits: Limits::UNLIMITED,
-        connect_timeout: Duration::from_secs(2),
-        protocol: ClusterProtocol::AsClient,
-    };
-    let route = Route {
-        name: "all".into(),
-        matches: RouteMatch {
-            path: PathMatch::Any,
-            headers: vec![],
-        },
-        clusters: WeightedClusters::single(name.clone()),
-        timeout: plan.timeout,
-        retry: plan.retry.clone(),
-    };
-    let routes = RouteTable {
-        name: "echo".into(),
-        hosts: vec![VirtualHost {
-            domains: vec!["*".into()],
-            routes: vec![Arc::new(route)],
-        }],
-    };
-    let destination = Destination {
-        name: "echo.shop:80".into(),
-        protocol: Protocol::Http2,
-        target: Target::Http(Arc::new(routes)),
-        clusters: HashMap::from([(name, Arc::new(cluster))]),
-    };
-    Snapshot {
-        destinations: HashMap::from([(key(), Arc::new(destination))]),
-        ..Snapshot::default()
-    }
 }
 
 /// Far more than any play takes.
