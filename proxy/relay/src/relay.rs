@@ -23,6 +23,7 @@ mod upload;
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::BuildHasherDefault,
     net::SocketAddr,
     sync::Arc,
     time::Instant,
@@ -30,7 +31,7 @@ use std::{
 
 use heddle_policy::{
     balance::Turn,
-    snapshot::{ClusterName, DestinationKey, EndpointKey},
+    snapshot::{DestinationKey, EndpointKey},
     spiffe::Peer,
 };
 use rand::{SeedableRng, rngs::SmallRng};
@@ -38,7 +39,7 @@ use slotmap::{SlotMap, new_key_type};
 
 use self::{
     channel::Channels,
-    conn::{ByStream, Conn},
+    conn::{ByStream, Conn, NumberHasher},
     exchange::Exchange,
 };
 pub use self::{
@@ -115,6 +116,9 @@ pub struct Connected {
     pub is_sidecar: bool,
 }
 
+/// Positions of round robins, by the addresses of their clusters' states.
+type Turns = HashMap<usize, Turn, BuildHasherDefault<NumberHasher>>;
+
 /// What a timer is for.
 #[derive(Clone, Copy, Debug)]
 enum Due {
@@ -127,6 +131,8 @@ enum Due {
 pub struct Relay {
     settings: Settings,
     view: Arc<View>,
+    /// Which view it is, so that a connection knows whether what it found is of this one.
+    view_number: u64,
     conns: SlotMap<ConnId, Conn>,
     exchanges: SlotMap<ExchangeId, Exchange>,
     channels: Channels,
@@ -136,7 +142,7 @@ pub struct Relay {
     /// What is in flight to the workload's own ports; as many as it has.
     applications: HashMap<SocketAddr, Arc<EndpointState>>,
     /// Positions of round robins; at most [`TURNS_MAX`].
-    turns: HashMap<ClusterName, Turn>,
+    turns: Turns,
     heads: Heads,
     /// What uploads were kept in, empty.
     rooms: Vec<Output>,
@@ -153,13 +159,14 @@ impl Relay {
         Self {
             settings,
             view,
+            view_number: 0,
             conns: SlotMap::default(),
             exchanges: SlotMap::default(),
             channels: Channels::default(),
             timers: Timers::new(now),
             looking: Vec::new(),
             applications: HashMap::new(),
-            turns: HashMap::new(),
+            turns: Turns::default(),
             heads: Heads::default(),
             rooms: Vec::new(),
             dirty: Vec::new(),
@@ -235,6 +242,7 @@ impl Relay {
     /// Another view is in force.
     pub fn configured(&mut self, view: Arc<View>, now: Instant) {
         self.view = view;
+        self.view_number += 1;
         for exchange in std::mem::take(&mut self.looking) {
             if self.exchanges.contains_key(exchange) {
                 self.look_again(exchange, now);

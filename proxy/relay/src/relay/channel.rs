@@ -2,13 +2,18 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::BuildHasherDefault,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slotmap::SlotMap;
 
-use super::{ChannelId, ConnId, Dial, ExchangeId, Relay, Task, conn::Side, exchange::Stage};
+use super::{
+    ChannelId, ConnId, Dial, ExchangeId, Relay, Task,
+    conn::{NumberHasher, Side},
+    exchange::Stage,
+};
 use crate::{
     cluster::EndpointState,
     error::{ConnectError, ProxyError},
@@ -19,7 +24,7 @@ use crate::{
 pub(super) struct Channels {
     all: SlotMap<ChannelId, Channel>,
     /// By the address of its state, which the channel keeps alive.
-    by_endpoint: HashMap<usize, ChannelId>,
+    by_endpoint: HashMap<usize, ChannelId, BuildHasherDefault<NumberHasher>>,
 }
 
 /// Connections to one endpoint.

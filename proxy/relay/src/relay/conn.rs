@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     net::SocketAddr,
+    sync::Arc,
     time::Instant,
 };
 
@@ -19,6 +20,7 @@ use crate::{
     record::Direction,
     request::Version,
     timer::Timer,
+    view::LiveDestination,
 };
 
 /// A client's connection, as it was accepted.
@@ -61,8 +63,9 @@ pub enum Speaks {
     Http2,
 }
 
-/// The exchanges of a connection.
-pub(super) type ByStream = HashMap<u32, ExchangeId, BuildHasherDefault<StreamHasher>>;
+/// The exchanges of a connection. Numbers of streams are a peer's choice within narrow bounds: few
+/// at a time, and growing.
+pub(super) type ByStream = HashMap<u32, ExchangeId, BuildHasherDefault<NumberHasher>>;
 
 #[derive(Debug)]
 pub(super) struct Conn {
@@ -73,6 +76,8 @@ pub(super) struct Conn {
     /// Whether it is in the relay's list of those that may have something to write.
     pub(super) is_dirty: bool,
     pub(super) timer: Option<Timer>,
+    /// What was found in the view of this number.
+    pub(super) found: Option<(u64, Arc<LiveDestination>)>,
 }
 
 #[derive(Debug)]
@@ -118,6 +123,7 @@ impl Conn {
             exchanges: HashMap::default(),
             is_dirty: false,
             timer: None,
+            found: None,
         }
     }
 
@@ -254,23 +260,31 @@ impl Codec {
     }
 }
 
-/// Numbers of streams are a peer's choice within narrow bounds: few at a time, and growing.
+/// For keys that nobody can choose to collide.
 #[derive(Debug, Default)]
-pub(super) struct StreamHasher(u64);
+pub(super) struct NumberHasher(u64);
 
-impl Hasher for StreamHasher {
+impl Hasher for NumberHasher {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.write_u32(u32::from(*byte));
+            self.write_u64(u64::from(*byte));
         }
     }
 
     fn write_u32(&mut self, number: u32) {
-        let mixed = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = mixed ^ (mixed >> 32);
     }
 }

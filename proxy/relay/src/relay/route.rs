@@ -13,10 +13,10 @@ use heddle_policy::{
     },
     spiffe::Peer,
 };
-use rand::RngExt;
+use rand::{Rng, RngExt};
 
 use super::{
-    ConnId, ExchangeId, Relay, TURNS_MAX, Task,
+    ConnId, ExchangeId, Relay, TURNS_MAX, Task, Turns,
     channel::Reach,
     conn::{Dialled, Port, Side},
     exchange::{Attempt, Exchange, Facts, Held, Leg, Stage, Way},
@@ -30,7 +30,7 @@ use crate::{
     record::{Direction, Spoken},
     request::{self, Request},
     token::Token,
-    view::Lookup,
+    view::{LiveDestination, Lookup},
 };
 
 impl Relay {
@@ -96,31 +96,10 @@ impl Relay {
 
     /// Outbound: first match wins, and its weights choose the cluster.
     fn route(&mut self, id: ExchangeId, request: &Request, now: Instant) -> Result<(), ProxyError> {
+        let Some(destination) = self.destination(id, now)? else {
+            return Ok(());
+        };
         let exchange = &mut self.exchanges[id];
-        let Side::Client(caller) = &self.conns[exchange.client.conn].side else {
-            return Err(ProxyError::UnknownDestination);
-        };
-        let named;
-        let key = match &caller.dialled {
-            Dialled::Destination(key) => key,
-            Dialled::Authority | Dialled::Port(_) => {
-                named = by_authority(&exchange.head)?;
-                &named
-            }
-        };
-        let destination = match self.view.lookup(key) {
-            Some(Lookup::Found(destination)) => destination,
-            Some(Lookup::Unknown(
-                UnknownDestination::AllowAny | UnknownDestination::RegistryOnly,
-            )) => return Err(ProxyError::UnknownDestination),
-            Some(Lookup::Unanswered) | None => {
-                exchange.stage = Stage::Looking;
-                self.looking.push(id);
-                self.tasks.push_back(Task::Ask(key.clone()));
-                self.arm(id, now.checked_add(self.settings.lookup_wait));
-                return Ok(());
-            }
-        };
         exchange.held.in_use = Some(destination.touch(now));
         request::name_if_nameless(&mut exchange.head, &destination.config.name);
         let Target::Http(routes) = &destination.config.target else {
@@ -145,6 +124,51 @@ impl Relay {
             cluster,
         });
         self.attempt(id, now)
+    }
+
+    /// Remembers who looks; those that gave up are forgotten when they are most of the list.
+    fn look(&mut self, id: ExchangeId) {
+        if self.looking.len() > 2 * self.exchanges.len() {
+            self.looking.retain(|id| self.exchanges.contains_key(*id));
+        }
+        self.looking.push(id);
+    }
+
+    /// What the client dialled, or names; `None`: it has been asked for.
+    fn destination(
+        &mut self,
+        id: ExchangeId,
+        now: Instant,
+    ) -> Result<Option<Arc<LiveDestination>>, ProxyError> {
+        let exchange = &mut self.exchanges[id];
+        let conn = &mut self.conns[exchange.client.conn];
+        let number = self.view_number;
+        if let Some((_, known)) = conn.found.as_ref().filter(|(of, _)| *of == number) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let Side::Client(caller) = &conn.side else {
+            return Err(ProxyError::UnknownDestination);
+        };
+        let (key, is_all) = match &caller.dialled {
+            Dialled::Destination(key) => (key.clone(), true),
+            Dialled::Authority | Dialled::Port(_) => (by_authority(&exchange.head)?, false),
+        };
+        match self.view.lookup(&key) {
+            Some(Lookup::Found(destination)) => {
+                conn.found = is_all.then(|| (number, Arc::clone(&destination)));
+                Ok(Some(destination))
+            }
+            Some(Lookup::Unknown(
+                UnknownDestination::AllowAny | UnknownDestination::RegistryOnly,
+            )) => Err(ProxyError::UnknownDestination),
+            Some(Lookup::Unanswered) | None => {
+                exchange.stage = Stage::Looking;
+                self.look(id);
+                self.tasks.push_back(Task::Ask(key));
+                self.arm(id, now.checked_add(self.settings.lookup_wait));
+                Ok(None)
+            }
+        }
     }
 
     /// Inbound: the rules of the port as of now, then to the application.
@@ -333,20 +357,14 @@ pub(super) enum Decided {
     Stop,
 }
 
-fn turn<'a>(
-    turns: &'a mut std::collections::HashMap<heddle_policy::snapshot::ClusterName, Turn>,
-    cluster: &LiveCluster,
-    rng: &mut impl rand::Rng,
-) -> &'a mut Turn {
-    // Clusters come and go: beginning a round anew is no loss.
-    if turns.len() >= TURNS_MAX {
+/// Clusters come and go, and another may have the address of one that went: beginning a round
+/// anew, or where another was, is no loss.
+fn turn<'a>(turns: &'a mut Turns, cluster: &LiveCluster, rng: &mut impl Rng) -> &'a mut Turn {
+    let key = Arc::as_ptr(&cluster.state).addr();
+    if turns.len() >= TURNS_MAX && !turns.contains_key(&key) {
         turns.clear();
     }
-    let name = &cluster.config.name;
-    if !turns.contains_key(name) {
-        turns.insert(name.clone(), Turn(rng.random()));
-    }
-    turns.get_mut(name).expect("it is there now")
+    turns.entry(key).or_insert_with(|| Turn(rng.random()))
 }
 
 /// The destination that an authority names, for listeners that know none.

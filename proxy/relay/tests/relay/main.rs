@@ -25,7 +25,7 @@ fn play(plan: impl Fn(u64) -> Plan, check: impl Fn(&World)) {
     }
 }
 
-const SEEDS: u64 = 20;
+const SEEDS: u64 = 10;
 
 fn retrying(on: &str) -> Option<RetryPolicy> {
     Some(RetryPolicy {
