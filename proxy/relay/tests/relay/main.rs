@@ -10,12 +10,15 @@ use heddle_policy::retry::{RetryOn, RetryPolicy};
 
 use crate::world::{Behaviour, Plan, World};
 
-/// Plays `plan` for many seeds.
+/// Plays `plan` for many seeds: as many as `HEDDLE_SIM_SEEDS` says, or the one that
+/// `HEDDLE_SIM_SEED` names.
 fn play(plan: impl Fn(u64) -> Plan, check: impl Fn(&World)) {
-    let seeds = std::env::var("SEEDS")
-        .ok()
-        .and_then(|seeds| seeds.parse().ok());
-    for seed in 0..seeds.unwrap_or(SEEDS) {
+    let set = |name| std::env::var(name).ok()?.parse().ok();
+    let seeds = match set("HEDDLE_SIM_SEED") {
+        Some(one) => one..one + 1,
+        None => 0..set("HEDDLE_SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds {
         let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut world = World::new(plan(seed), seed);
             world.play();
