@@ -60,6 +60,7 @@ fn large_bodies_pass_between_readers_that_stall() {
         |_| Plan {
             requests: 12,
             body_bytes_max: 600_000,
+            client_window: 10_000,
             stalls: true,
             ..Plan::default()
         },
@@ -98,6 +99,61 @@ fn a_failed_attempt_is_repeated_as_the_route_asks() {
             ..Plan::default()
         },
         |world| assert_eq!(world.outcomes("ok"), 20),
+    );
+}
+
+#[test]
+fn an_answer_that_comes_after_its_attempt_was_given_up_is_nobodys() {
+    play(
+        |_| Plan {
+            requests: 12,
+            endpoints: vec![Behaviour::Echo, Behaviour::Late, Behaviour::Late],
+            one_at_a_time: true,
+            retry: retrying("reset").map(|retry| RetryPolicy {
+                attempt_timeout: Some(Duration::from_millis(500)),
+                ..retry
+            }),
+            ..Plan::default()
+        },
+        |world| assert_eq!(world.outcomes("ok"), 12),
+    );
+}
+
+#[test]
+fn windows_open_once_for_what_is_sent_twice() {
+    play(
+        |_| Plan {
+            requests: 12,
+            body_bytes_min: 40_000,
+            body_bytes_max: 60_000,
+            endpoints: vec![
+                Behaviour::Echo,
+                Behaviour::RefuseStreams,
+                Behaviour::ResetStreams,
+            ],
+            one_at_a_time: true,
+            retry: retrying("reset"),
+            ..Plan::default()
+        },
+        |world| assert_eq!(world.outcomes("ok"), 12),
+    );
+}
+
+#[test]
+fn what_is_too_long_to_keep_is_not_repeated() {
+    play(
+        |_| Plan {
+            requests: 6,
+            body_bytes_min: 100_000,
+            body_bytes_max: 200_000,
+            endpoints: vec![Behaviour::ResetLongUploads; 3],
+            retry: retrying("reset"),
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("status 14"), 6);
+            assert!(world.records.iter().all(|record| record.attempts == 1));
+        },
     );
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use heddle_relay::{
-    event::{Code, Event, StreamId, Then},
+    event::{By, Code, Event, StreamId, Then},
     h2,
     head::{Head, Heads, Indexing},
     input::{Input, Payload},
@@ -36,6 +36,8 @@ pub(crate) struct Stream {
     pub(crate) has_ended_sending: bool,
     pub(crate) status: Option<String>,
     pub(crate) grpc_status: Option<String>,
+    /// Endpoint: steps until it answers.
+    pub(crate) answers_in: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub(crate) struct Peer {
     pub(crate) heads: Heads,
     pub(crate) streams: BTreeMap<u32, Stream>,
     pub(crate) behaviour: Option<Behaviour>,
+    /// Bytes of bodies that were handed to the codec, by stream.
+    pub(crate) handed: BTreeMap<u32, u64>,
     /// Exchanges that are over, and how.
     pub(crate) done: Vec<(u32, String)>,
 }
@@ -67,6 +71,7 @@ impl Peer {
             codec: h2::Connection::new(role, limits, now),
             heads: Heads::default(),
             streams: BTreeMap::new(),
+            handed: BTreeMap::new(),
             behaviour,
             done: Vec::new(),
         }
@@ -129,7 +134,14 @@ impl Peer {
                     true => Payload::Lent(&piece),
                     false => Payload::Shared(piece.clone().into()),
                 };
+                *self.handed.entry(number).or_default() += n as u64;
                 self.codec.send_data(StreamId(number), data, then);
+            }
+            if let Some(steps) = stream.answers_in.as_mut() {
+                *steps = steps.saturating_sub(1);
+                if *steps == 0 {
+                    self.answer_late(number);
+                }
             }
         }
         self.codec.fill(1 << 20, &mut self.heads);
@@ -208,8 +220,9 @@ impl Peer {
                 self.ended(stream.0);
             }
             Event::Reset { stream, code, by } => {
-                let how = format!("reset {} {by:?}", code.0);
-                self.over(stream.0, how);
+                let fault = self.codec.last_fault();
+                assert_eq!(by, By::Peer, "the relay sends nothing malformed: {fault:?}");
+                self.over(stream.0, format!("reset {}", code.0));
             }
             Event::Goodbye { .. }
             | Event::Interim { .. }
@@ -251,10 +264,21 @@ impl Peer {
                 assert_eq!(data.as_slice(), expected, "to the endpoint of {}", state.id);
                 state.received += data.len();
                 state.owed += credit;
-                let breaks = behaviour == Behaviour::BreakInAnswer && state.received > 20_000;
-                if behaviour == Behaviour::Silent {
-                    return;
+                let breaks = match behaviour {
+                    Behaviour::BreakInAnswer => state.received > 20_000,
+                    Behaviour::ResetLongUploads => state.received > 70_000,
+                    _ => false,
+                };
+                match behaviour {
+                    Behaviour::Silent => return,
+                    Behaviour::Late if then == Then::End => {
+                        state.answers_in = Some(LATE);
+                        return;
+                    }
+                    Behaviour::Late | Behaviour::ResetLongUploads if !breaks => return,
+                    _ => {}
                 }
+                *self.handed.entry(stream.0).or_default() += data.len() as u64;
                 self.codec.send_data(stream, data, Then::More);
                 if breaks {
                     self.codec.reset(stream, Code::INTERNAL_ERROR);
@@ -290,21 +314,41 @@ impl Peer {
                 // Nothing else of it is wanted.
                 return self.codec.reset(stream, Code::NO_ERROR);
             }
-            Behaviour::Silent => {}
+            Behaviour::Silent | Behaviour::Late | Behaviour::ResetLongUploads => {}
             Behaviour::Echo | Behaviour::BreakInAnswer | Behaviour::RefuseConnections => {
                 answer.push(b"x-id", id.to_string().as_bytes(), Indexing::Allowed);
                 self.codec
                     .send_head(stream, &answer, Then::More, &mut self.heads);
             }
         }
+        let is_late = behaviour == Behaviour::Late && then == Then::End;
         let state = Stream {
             id,
+            answers_in: is_late.then_some(LATE),
             ..Stream::default()
         };
         self.streams.insert(stream.0, state);
-        if then == Then::End && behaviour != Behaviour::Silent {
+        let is_echo = matches!(behaviour, Behaviour::Echo | Behaviour::BreakInAnswer);
+        if then == Then::End && is_echo {
             self.finish(stream);
         }
+    }
+
+    /// All of it at once.
+    fn answer_late(&mut self, number: u32) {
+        let stream = StreamId(number);
+        let state = self.streams.get_mut(&number).expect("it is open");
+        state.answers_in = None;
+        let echo = body(state.id, 0, state.received);
+        let mut answer = Head::new();
+        answer.push(b":status", b"200", Indexing::Allowed);
+        answer.push(b"x-id", state.id.to_string().as_bytes(), Indexing::Allowed);
+        self.codec
+            .send_head(stream, &answer, Then::More, &mut self.heads);
+        *self.handed.entry(number).or_default() += echo.len() as u64;
+        self.codec
+            .send_data(stream, Payload::Lent(&echo), Then::More);
+        self.finish(stream);
     }
 
     fn finish(&mut self, stream: StreamId) {
@@ -314,6 +358,9 @@ impl Peer {
         self.streams.remove(&stream.0);
     }
 }
+
+/// Steps before a late answer; a step takes 10 ms on the whole.
+const LATE: u32 = 150;
 
 fn text(head: &Head, token: Token) -> Option<String> {
     let value = head.get(token)?;

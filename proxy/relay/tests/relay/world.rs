@@ -1,7 +1,7 @@
 //! A relay, its clients and its endpoints, and a network that delivers in pieces and late.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -36,6 +36,10 @@ pub(crate) enum Behaviour {
     Silent,
     /// Echoes, and breaks off within.
     BreakInAnswer,
+    /// Answers after a second or two.
+    Late,
+    /// INTERNAL_ERROR once 70,000 bytes have come.
+    ResetLongUploads,
 }
 
 /// What is played.
@@ -46,6 +50,9 @@ pub(crate) struct Plan {
     /// Whether a request waits until the one before has ended.
     pub(crate) one_at_a_time: bool,
     pub(crate) body_bytes_max: usize,
+    pub(crate) body_bytes_min: usize,
+    /// What clients let come of an answer.
+    pub(crate) client_window: u32,
     pub(crate) endpoints: Vec<Behaviour>,
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) timeout: Option<Duration>,
@@ -64,6 +71,8 @@ impl Default for Plan {
             clients: 3,
             one_at_a_time: false,
             body_bytes_max: 3_000,
+            body_bytes_min: 0,
+            client_window: 64 * 1024,
             endpoints: vec![Behaviour::Echo; 3],
             retry: None,
             timeout: None,
@@ -78,6 +87,7 @@ impl Default for Plan {
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) reason: Option<&'static str>,
+    pub(crate) attempts: u32,
 }
 
 /// The two ends of a connection and what is under way.
@@ -88,6 +98,7 @@ struct Link {
     is_client: bool,
     to_relay: VecDeque<u8>,
     to_peer: VecDeque<u8>,
+    granted: Granted,
     is_closing: bool,
 }
 
@@ -207,7 +218,10 @@ impl World {
             return self.add_client();
         }
         let index = clients[self.rng.random_range(0..clients.len())];
-        let bytes = self.rng.random_range(0..=self.plan.body_bytes_max);
+        let bytes = {
+            let bytes = self.plan.body_bytes_min..=self.plan.body_bytes_max;
+            self.rng.random_range(bytes)
+        };
         if self.links[index].peer.call(self.started, bytes) {
             self.started += 1;
         }
@@ -227,6 +241,7 @@ impl World {
             let n = self.rng.random_range(0..=70_000).min(link.to_peer.len());
             let bytes: Vec<u8> = link.to_peer.drain(..n).collect();
             if !bytes.is_empty() {
+                link.granted.check(&bytes, &link.peer.handed);
                 link.peer.receive(&bytes, self.now);
             }
         }
@@ -260,6 +275,7 @@ impl World {
         while let Some(record) = self.relay.next_record() {
             self.records.push(Seen {
                 reason: record.reason,
+                attempts: record.attempts,
             });
             self.relay.recycle(record);
         }
@@ -291,7 +307,11 @@ impl World {
 
     fn add_client(&mut self) {
         let conn = self.relay.accepted(scene::caller(), self.now);
-        let peer = Peer::client(&h2::Limits::of_mesh(), self.now);
+        let limits = h2::Limits {
+            stream_window: self.plan.client_window,
+            ..h2::Limits::of_mesh()
+        };
+        let peer = Peer::client(&limits, self.now);
         self.link(conn, peer, true);
     }
 
@@ -302,6 +322,7 @@ impl World {
             is_client,
             to_relay: VecDeque::new(),
             to_peer: VecDeque::new(),
+            granted: Granted::default(),
             is_closing: false,
         });
     }
@@ -342,6 +363,37 @@ impl World {
         }
     }
 }
+
+/// What the relay has granted of windows, read from its own frames.
+#[derive(Debug, Default)]
+struct Granted {
+    partial: Vec<u8>,
+    by_stream: HashMap<u32, u64>,
+}
+
+impl Granted {
+    /// No stream may be granted more than its peer has sent.
+    fn check(&mut self, bytes: &[u8], handed: &BTreeMap<u32, u64>) {
+        self.partial.extend_from_slice(bytes);
+        while let Some((head, rest)) = self.partial.split_first_chunk::<9>() {
+            let payload_bytes = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            if rest.len() < payload_bytes {
+                return;
+            }
+            let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            if head[3] == WINDOW_UPDATE && stream != 0 {
+                let increment = u32::from_be_bytes([rest[0], rest[1], rest[2], rest[3]]);
+                let granted = self.by_stream.entry(stream).or_default();
+                *granted += u64::from(increment);
+                let sent = handed.get(&stream).copied().unwrap_or(0);
+                assert!(*granted <= sent, "{granted} granted of {sent} sent");
+            }
+            self.partial.drain(..9 + payload_bytes);
+        }
+    }
+}
+
+const WINDOW_UPDATE: u8 = 8;
 
 fn take_output(output: &mut heddle_relay::output::Output, n: usize, to: &mut VecDeque<u8>) {
     let n = n.min(output.len());
