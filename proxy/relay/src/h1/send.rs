@@ -25,8 +25,9 @@ pub enum Refusal {
 }
 
 impl Connection {
-    /// A client's: sends a request. `:protocol` asks for an upgrade. With an unknown length a body
-    /// goes in chunks, and the version is HTTP/1.1 whatever `hop` says.
+    /// A client's: sends a request. With an unknown length a body goes in chunks, and the version
+    /// is HTTP/1.1 whatever `hop` says. `:protocol` asks for an upgrade; `then` says whether the
+    /// request has a body, as always: what comes behind the 101 is none.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -40,11 +41,8 @@ impl Connection {
         if then == Then::End && said.is_some_and(|length| length > 0) {
             return Err(Refusal::Malformed("there is a length and no body"));
         }
-        let is_switch = method == Method::Connect || head.get(Token::Protocol).is_some();
         let (framing, length) = match (said, then) {
             _ if method == Method::Connect => (Framing::Nothing, Length::Dropped),
-            // What follows comes behind the 101.
-            (None, Then::More) if is_switch => (Framing::Nothing, Length::Dropped),
             (Some(length), _) => (Framing::Length(length), Length::Kept),
             (None, Then::More) => (Framing::Chunked, Length::Dropped),
             // RFC 9110 section 8.6.
@@ -261,8 +259,8 @@ impl Connection {
             Framing::Chunked => Writing::Chunked,
             Framing::UntilClose => Writing::UntilClose,
         };
-        // A request that is whole is over, also when more would follow if it were granted. The end
-        // of an answer is waited for, so that no exchange begins before it is told.
+        // CONNECT is over, also when more follows if it is granted. The end of an answer is waited
+        // for, so that no exchange begins before it is told.
         let is_whole = framing == Framing::Nothing && self.role == Role::Client;
         if then == Then::End || is_whole {
             self.end_writing(b"0\r\n\r\n");
