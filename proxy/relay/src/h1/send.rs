@@ -100,7 +100,7 @@ impl Connection {
     }
 
     /// Sends a piece of a body, and returns how much of it counts as gone; of the rest
-    /// [`Self::fill`] tells. All of it is for an exchange that is over.
+    /// [`Self::next_written`] tells. All of it is for an exchange that is over.
     pub fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
         let bytes = u32::try_from(data.len()).expect("no piece is larger than a window");
         if !self.is_current(stream) {
@@ -174,14 +174,21 @@ impl Connection {
         }
     }
 
-    /// Tells how much has gone that waited, once the output holds less than `room` bytes.
-    pub fn fill(&mut self, room: usize) -> Option<Event<'static>> {
-        if self.waiting == 0 || self.output.len() >= room {
-            return None;
+    /// Counts what waited as gone, if the output holds less than `room` bytes: it was in the output
+    /// already.
+    pub fn fill(&mut self, room: usize) {
+        if self.output.len() < room {
+            self.written = self
+                .written
+                .saturating_add(std::mem::take(&mut self.waiting));
         }
-        let sent = std::mem::take(&mut self.waiting);
+    }
+
+    /// Tells how much has gone that waited.
+    pub fn next_written(&mut self) -> Option<Event<'static>> {
+        let sent = std::mem::take(&mut self.written);
         let stream = self.stream;
-        Some(Event::Writable { stream, sent })
+        (sent > 0).then_some(Event::Writable { stream, sent })
     }
 
     fn switch(&mut self, head: &Head) {

@@ -75,7 +75,7 @@ impl Connection {
     }
 
     /// `fault` came: nothing behind it can be understood.
-    pub(super) fn broken(&mut self, fault: Fault) -> Malformed {
+    pub(in crate::h1) fn broken(&mut self, fault: Fault) -> Malformed {
         let Fault { status, reason } = fault;
         if self.role == Role::Client {
             self.abort();

@@ -730,6 +730,13 @@ fn only_a_head_that_has_begun_has_a_deadline() {
         side.feed(if has_begun { b" " } else { b"" });
         let expected = has_begun.then_some(began + timeout);
         assert_eq!(side.connection.deadline(), expected, "{pieces:?}");
+        let too_early = Duration::from_nanos(1);
+        assert_eq!(side.connection.expire(began + timeout - too_early), Ok(()));
+        let expired = side.connection.expire(began + timeout);
+        let status = expired
+            .err()
+            .map(|late| (late.status, late.answer.is_some()));
+        assert_eq!(status, has_begun.then_some((408, true)), "{pieces:?}");
     }
 }
 
