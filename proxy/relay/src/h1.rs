@@ -14,7 +14,7 @@
 //!
 //! Events and heads are those of HTTP/2. What belongs to the connection is taken from heads that
 //! come (`connection` and what it names, `transfer-encoding`, `keep-alive`, ...) and written into
-//! those that go; [`Hop`] says what there is no field for. A request for an upgrade has
+//! those that go; [`Hop`] says what there is no field for, and [`Form`] how it is to be said again. A request for an upgrade has
 //! `:protocol`, and so has the 101 that grants it; `:method` is the client's own. Its message is
 //! over where HTTP/1.1 says so (`Then::End`); the 101 makes both directions open again, for bytes.
 //!
@@ -55,7 +55,7 @@ use std::time::Instant;
 use self::{chunked::Chunked, fault::Fault, hop::Method, kept::Kept};
 pub use self::{
     fault::Malformed,
-    hop::{Hop, Version},
+    hop::{Form, Hop, Version},
     limits::{FIELDS_MAX, Limits},
     send::Refusal,
 };
@@ -199,7 +199,7 @@ impl Connection {
     }
 
     /// The exchange under way is the last; without one the connection ends. A server says so in its
-    /// answer, unless that has begun; a client can say so with [`Hop::closes`].
+    /// answer, unless that has begun.
     pub fn goodbye(&mut self) {
         self.is_leaving = true;
         if self.is_idle() {

@@ -11,7 +11,7 @@ use std::{
 
 use heddle_relay::{
     event::{Event, StreamId, Then},
-    h1::{Connection, Ending, Hop, Limits, Role},
+    h1::{Connection, Ending, Form, Limits, Role},
     head::{Head, Heads, Indexing},
     input::{Input, Payload},
 };
@@ -88,7 +88,7 @@ impl Side {
             if behaves & 1 == 1 {
                 head.push(b":protocol", b"x", Indexing::Allowed);
             }
-            let opened = connection.open(&head, Hop::default(), Then::End);
+            let opened = connection.open(&head, Form::default(), Then::End);
             opened.expect("it is well formed");
         }
         Self {
@@ -147,7 +147,7 @@ impl Side {
         match event {
             Event::Head { stream, head, then } => {
                 _ = write!(self.told, "\n{}", text(&head));
-                self.onward.begin(&head, self.connection.hop(), then);
+                self.onward.begin(&head, self.connection.hop().form, then);
                 self.ends(stream, then);
             }
             Event::Interim { head, .. } => _ = write!(self.told, "\ninterim {}", text(&head)),
@@ -209,10 +209,10 @@ impl Side {
 }
 
 impl Onward {
-    fn begin(&mut self, head: &Head, hop: Hop, then: Then) {
+    fn begin(&mut self, head: &Head, form: Form, then: Then) {
         *self = Self::default();
         let mut connection = Connection::new(Role::Client, &Limits::default());
-        if let Ok(stream) = connection.open(head, hop, then) {
+        if let Ok(stream) = connection.open(head, form, then) {
             self.stream = Some((connection, stream));
             self.came = text(head);
             self.check(then);

@@ -8,7 +8,7 @@ use httparse::Status;
 use super::{
     fault::Fault,
     fields::{Fields, Of, push},
-    hop::{Framing, Hop, Method, Version},
+    hop::{Form, Framing, Hop, Method, Version},
     limits::{FIELDS_MAX, Limits},
     target::{Target, check_authority},
 };
@@ -87,8 +87,10 @@ pub(super) fn request(
     let persists = fields.persists(version);
     let request = Request {
         hop: Hop {
-            version,
-            is_absolute,
+            form: Form {
+                version,
+                is_absolute,
+            },
             expects_continue: fields.expects_continue,
             ends_by_closing: false,
             closes: !persists,
@@ -144,7 +146,10 @@ pub(super) fn answer(
     let persists = fields.persists(version);
     let answer = Answer {
         hop: Hop {
-            version,
+            form: Form {
+                version,
+                is_absolute: false,
+            },
             ends_by_closing: framing == Framing::UntilClose,
             closes: !persists,
             ..Hop::default()

@@ -1,7 +1,7 @@
 //! What is sent, and the bytes that it becomes.
 
 use super::{
-    Connection, Hop, Reading, Role, Version, Writing,
+    Connection, Form, Reading, Role, Version, Writing,
     fields::parse_length,
     hop::{Framing, Method},
     write::{self, Length, Options},
@@ -26,12 +26,12 @@ pub enum Refusal {
 
 impl Connection {
     /// A client's: sends a request. With an unknown length a body goes in chunks, and the version
-    /// is HTTP/1.1 whatever `hop` says. `:protocol` asks for an upgrade; `then` says whether the
+    /// is HTTP/1.1 whatever `form` says. `:protocol` asks for an upgrade; `then` says whether the
     /// request has a body, as always: what comes behind the 101 is none.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn open(&mut self, head: &Head, hop: Hop, then: Then) -> Result<StreamId, Refusal> {
+    pub fn open(&mut self, head: &Head, form: Form, then: Then) -> Result<StreamId, Refusal> {
         if !self.can_open() {
             return Err(Refusal::Busy);
         }
@@ -50,28 +50,27 @@ impl Connection {
             (None, Then::End) => (Framing::Nothing, Length::Dropped),
         };
         let is_chunked = framing == Framing::Chunked;
-        let hop = Hop {
+        let form = Form {
             version: if is_chunked {
                 Version::Http11
             } else {
-                hop.version
+                form.version
             },
-            ..hop
+            ..form
         };
         let upgrade = head.get(Token::Protocol);
-        let upgrade = upgrade.filter(|_| hop.version == Version::Http11);
-        let closes = hop.closes || hop.version == Version::Http10;
+        let upgrade = upgrade.filter(|_| form.version == Version::Http11);
         let options = Options {
             length,
             is_chunked,
-            closes: hop.closes,
+            closes: false,
             keeps_alive: false,
             upgrade,
         };
         self.output
-            .write(|out| write::request(out, head, hop, options));
+            .write(|out| write::request(out, head, form, options));
         self.begin(method, upgrade.map(Box::from));
-        self.persists = !closes;
+        self.persists = form.version == Version::Http11;
         self.begin_writing(framing, then);
         Ok(self.stream)
     }
@@ -212,7 +211,7 @@ impl Connection {
     }
 
     fn send_interim(&mut self, head: &Head, status: u16) {
-        if self.hop.version == Version::Http10 {
+        if self.hop.form.version == Version::Http10 {
             // RFC 9110 section 15.2.
             return;
         }
@@ -235,7 +234,7 @@ impl Connection {
             }
             (Some(length), _) => (Framing::Length(length), Length::Kept),
             (None, Then::End) => (Framing::Length(0), Length::Zero),
-            (None, Then::More) if self.hop.version == Version::Http10 => {
+            (None, Then::More) if self.hop.form.version == Version::Http10 => {
                 (Framing::UntilClose, Length::Dropped)
             }
             (None, Then::More) => (Framing::Chunked, Length::Dropped),
@@ -247,7 +246,7 @@ impl Connection {
             length,
             is_chunked: framing == Framing::Chunked,
             closes: !self.persists && !is_tunnel,
-            keeps_alive: self.hop.version == Version::Http10,
+            keeps_alive: self.hop.form.version == Version::Http10,
             upgrade: None,
         };
         self.output

@@ -492,17 +492,12 @@ fn what_http2_has_no_words_for_is_told_beside_the_head() {
     };
     let plain = Hop::default();
     assert_eq!(hop("GET / HTTP/1.1\r\nhost: a\r\n\r\n"), plain);
-    let old = Hop {
-        version: Version::Http10,
-        closes: true,
-        ..plain
-    };
+    let (mut old, mut whole) = (plain, plain);
+    old.form.version = Version::Http10;
+    old.closes = true;
+    whole.form.is_absolute = true;
     assert_eq!(hop("GET / HTTP/1.0\r\n\r\n"), old);
     assert_eq!(hop("GET / HTTP/1.0\r\nexpect: 100-continue\r\n\r\n"), old);
-    let whole = Hop {
-        is_absolute: true,
-        ..plain
-    };
     assert_eq!(hop("GET http://a/ HTTP/1.1\r\nhost: a\r\n\r\n"), whole);
     let waits = Hop {
         expects_continue: true,
