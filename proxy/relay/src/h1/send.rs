@@ -304,9 +304,10 @@ impl Connection {
         }
     }
 
-    /// Whether what is left of the request may be short enough to be read and dropped.
+    /// Whether what is left of the request may be short enough to be read and dropped, and something
+    /// follows it.
     fn is_worth_discarding(&self) -> bool {
-        !self.is_awaited && self.persists && self.is_request_near()
+        self.persists && self.is_request_near()
     }
 
     /// Whether the end of the request is there or may be near.

@@ -847,3 +847,42 @@ fn after_goodbye_no_other_request_is_taken() {
         (2, Ending::Finishing)
     );
 }
+
+#[test]
+fn a_goodbye_inside_an_answer_ends_the_connection_behind_it() {
+    let mut side = Side::new(Role::Server);
+    side.feed(GET.as_bytes());
+    side.answer(&[(":status", "200")], Then::More);
+    side.connection.goodbye();
+    side.send("ok", Then::More);
+    assert_eq!(side.connection.ending(), Ending::Open);
+    side.send("", Then::End);
+    assert_eq!(side.connection.ending(), Ending::Finishing);
+}
+
+#[test]
+fn bytes_behind_the_last_request_are_thrown_away() {
+    let last = GET.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+    let mut side = Side::new(Role::Server);
+    side.feed(last.as_bytes());
+    for _ in 0..10 {
+        side.feed(&[b'x'; 100_000]);
+        assert!(side.unread.is_empty());
+        assert!(side.connection.memory_bytes() < 2048);
+    }
+    // So the client's end is seen.
+    side.end();
+    assert_eq!(side.told[2..], ["reset 8"]);
+}
+
+#[test]
+fn nobody_is_told_that_a_client_leaves_who_was_given_up() {
+    let mut side = Side::new(Role::Server);
+    side.feed(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nab");
+    side.answer(&[(":status", "413")], Then::End);
+    side.reset();
+    let told = side.told.len();
+    side.end();
+    assert_eq!(side.told.len(), told);
+    assert_eq!(side.connection.ending(), Ending::Finishing);
+}
