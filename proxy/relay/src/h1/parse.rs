@@ -51,9 +51,6 @@ pub(super) fn request(
 ) -> Result<Option<(usize, Request)>, Fault> {
     let mut places = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let places = &mut places[..fields_max(limits)];
-    if bytes.starts_with(b"\n") {
-        return Err(Fault::bad("an empty line ends without CR"));
-    }
     let mut parsed = httparse::Request::new(&mut []);
     let used = match parsed.parse_with_uninit_headers(bytes, places) {
         Ok(Status::Complete(used)) => used,

@@ -65,9 +65,6 @@ impl<'a> Target<'a> {
 /// (RFC 9110 section 4.2.4).
 pub(super) fn check_authority(authority: &[u8]) -> Result<(), Fault> {
     let is_allowed = |byte: &u8| AUTHORITY[usize::from(*byte)];
-    if authority.contains(&b'@') {
-        return Err(Fault::bad("the authority has user information"));
-    }
     if !authority.iter().all(is_allowed) {
         return Err(Fault::bad("the authority is not a host and a port"));
     }
