@@ -14,7 +14,7 @@
 //!
 //! Events and heads are those of HTTP/2. What belongs to the connection is taken from heads that
 //! come (`connection` and what it names, `transfer-encoding`, `keep-alive`, ...) and written into
-//! those that go; [`Hop`] says what there is no field for. A request for an upgrade has
+//! those that go; [`Hop`] says what there is no field for, and [`Form`] how it is to be said again. A request for an upgrade has
 //! `:protocol`, and so has the 101 that grants it; `:method` is the client's own. Its message is
 //! over where HTTP/1.1 says so (`Then::End`); the 101 makes both directions open again, for bytes.
 //!
@@ -22,7 +22,7 @@
 //!
 //! Of a body no more comes as events than the window, which `release` refills;
 //! [`Connection::room`] says how much a driver may read. What is sent is all taken, and counts as
-//! gone while the output is short; what has waited is told by [`Connection::fill`].
+//! gone while the output is short; what has waited is told by [`Connection::next_written`].
 //!
 //! # Strictness
 //!
@@ -52,10 +52,10 @@ mod tests;
 
 use std::time::Instant;
 
-use self::{chunked::Chunked, hop::Method, kept::Kept};
+use self::{chunked::Chunked, fault::Fault, hop::Method, kept::Kept};
 pub use self::{
     fault::Malformed,
-    hop::{Hop, Version},
+    hop::{Form, Hop, Version},
     limits::{FIELDS_MAX, Limits},
     send::Refusal,
 };
@@ -88,8 +88,10 @@ pub struct Connection {
     interim_bytes: u32,
     /// Bytes of the body that comes which may still be told.
     window: u32,
-    /// Bytes of the body that goes which have been taken but not told as gone.
+    /// Bytes of the body that goes which have been taken and wait for the output to get short.
     waiting: u32,
+    /// Those that have waited, until they are told as gone.
+    written: u32,
     kept: Kept,
     /// When the first byte came of a head that is not whole.
     head_began: Option<Instant>,
@@ -187,6 +189,7 @@ impl Connection {
             interim_bytes: 0,
             window: limits.window,
             waiting: 0,
+            written: 0,
             kept: Kept::default(),
             head_began: None,
             is_at_end: false,
@@ -196,7 +199,7 @@ impl Connection {
     }
 
     /// The exchange under way is the last; without one the connection ends. A server says so in its
-    /// answer, unless that has begun; a client can say so with [`Hop::closes`].
+    /// answer, unless that has begun.
     pub fn goodbye(&mut self) {
         self.is_leaving = true;
         if self.is_idle() {
@@ -278,6 +281,20 @@ impl Connection {
         began.and_then(|began| began.checked_add(self.limits.head_timeout))
     }
 
+    /// What is wrong at `now` with what has not come by [`Self::deadline`].
+    ///
+    /// # Errors
+    /// [`Malformed`] with 408, as [`Self::receive`] does. Who sends half a head mostly waits for no
+    /// answer.
+    pub fn expire(&mut self, now: Instant) -> Result<(), Malformed> {
+        let is_late = self.deadline().is_some_and(|deadline| now >= deadline);
+        if is_late {
+            Err(self.broken(Fault::LATE))
+        } else {
+            Ok(())
+        }
+    }
+
     /// Whether there is no exchange, and none has begun to come.
     pub fn is_idle(&self) -> bool {
         self.writing == Writing::Idle && self.kept.is_empty()
@@ -327,6 +344,7 @@ impl Connection {
         self.interim_bytes = 0;
         self.window = self.limits.window;
         self.waiting = 0;
+        self.written = 0;
     }
 
     /// The message that comes is over.

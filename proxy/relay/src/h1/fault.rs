@@ -52,6 +52,12 @@ impl Fault {
         }
     }
 
+    /// 408 (RFC 9110 section 15.5.9).
+    pub(super) const LATE: Self = Self {
+        status: 408,
+        reason: "the head did not arrive in time",
+    };
+
     /// 414 (RFC 9112 section 3).
     pub(super) const LINE_TOO_LONG: Self = Self {
         status: 414,

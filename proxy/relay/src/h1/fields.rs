@@ -6,6 +6,7 @@ use httparse::Header;
 use super::{
     fault::Fault,
     hop::{Framing, Version},
+    target::alphanumerics_and,
 };
 use crate::{
     head::{Head, Indexing},
@@ -194,10 +195,11 @@ pub(super) fn push(
     head: &mut Head,
     passes: impl FnOnce(Token) -> Result<bool, Fault>,
 ) -> Result<(), Fault> {
-    let start = head.buffer().len();
-    let lower = field.name.bytes().map(|byte| byte.to_ascii_lowercase());
-    head.buffer().extend(lower);
-    let token = Token::of(&head.buffer()[start..]);
+    let buffer = head.buffer();
+    let start = buffer.len();
+    buffer.extend_from_slice(field.name.as_bytes());
+    buffer[start..].make_ascii_lowercase();
+    let token = Token::of(&buffer[start..]);
     let passes = passes(token)?;
     let stored = if passes && token == Token::Other {
         field.name.len()
@@ -271,8 +273,8 @@ fn is_one_protocol(value: &[u8]) -> bool {
 
 /// RFC 9110 section 5.6.2.
 pub(super) fn is_token(text: &[u8]) -> bool {
-    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !text.is_empty() && text.iter().all(is_allowed)
+    static TOKEN: [bool; 256] = alphanumerics_and(b"!#$%&'*+-.^_`|~");
+    !text.is_empty() && text.iter().all(|byte| TOKEN[usize::from(*byte)])
 }
 
 /// As signed numbers of 64 bits hold, which is what most programs read it into.

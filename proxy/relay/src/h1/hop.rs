@@ -1,14 +1,22 @@
 //! What a head of HTTP/1 says that HTTP/2 has no words for.
 
-/// Beside the fields of a [`crate::head::Head`]: with it a request that went through HTTP/2 is
-/// rebuilt as it was. An upgrade is in the head, as `:protocol` (RFC 8441 section 4) beside the
-/// request's own method; an expectation and `te: trailers` are fields as in HTTP/2.
+/// How a request is written. With it, beside the fields of its [`crate::head::Head`], a request that
+/// went through HTTP/2 is rebuilt as it was. An upgrade is in the head, as `:protocol` (RFC 8441
+/// section 4) beside the request's own method; an expectation and `te: trailers` are fields as in
+/// HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Its sender's version; of an answer too.
+    pub version: Version,
+    /// Its target is a whole URI.
+    pub is_absolute: bool,
+}
+
+/// What a head says for this hop, and what follows from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hop {
-    /// Its sender's version.
-    pub version: Version,
-    /// The target of a request was a whole URI.
-    pub is_absolute: bool,
+    /// How it was written.
+    pub form: Form,
     /// The client waits for a 100 before it sends its body.
     pub expects_continue: bool,
     /// The body of an answer ends with the connection: where the connection breaks nobody can

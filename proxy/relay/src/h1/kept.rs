@@ -183,6 +183,17 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_grows_by_bytes_is_looked_at_seldom() {
+        let mut kept = Kept::default();
+        let mut looks = 0;
+        for _ in 0..1 << 16 {
+            kept.section(&mut Input::lent(b"x"), 1 << 16);
+            looks += usize::from(kept.is_worth_a_look());
+        }
+        assert_eq!(looks, 17, "at each power of two");
+    }
+
+    #[test]
     fn no_more_is_taken_than_there_is_room_for() {
         let mut kept = Kept::default();
         let mut input = Input::lent(b"0123456789");

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Bounds of a connection. With the defaults it holds, besides its output, 128 KiB at most: what
-/// it has read ahead and one head.
+/// Bounds of a connection. Of what came it keeps the larger of `head_bytes_max` and
+/// `ahead_bytes_max`, in a buffer of at most twice as much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a request or status line. Above it a request is answered with 414; RFC 9112

@@ -8,7 +8,7 @@ use httparse::Status;
 use super::{
     fault::Fault,
     fields::{Fields, Of, push},
-    hop::{Framing, Hop, Method, Version},
+    hop::{Form, Framing, Hop, Method, Version},
     limits::{FIELDS_MAX, Limits},
     target::{Target, check_authority},
 };
@@ -51,9 +51,6 @@ pub(super) fn request(
 ) -> Result<Option<(usize, Request)>, Fault> {
     let mut places = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let places = &mut places[..fields_max(limits)];
-    if bytes.starts_with(b"\n") {
-        return Err(Fault::bad("an empty line ends without CR"));
-    }
     let mut parsed = httparse::Request::new(&mut []);
     let used = match parsed.parse_with_uninit_headers(bytes, places) {
         Ok(Status::Complete(used)) => used,
@@ -64,7 +61,7 @@ pub(super) fn request(
     let (Some(method), Some(target)) = (parsed.method, parsed.path) else {
         return Err(Fault::bad("the first line is not one of a request"));
     };
-    check_whole(&bytes[..used], parsed.headers.len(), limits)?;
+    check_whole(&bytes[..used], limits)?;
     let (method, target) = (method.as_bytes(), target.as_bytes());
     let version = version(parsed.version);
     let hosts = parsed.headers.iter();
@@ -87,8 +84,10 @@ pub(super) fn request(
     let persists = fields.persists(version);
     let request = Request {
         hop: Hop {
-            version,
-            is_absolute,
+            form: Form {
+                version,
+                is_absolute,
+            },
             expects_continue: fields.expects_continue,
             ends_by_closing: false,
             closes: !persists,
@@ -123,7 +122,7 @@ pub(super) fn answer(
     };
     let status = parsed.code.filter(|status| *status >= 100);
     let status = status.ok_or(Fault::bad("the status is not one"))?;
-    check_whole(&bytes[..used], parsed.headers.len(), limits)?;
+    check_whole(&bytes[..used], limits)?;
     let version = version(parsed.version);
     head.push_as(
         Token::Status,
@@ -144,7 +143,10 @@ pub(super) fn answer(
     let persists = fields.persists(version);
     let answer = Answer {
         hop: Hop {
-            version,
+            form: Form {
+                version,
+                is_absolute: false,
+            },
             ends_by_closing: framing == Framing::UntilClose,
             closes: !persists,
             ..Hop::default()
@@ -167,7 +169,7 @@ pub(super) fn trailers(bytes: &[u8], limits: &Limits, head: &mut Head) -> Result
         Ok(_) => return Err(Fault::bad("the trailers are not fields")),
         Err(error) => return Err(fault_of(error)),
     };
-    check_lines(bytes, fields.len() + 1)?;
+    check_lines(bytes)?;
     for field in fields {
         push(field, head, |token| {
             let fault = Fault::bad("the trailers have a field that may not be there");
@@ -260,7 +262,7 @@ fn check_part(bytes: &[u8], limits: &Limits) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_whole(bytes: &[u8], fields: usize, limits: &Limits) -> Result<(), Fault> {
+fn check_whole(bytes: &[u8], limits: &Limits) -> Result<(), Fault> {
     let line_max = limits.line_bytes_max as usize;
     if bytes.len() > line_max && !bytes[..line_max].contains(&b'\n') {
         return Err(Fault::LINE_TOO_LONG);
@@ -268,15 +270,20 @@ fn check_whole(bytes: &[u8], fields: usize, limits: &Limits) -> Result<(), Fault
     if bytes.len() > limits.head_bytes_max as usize {
         return Err(Fault::too_large("the head is too long"));
     }
-    check_lines(bytes, fields + 2)
+    check_lines(bytes)
 }
 
 /// The parser lets lines end with a bare LF, which others on the way may not take for an end.
-fn check_lines(bytes: &[u8], lines: usize) -> Result<(), Fault> {
-    let ends = bytes.iter().zip(bytes.iter().skip(1));
-    let ends = ends.filter(|&(&first, &second)| first == b'\r' && second == b'\n');
-    let is_right = ends.count() == lines;
-    is_right
+fn check_lines(bytes: &[u8]) -> Result<(), Fault> {
+    let rest = bytes.get(1..).unwrap_or_default();
+    // Without an early end, so that the compiler takes many bytes at once.
+    let is_bare = bytes
+        .iter()
+        .zip(rest)
+        .fold(bytes.starts_with(b"\n"), |is, (before, byte)| {
+            is | ((*byte == b'\n') & (*before != b'\r'))
+        });
+    (!is_bare)
         .then_some(())
         .ok_or(Fault::bad("a line ends without CR"))
 }

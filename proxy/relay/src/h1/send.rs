@@ -1,7 +1,7 @@
 //! What is sent, and the bytes that it becomes.
 
 use super::{
-    Connection, Hop, Reading, Role, Version, Writing,
+    Connection, Form, Reading, Role, Version, Writing,
     fields::parse_length,
     hop::{Framing, Method},
     write::{self, Length, Options},
@@ -25,12 +25,13 @@ pub enum Refusal {
 }
 
 impl Connection {
-    /// A client's: sends a request. `:protocol` asks for an upgrade. With an unknown length a body
-    /// goes in chunks, and the version is HTTP/1.1 whatever `hop` says.
+    /// A client's: sends a request. With an unknown length a body goes in chunks, and the version
+    /// is HTTP/1.1 whatever `form` says. `:protocol` asks for an upgrade; `then` says whether the
+    /// request has a body, as always: what comes behind the 101 is none.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn open(&mut self, head: &Head, hop: Hop, then: Then) -> Result<StreamId, Refusal> {
+    pub fn open(&mut self, head: &Head, form: Form, then: Then) -> Result<StreamId, Refusal> {
         if !self.can_open() {
             return Err(Refusal::Busy);
         }
@@ -40,11 +41,8 @@ impl Connection {
         if then == Then::End && said.is_some_and(|length| length > 0) {
             return Err(Refusal::Malformed("there is a length and no body"));
         }
-        let is_switch = method == Method::Connect || head.get(Token::Protocol).is_some();
         let (framing, length) = match (said, then) {
             _ if method == Method::Connect => (Framing::Nothing, Length::Dropped),
-            // What follows comes behind the 101.
-            (None, Then::More) if is_switch => (Framing::Nothing, Length::Dropped),
             (Some(length), _) => (Framing::Length(length), Length::Kept),
             (None, Then::More) => (Framing::Chunked, Length::Dropped),
             // RFC 9110 section 8.6.
@@ -52,28 +50,27 @@ impl Connection {
             (None, Then::End) => (Framing::Nothing, Length::Dropped),
         };
         let is_chunked = framing == Framing::Chunked;
-        let hop = Hop {
+        let form = Form {
             version: if is_chunked {
                 Version::Http11
             } else {
-                hop.version
+                form.version
             },
-            ..hop
+            ..form
         };
         let upgrade = head.get(Token::Protocol);
-        let upgrade = upgrade.filter(|_| hop.version == Version::Http11);
-        let closes = hop.closes || hop.version == Version::Http10;
+        let upgrade = upgrade.filter(|_| form.version == Version::Http11);
         let options = Options {
             length,
             is_chunked,
-            closes: hop.closes,
+            closes: false,
             keeps_alive: false,
             upgrade,
         };
         self.output
-            .write(|out| write::request(out, head, hop, options));
+            .write(|out| write::request(out, head, form, options));
         self.begin(method, upgrade.map(Box::from));
-        self.persists = !closes;
+        self.persists = form.version == Version::Http11;
         self.begin_writing(framing, then);
         Ok(self.stream)
     }
@@ -102,7 +99,7 @@ impl Connection {
     }
 
     /// Sends a piece of a body, and returns how much of it counts as gone; of the rest
-    /// [`Self::fill`] tells. All of it is for an exchange that is over.
+    /// [`Self::next_written`] tells. All of it is for an exchange that is over.
     pub fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
         let bytes = u32::try_from(data.len()).expect("no piece is larger than a window");
         if !self.is_current(stream) {
@@ -176,14 +173,21 @@ impl Connection {
         }
     }
 
-    /// Tells how much has gone that waited, once the output holds less than `room` bytes.
-    pub fn fill(&mut self, room: usize) -> Option<Event<'static>> {
-        if self.waiting == 0 || self.output.len() >= room {
-            return None;
+    /// Counts what waited as gone, if the output holds less than `room` bytes: it was in the output
+    /// already.
+    pub fn fill(&mut self, room: usize) {
+        if self.output.len() < room {
+            self.written = self
+                .written
+                .saturating_add(std::mem::take(&mut self.waiting));
         }
-        let sent = std::mem::take(&mut self.waiting);
+    }
+
+    /// Tells how much has gone that waited.
+    pub fn next_written(&mut self) -> Option<Event<'static>> {
+        let sent = std::mem::take(&mut self.written);
         let stream = self.stream;
-        Some(Event::Writable { stream, sent })
+        (sent > 0).then_some(Event::Writable { stream, sent })
     }
 
     fn switch(&mut self, head: &Head) {
@@ -207,7 +211,7 @@ impl Connection {
     }
 
     fn send_interim(&mut self, head: &Head, status: u16) {
-        if self.hop.version == Version::Http10 {
+        if self.hop.form.version == Version::Http10 {
             // RFC 9110 section 15.2.
             return;
         }
@@ -230,7 +234,7 @@ impl Connection {
             }
             (Some(length), _) => (Framing::Length(length), Length::Kept),
             (None, Then::End) => (Framing::Length(0), Length::Zero),
-            (None, Then::More) if self.hop.version == Version::Http10 => {
+            (None, Then::More) if self.hop.form.version == Version::Http10 => {
                 (Framing::UntilClose, Length::Dropped)
             }
             (None, Then::More) => (Framing::Chunked, Length::Dropped),
@@ -242,7 +246,7 @@ impl Connection {
             length,
             is_chunked: framing == Framing::Chunked,
             closes: !self.persists && !is_tunnel,
-            keeps_alive: self.hop.version == Version::Http10,
+            keeps_alive: self.hop.form.version == Version::Http10,
             upgrade: None,
         };
         self.output
@@ -261,8 +265,8 @@ impl Connection {
             Framing::Chunked => Writing::Chunked,
             Framing::UntilClose => Writing::UntilClose,
         };
-        // A request that is whole is over, also when more would follow if it were granted. The end
-        // of an answer is waited for, so that no exchange begins before it is told.
+        // CONNECT is over, also when more follows if it is granted. The end of an answer is waited
+        // for, so that no exchange begins before it is told.
         let is_whole = framing == Framing::Nothing && self.role == Role::Client;
         if then == Then::End || is_whole {
             self.end_writing(b"0\r\n\r\n");
@@ -300,9 +304,10 @@ impl Connection {
         }
     }
 
-    /// Whether what is left of the request may be short enough to be read and dropped.
+    /// Whether what is left of the request may be short enough to be read and dropped, and something
+    /// follows it.
     fn is_worth_discarding(&self) -> bool {
-        !self.is_awaited && self.persists && self.is_request_near()
+        self.persists && self.is_request_near()
     }
 
     /// Whether the end of the request is there or may be near.

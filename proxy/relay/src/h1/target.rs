@@ -64,15 +64,30 @@ impl<'a> Target<'a> {
 /// A host with or without a port; empty is allowed (RFC 9112 section 3.2). User information is not
 /// (RFC 9110 section 4.2.4).
 pub(super) fn check_authority(authority: &[u8]) -> Result<(), Fault> {
-    let is_allowed =
-        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
-    if authority.contains(&b'@') {
-        return Err(Fault::bad("the authority has user information"));
-    }
+    let is_allowed = |byte: &u8| AUTHORITY[usize::from(*byte)];
     if !authority.iter().all(is_allowed) {
         return Err(Fault::bad("the authority is not a host and a port"));
     }
     Ok(())
+}
+
+/// What a host and a port are made of (RFC 3986 section 3.2).
+static AUTHORITY: [bool; 256] = alphanumerics_and(b"-._~%!$&'()*+,;=:[]");
+
+/// Which bytes are ASCII letters, digits, or in `others`.
+pub(super) const fn alphanumerics_and(others: &[u8]) -> [bool; 256] {
+    let mut allowed = [false; 256];
+    let mut byte = 0;
+    while byte < 128_u8 {
+        allowed[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        allowed[others[at] as usize] = true;
+        at += 1;
+    }
+    allowed
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod answers;
 mod exchanges;
 mod requests;
+mod server;
 mod tunnels;
 mod written;
 
@@ -173,7 +174,7 @@ impl Side {
 
     /// A client's request.
     fn ask(&mut self, fields: &[(&str, &str)], then: Then) {
-        let opened = self.connection.open(&head(fields), Hop::default(), then);
+        let opened = self.connection.open(&head(fields), Form::default(), then);
         self.stream = Some(opened.expect("it can be sent"));
     }
 

@@ -3,7 +3,7 @@
 
 use super::{
     fields::{is_token, parse_length},
-    hop::{Hop, Version},
+    hop::{Form, Version},
     parse::{digits, is_trailer},
     target::check_authority,
 };
@@ -48,37 +48,45 @@ pub(super) fn check_request(head: &Head) -> Result<(), &'static str> {
     if check_authority(authority(head)).is_err() {
         return Err("the authority is not a host and a port");
     }
+    if !is_token(head.get(Token::Scheme).unwrap_or(b"http")) {
+        return Err("the scheme is not a name");
+    }
     let path = head.get(Token::Path).unwrap_or_default();
+    let is_whole = match path {
+        b"*" => method == b"OPTIONS",
+        [b'/', ..] => true,
+        _ => method == b"CONNECT",
+    };
     let is_visible = path
         .iter()
         .fold(true, |is, byte| is & (*byte > b' ') & (*byte != 0x7f));
-    if !is_visible || (method != b"CONNECT" && !matches!(path, [b'/', ..] | b"*")) {
+    if !is_visible || !is_whole {
         return Err("the path has a space or a control character, or does not begin with a slash");
     }
     Ok(())
 }
 
 /// A request that [`check_request`] lets through.
-pub(super) fn request(out: &mut Vec<u8>, head: &Head, hop: Hop, options: Options<'_>) {
+pub(super) fn request(out: &mut Vec<u8>, head: &Head, form: Form, options: Options<'_>) {
     let authority = authority(head);
     let method = head.get(Token::Method).unwrap_or_default();
     let path = head.get(Token::Path).unwrap_or_default();
     put(out, &[method, b" "]);
     match method {
         b"CONNECT" => put(out, &[authority]),
-        _ if hop.is_absolute && !authority.is_empty() => {
+        _ if form.is_absolute && !authority.is_empty() => {
             let scheme = head.get(Token::Scheme).unwrap_or(b"http");
             let path = if path == b"*" { b"" } else { path };
             put(out, &[scheme, b"://", authority, path]);
         }
         _ => put(out, &[path]),
     }
-    match hop.version {
+    match form.version {
         Version::Http10 => put(out, &[b" HTTP/1.0\r\n"]),
         Version::Http11 => put(out, &[b" HTTP/1.1\r\n"]),
     }
     // First, as RFC 9110 section 7.2 advises.
-    if hop.version == Version::Http11 || !authority.is_empty() {
+    if form.version == Version::Http11 || !authority.is_empty() {
         put_field(out, b"host", authority);
     }
     let mut has_te = false;
@@ -86,7 +94,7 @@ pub(super) fn request(out: &mut Vec<u8>, head: &Head, hop: Hop, options: Options
     for field in head.iter() {
         match Place::of(field, options.length) {
             Place::Here if field.token == Token::Host => {}
-            Place::Here if field.token == Token::Expect && hop.version == Version::Http10 => {}
+            Place::Here if field.token == Token::Expect && form.version == Version::Http10 => {}
             Place::Here if field.token == Token::Cookie => {
                 if !std::mem::replace(&mut has_cookie, true) {
                     put_cookies(out, head);

@@ -104,8 +104,8 @@ fn http1_exchanges_pass_without_allocating() {
     let mut pass = |n: usize| {
         // Heads and chunks in one read, or cut.
         let piece = [4096, 100, 7][n % 3];
-        let hop = h1::Hop::default();
-        let opened = pair.client.open(&request, hop, Then::More);
+        let form = h1::Form::default();
+        let opened = pair.client.open(&request, form, Then::More);
         let stream = opened.expect("the connection is free");
         for _ in 0..2 {
             let data = Payload::Lent(&body);

@@ -75,7 +75,7 @@ impl Connection {
     }
 
     /// `fault` came: nothing behind it can be understood.
-    pub(super) fn broken(&mut self, fault: Fault) -> Malformed {
+    pub(in crate::h1) fn broken(&mut self, fault: Fault) -> Malformed {
         let Fault { status, reason } = fault;
         if self.role == Role::Client {
             self.abort();
@@ -110,8 +110,7 @@ impl Connection {
     /// Ends the connection: in order, unless what was sent could pass for a whole message.
     pub(in crate::h1) fn give_up(&mut self) {
         let is_whole = match self.writing {
-            Writing::Idle | Writing::Head => true,
-            Writing::Done | Writing::Nothing => self.role == Role::Server,
+            Writing::Idle | Writing::Head | Writing::Done | Writing::Nothing => true,
             Writing::Length(_)
             | Writing::Chunked
             | Writing::UntilClose

@@ -176,7 +176,7 @@ fn exchange(pair: &mut Pair) {
     let opened = pair
         .client
         .connection
-        .open(&request.head(), Hop::default(), request.then());
+        .open(&request.head(), Form::default(), request.then());
     let stream = opened.expect("it can be sent");
     pair.client.stream = Some(stream);
     if pair.rng.random() {
