@@ -1,8 +1,9 @@
 //! HPACK (RFC 7541): field sections of HTTP/2 as header blocks, both ways.
 //!
-//! A [`Decoder`] turns the blocks of a connection into [`Head`](crate::head::Head)s, an [`Encoder`] turns heads into
-//! blocks. Each has a dynamic table that its opposite at the other end of the connection has too;
-//! neither allocates for a block once its buffers have grown to what the traffic needs.
+//! A [`Decoder`] turns the blocks of a connection into heads ([`crate::head`]), an [`Encoder`]
+//! turns heads into blocks. Each has a dynamic table that its opposite at the other end of the
+//! connection has too; neither allocates for a block once its buffers have grown to what the
+//! traffic needs.
 //!
 //! ```text
 //! block ─► decoder ─► Head ─► encoder ─► block

@@ -35,7 +35,7 @@ pub(crate) fn run(input: &[u8]) {
                 let decoded = decoder.decode(script.piece(), limits, &mut head);
                 assert!(head.list_bytes() <= limits.list_bytes_max as usize);
                 assert!(head.iter().len() <= limits.fields_max as usize);
-                assert!(decoder.memory_bytes() <= 3 * table_bytes_max as usize);
+                assert!(decoder.memory_bytes() <= 4 * table_bytes_max as usize);
                 match decoded {
                     Ok(()) | Err(Error::TooLarge | Error::Malformed(_)) => again.pass(&head),
                     Err(Error::Compression(_)) => return,

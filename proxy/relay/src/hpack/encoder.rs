@@ -52,9 +52,7 @@ impl Encoder {
     /// Appends `head` as one header block.
     pub fn encode(&mut self, head: &Head, out: &mut Vec<u8>) {
         self.size_updates(out);
-        for field in head.iter() {
-            self.field(&field, out);
-        }
+        head.for_each(|field| self.field(field, out));
     }
 
     /// Bytes of memory that it takes beside itself: at most 13 KiB.

@@ -70,11 +70,12 @@ impl Memory {
         for hash in hashes.into_iter().filter(|&hash| hash != 0) {
             let age = |&way: &usize| {
                 let position = self.position(self.places[set(hash)][way]);
-                // The newest is in no place yet: what says so is 256 older.
-                let is_live = (1..table.len()).contains(&position);
+                let is_live = position < table.len();
                 if is_live { position } else { usize::MAX }
             };
-            let oldest = (0..WAYS).max_by_key(age).expect("a set has ways");
+            // Of several that have left the first, where it is found at once.
+            let ways = (0..WAYS).rev();
+            let oldest = ways.max_by_key(age).expect("a set has ways");
             self.places[set(hash)][oldest] = number;
         }
     }
