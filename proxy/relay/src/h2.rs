@@ -63,7 +63,7 @@ use self::{
     receive::{Assembling, Reading},
     recent::Recent,
     settings::{INITIAL_WINDOW, Settings},
-    streams::Streams,
+    streams::{Sending, Streams},
 };
 use crate::{
     event::{Broken, Code, StreamId},
@@ -233,6 +233,12 @@ impl Connection {
     /// Whether the stream is not over.
     pub fn has_stream(&self, stream: StreamId) -> bool {
         self.streams.find(stream.0).is_some()
+    }
+
+    /// Whether the stream takes more to send: it is not over, and its end was not given.
+    pub fn is_sending(&self, stream: StreamId) -> bool {
+        let slot = self.streams.find(stream.0);
+        slot.is_some_and(|slot| self.streams[slot].sending == Sending::Open)
     }
 
     /// As a client: whether [`Connection::open`] would open one.

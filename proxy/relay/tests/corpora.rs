@@ -1,5 +1,7 @@
 //! What fuzzing found worth keeping, replayed (`fuzz/README.md`).
 
+#[path = "../fuzz/bodies/h2.rs"]
+mod h2;
 #[path = "../fuzz/bodies/hpack.rs"]
 mod hpack;
 #[path = "../fuzz/bodies/script.rs"]
@@ -29,4 +31,9 @@ fn check(target: &str, run: fn(&[u8])) {
 #[test]
 fn hpack_takes_its_corpus() {
     check("hpack", hpack::run);
+}
+
+#[test]
+fn h2_takes_its_corpus() {
+    check("h2", h2::run);
 }
