@@ -5,9 +5,10 @@
 //! neither allocates for a block once its buffers have grown to what the traffic needs.
 //!
 //! ```text
-//! block ─► integer, huffman ─► decoder ─► Head ─► encoder ─► block
-//!                               │   ▲                 │
-//!                          check│   │table       index│, table
+//! block ─► decoder ─► Head ─► encoder ─► block
+//!          integer, huffman     memory
+//!          static_table, table  integer, huffman
+//!          check                static_table, table
 //! ```
 
 mod check;
@@ -15,6 +16,7 @@ mod decoder;
 mod encoder;
 mod huffman;
 mod integer;
+mod memory;
 mod static_table;
 mod table;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::{
     Error, Limits, TABLE_BYTES_DEFAULT, Token, check,
     check::Fault,
     huffman, integer, static_table,
-    table::{Entry, FIELD_OVERHEAD, New, Table},
+    table::{Entry, New, Table, size_of_field},
 };
 use crate::head::{self, Head, Indexing};
 
@@ -57,7 +57,8 @@ impl Decoder {
         let mut block = block;
         let mut list = List {
             head,
-            limits,
+            bytes_left: limits.list_bytes_max as usize,
+            fields_left: limits.fields_max,
             refusal: None,
         };
         self.size_updates(&mut block)?;
@@ -112,18 +113,15 @@ impl Decoder {
     fn indexed(&self, index: u32, list: &mut List<'_>) -> Result<(), Error> {
         match self.field(index)? {
             Found::Static(token, value) => {
-                let name_bytes = token.name().map_or(0, str::len);
-                if list.takes(name_bytes + value.len(), None) {
-                    list.push(token, b"", value.as_bytes(), 0);
+                let name = token.name().unwrap_or_default();
+                if list.takes(size_of_field(name.as_bytes(), value.as_bytes()), None) {
+                    list.push(token, value.as_bytes(), 0, 0);
                 }
             }
             Found::Dynamic(entry) => {
-                let name_bytes = self.table.name(entry).len();
-                let value = self.table.value(entry);
-                if list.takes(name_bytes + value.len(), entry.fault) {
+                if list.takes(entry.size(), entry.fault) {
                     let stored = self.table.stored(entry);
-                    let (name, value) = stored.split_at(entry.name_bytes());
-                    list.push(entry.token, name, value, entry.hash);
+                    list.push(entry.token, stored, entry.name_bytes(), entry.hash);
                 }
             }
         }
@@ -148,8 +146,11 @@ impl Decoder {
                 Found::Static(token, _) => (token, None),
                 Found::Dynamic(entry) => {
                     let name = self.table.name(entry);
-                    list.head.buffer().extend_from_slice(name);
-                    let is_checked = entry.fault.is_none();
+                    if entry.token == Token::Other {
+                        list.head.buffer().extend_from_slice(name);
+                    }
+                    // Of a malformed field either may be at fault.
+                    let is_checked = entry.fault.is_none() || entry.token != Token::Other;
                     let fault = if is_checked {
                         None
                     } else {
@@ -168,7 +169,7 @@ impl Decoder {
         let (name, value) = buffer[start..].split_at(name_end - start);
         let fault = name_fault.or_else(|| check::value(value).err());
         let name = token.name().map_or(name, str::as_bytes);
-        let bytes = name.len() + value.len();
+        let size = size_of_field(name, value);
         let (indexing, hash) = match keep {
             Keep::Yes => {
                 let hash = head::hash(token, name, value);
@@ -184,7 +185,7 @@ impl Decoder {
             Keep::No => (Indexing::Allowed, 0),
             Keep::Never => (Indexing::Never, 0),
         };
-        match list.takes(bytes, fault) {
+        match list.takes(size, fault) {
             true => {
                 let head = &mut *list.head;
                 head.push_stored(token, start, name_end - start, indexing, hash);
@@ -223,41 +224,38 @@ enum Found<'a> {
 /// The head that is decoded to, and what it may still take.
 struct List<'a> {
     head: &'a mut Head,
-    limits: Limits,
+    bytes_left: usize,
+    fields_left: u32,
     /// The first fault. Nothing is taken behind it.
     refusal: Option<Error>,
 }
 
 impl List<'_> {
-    /// Whether a field of that many bytes of name and value is to be appended.
-    fn takes(&mut self, bytes: usize, fault: Option<Fault>) -> bool {
+    /// Whether a field of that size is to be appended.
+    fn takes(&mut self, size: usize, fault: Option<Fault>) -> bool {
         if self.refusal.is_some() {
             return false;
         }
-        let bytes = u32::try_from(bytes + FIELD_OVERHEAD).unwrap_or(u32::MAX);
-        let left = self.limits.list_bytes_max.checked_sub(bytes);
-        let fields_left = self.limits.fields_max.checked_sub(1);
-        self.refusal = match (left, fields_left, fault) {
-            (None, _, _) | (_, None, _) => Some(Error::TooLarge),
-            (_, _, Some(fault)) => Some(Error::Malformed(fault.why())),
-            (Some(list_bytes_max), Some(fields_max), None) => {
-                self.limits = Limits {
-                    list_bytes_max,
-                    fields_max,
-                };
-                None
-            }
-        };
-        self.refusal.is_none()
+        if size > self.bytes_left || self.fields_left == 0 {
+            self.refusal = Some(Error::TooLarge);
+            return false;
+        }
+        if let Some(fault) = fault {
+            self.refusal = Some(Error::Malformed(fault.why()));
+            return false;
+        }
+        self.bytes_left -= size;
+        self.fields_left -= 1;
+        true
     }
 
-    fn push(&mut self, token: Token, name: &[u8], value: &[u8], hash: u32) {
+    /// `stored`: the name, if it is not known, and the value.
+    fn push(&mut self, token: Token, stored: &[u8], name_bytes: usize, hash: u32) {
         let buffer = self.head.buffer();
         let start = buffer.len();
-        buffer.extend_from_slice(name);
-        buffer.extend_from_slice(value);
+        buffer.extend_from_slice(stored);
         let head = &mut *self.head;
-        head.push_stored(token, start, name.len(), Indexing::Indexed, hash);
+        head.push_stored(token, start, name_bytes, Indexing::Indexed, hash);
     }
 }
 

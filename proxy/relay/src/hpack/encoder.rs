@@ -1,7 +1,9 @@
 //! Heads into header blocks.
 
 use super::{
-    TABLE_BYTES_DEFAULT, Token, huffman, integer, static_table,
+    TABLE_BYTES_DEFAULT, Token, huffman, integer,
+    memory::Memory,
+    static_table,
     table::{New, Table, size_of_field},
 };
 use crate::head::{self, Field, Head, Indexing};
@@ -10,7 +12,8 @@ use crate::head::{self, Field, Head, Indexing};
 ///
 /// Many callers share an upstream connection and so its table. A field enters it when it is seen
 /// for the second time within a while, so that values that do not come again (a trace, a path
-/// with an id) do not push out those that do.
+/// with an id) do not push out those that do. If its name is in no table, the second sight of
+/// that is enough: the next ones can refer to it.
 #[derive(Debug)]
 pub struct Encoder {
     table: Table,
@@ -49,9 +52,7 @@ impl Encoder {
     /// Appends `head` as one header block.
     pub fn encode(&mut self, head: &Head, out: &mut Vec<u8>) {
         self.size_updates(out);
-        for field in head.iter() {
-            self.field(&field, out);
-        }
+        head.for_each(|field| self.field(field, out));
     }
 
     /// Bytes of memory that it takes beside itself: at most 13 KiB.
@@ -77,7 +78,9 @@ impl Encoder {
 
     fn field(&mut self, field: &Field<'_>, out: &mut Vec<u8>) {
         if field.indexing == Indexing::Never || is_secret(field) {
-            literal(Literal::NeverIndexed, field, out);
+            let memory = self.memory.get_or_insert_default();
+            let (name, _) = memory.name(&self.table, field);
+            literal(Literal::NeverIndexed, name, field, out);
             return;
         }
         if let Some(index) = static_table::find(field.token, field.value) {
@@ -89,16 +92,18 @@ impl Encoder {
             hash => hash,
         };
         let memory = self.memory.get_or_insert_default();
-        if let Some(position) = memory.find(&self.table, hash, field) {
-            integer::write(0x80, 7, static_table::LEN + 1 + position, out);
+        if let Some(index) = memory.field(&self.table, hash, field) {
+            integer::write(0x80, 7, index, out);
             return;
         }
-        let size = size_of_field(field.name, field.value);
-        if size > self.table.size_max() / 2 || !memory.is_second_sight(hash) {
-            literal(Literal::NotIndexed, field, out);
+        let (name, name_hash) = memory.name(&self.table, field);
+        let is_due =
+            memory.is_second_sight(hash) || (name.is_none() && memory.is_second_sight(name_hash));
+        if !is_due || size_of_field(field.name, field.value) > self.table.size_max() / 2 {
+            literal(Literal::NotIndexed, name, field, out);
             return;
         }
-        literal(Literal::Indexed, field, out);
+        literal(Literal::Indexed, name, field, out);
         let has_entered = self.table.insert(New {
             token: field.token,
             name: field.name,
@@ -107,7 +112,7 @@ impl Encoder {
             fault: None,
         });
         debug_assert!(has_entered, "it takes half of the table at most");
-        memory.entered(&self.table, hash);
+        memory.entered(&self.table, [hash, name_hash]);
     }
 }
 
@@ -134,13 +139,14 @@ enum Literal {
     NeverIndexed,
 }
 
-fn literal(literal: Literal, field: &Field<'_>, out: &mut Vec<u8>) {
+/// `name`: the index of its name, if a table has it.
+fn literal(literal: Literal, name: Option<usize>, field: &Field<'_>, out: &mut Vec<u8>) {
     let (flags, prefix_bits) = match literal {
         Literal::Indexed => (0x40, 6),
         Literal::NotIndexed => (0x00, 4),
         Literal::NeverIndexed => (0x10, 4),
     };
-    match static_table::name(field.token) {
+    match name {
         Some(index) => integer::write(flags, prefix_bits, index, out),
         None => {
             out.push(flags);
@@ -165,88 +171,5 @@ fn string(literal: Literal, plain: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(plain);
 }
 
-/// Where fields are in the table, and which were seen of late.
-#[derive(Debug)]
-struct Memory {
-    /// The last 8 bits of the numbers of entries, by hash in sets. What is found there is
-    /// compared with the entry; one that has left may stay until its place is needed.
-    places: [[u8; WAYS]; SETS],
-    /// Some bits of hashes, by others of their bits.
-    seen: [u16; SEEN],
-    /// Of the entry that comes next.
-    next: u8,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self {
-            places: [[0; WAYS]; SETS],
-            seen: [0; SEEN],
-            next: 0,
-        }
-    }
-}
-
-impl Memory {
-    /// The position of the field in the table.
-    fn find(&self, table: &Table, hash: u32, field: &Field<'_>) -> Option<usize> {
-        let positions = self.places[set(hash)].iter();
-        let mut positions = positions.map(|&number| self.position(number));
-        positions.find(|&position| {
-            table.get(position).is_some_and(|entry| {
-                entry.hash == hash
-                    && entry.token == field.token
-                    && table.value(entry) == field.value
-                    && (entry.token != Token::Other || table.name(entry) == field.name)
-            })
-        })
-    }
-
-    /// Whether a field of that hash came before, not long ago. Now it did.
-    fn is_second_sight(&mut self, hash: u32) -> bool {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the other bits are the place"
-        )]
-        let tag = hash as u16 | 1;
-        let seen = &mut self.seen[(hash >> 16) as usize % SEEN];
-        let is_second = *seen == tag;
-        *seen = tag;
-        is_second
-    }
-
-    /// A field with that hash is the newest of the table. It takes the place of one that has
-    /// left, or of the oldest.
-    fn entered(&mut self, table: &Table, hash: u32) {
-        let number = self.next;
-        self.next = self.next.wrapping_add(1);
-        let age = |number: u8| usize::from(self.next.wrapping_sub(number).wrapping_sub(1));
-        let set = &mut self.places[set(hash)];
-        let is_gone = |number: u8| age(number) == 0 || age(number) >= table.len();
-        let oldest = (0..WAYS).max_by_key(|&way| match is_gone(set[way]) {
-            true => usize::MAX,
-            false => age(set[way]),
-        });
-        if let Some(way) = oldest {
-            set[way] = number;
-        }
-    }
-
-    fn position(&self, number: u8) -> usize {
-        usize::from(self.next.wrapping_sub(number).wrapping_sub(1))
-    }
-}
-
-fn set(hash: u32) -> usize {
-    (hash >> 8) as usize % SETS
-}
-
 /// Below it a cookie could be guessed.
 const GUESSABLE_BYTES: usize = 20;
-
-const SETS: usize = 64;
-const WAYS: usize = 4;
-const SEEN: usize = 128;
-
-/// No more entries than numbers of 8 bits.
-const _: () = assert!(TABLE_BYTES_DEFAULT as usize / super::table::FIELD_OVERHEAD < 256);

@@ -27,6 +27,7 @@ pub(super) struct Entry {
     start: usize,
     name_bytes: u32,
     value_bytes: u32,
+    size: u32,
     /// As [`crate::head::hash`] computes it.
     pub(super) hash: u32,
     pub(super) token: Token,
@@ -74,6 +75,7 @@ impl Table {
             start,
             name_bytes: checked(stored.len()),
             value_bytes: checked(new.value.len()),
+            size: checked(size),
             hash: new.hash,
             token: new.token,
             fault: new.fault,
@@ -142,11 +144,7 @@ impl Table {
             let oldest = self.entries.pop_front();
             let oldest = oldest.expect("the size is that of the entries");
             self.dead = oldest.range().end;
-            let name_bytes = match oldest.token.name() {
-                Some(name) => name.len(),
-                None => oldest.name_bytes(),
-            };
-            self.size -= name_bytes + oldest.value_bytes as usize + FIELD_OVERHEAD;
+            self.size -= oldest.size();
         }
     }
 
@@ -170,8 +168,13 @@ impl Table {
 }
 
 impl Entry {
+    /// Of the name, if it takes room.
     pub(super) fn name_bytes(&self) -> usize {
         self.name_bytes as usize
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.size as usize
     }
 
     fn range(&self) -> Range<usize> {

@@ -1,8 +1,10 @@
 //! Which fields an encoder puts into its table, and how it says so.
 
-use super::{decode, encode, head, hex};
+use std::collections::HashMap;
+
+use super::{decode, encode, head, hex, lines};
 use crate::{
-    head::{Head, Indexing},
+    head::{self, Head, Indexing},
     hpack::{Decoder, Encoder},
     token::Token,
 };
@@ -85,10 +87,10 @@ fn credentials_are_indexed_only_if_their_sender_did() {
 #[test]
 fn a_secret_stays_one_when_it_is_changed_and_on_its_way() {
     let mut head = Head::new();
-    head.push(b"authorization", b"a", Indexing::Never);
-    head.set(Token::Authorization, b"b");
+    head.push(b"location", b"a", Indexing::Never);
+    head.set(Token::Location, b"b");
     let block = encode(&mut Encoder::new(), &head);
-    assert_eq!(block, hex("1f 08 01 62"));
+    assert_eq!(block, hex("1f 1f 01 62"));
     let next = decode(&mut Decoder::new(4096), &block).unwrap();
     assert_eq!(encode(&mut Encoder::new(), &next), block);
 }
@@ -111,8 +113,62 @@ fn unique_values_push_nothing_out() {
             assert_eq!(block.len(), often.len(), "{n}");
         }
         encode(&mut encoder, &head(&unique));
-        assert!(encoder.table().len() <= often.len());
+        // And one trace, for its name.
+        assert!(encoder.table().len() <= often.len() + 1);
     }
+}
+
+#[test]
+fn a_name_of_no_table_enters_on_its_second_sight() {
+    for name in ["traceparent", "x-order-id"] {
+        let mut encoder = Encoder::new();
+        let mut block = |value: &str| encode(&mut encoder, &head(&[(name, value)]));
+        assert_eq!(block("1")[0], 0x00);
+        assert_eq!(block("2")[0], 0x40);
+        assert_eq!(block("3"), hex("0f 2f 01 33"));
+        assert_eq!(block("4"), hex("0f 2f 01 34"));
+        assert_eq!(block("2"), hex("be"));
+        assert_eq!(block("4"), hex("7e 01 34"));
+        // Both have the name.
+        assert_eq!(block("5"), hex("0f 30 01 35"));
+        let mut secret = Head::new();
+        secret.push(name.as_bytes(), b"6", Indexing::Never);
+        assert_eq!(encode(&mut encoder, &secret), hex("1f 30 01 36"));
+    }
+}
+
+/// Two values whose hash is the same: one out of 300,000 pairs of 32 bits almost surely is.
+#[test]
+fn a_field_is_compared_with_what_has_its_hash() {
+    let mut by_hash = HashMap::new();
+    let (first, second) = (0..300_000_u32)
+        .find_map(|n| {
+            let value = n.to_string();
+            let hash = head::hash(Token::Other, b"a", value.as_bytes());
+            let before = by_hash.insert(hash, value.clone())?;
+            Some((before, value))
+        })
+        .unwrap();
+    let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(4096));
+    for value in [&first, &first, &first, &second, &second, &second, &first] {
+        let head = head(&[("a", value)]);
+        let decoded = decode(&mut decoder, &encode(&mut encoder, &head)).unwrap();
+        assert_eq!(lines(&decoded), lines(&head));
+    }
+}
+
+/// More names than the table has room for: what is in it is found all the same.
+#[test]
+fn the_table_may_be_full() {
+    let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(4096));
+    for n in 0..3000 {
+        let names = [n % 7, n % 50, n % 130].map(|n| format!("x-{n}"));
+        let fields: Vec<_> = names.iter().map(|name| (&**name, "a")).collect();
+        let head = head(&fields);
+        let decoded = decode(&mut decoder, &encode(&mut encoder, &head)).unwrap();
+        assert_eq!(lines(&decoded), lines(&head), "{n}");
+    }
+    assert!(encoder.table().len() > 100);
 }
 
 #[test]
@@ -120,7 +176,7 @@ fn large_fields_stay_out_of_the_table() {
     let mut encoder = Encoder::new();
     let (large, fits) = ("a".repeat(2048 - 32), "b".repeat(2048 - 33));
     for _ in 0..4 {
-        encode(&mut encoder, &head(&[("a", &large), ("a", &fits)]));
+        encode(&mut encoder, &head(&[("a", &fits), ("a", &large)]));
     }
     assert_eq!(
         encoder.table().fields(),
