@@ -13,7 +13,8 @@
 //!                                                         driver
 //!
 //!  a stream:  receiving  Head ─► Body ─► Ended         (a server begins at Body)
-//!             sending    Open ─► Ending ─► Ended       (Ending: the end waits within)
+//!             sending    Head ─► Body ─► Ending ─► Ended      (a client begins at Body;
+//!                                          Ending: the end waits within)
 //!             both Ended, or RST_STREAM: it is over, and its place is free
 //! ```
 //!
@@ -63,7 +64,7 @@ use self::{
     receive::{Assembling, Reading},
     recent::Recent,
     settings::{INITIAL_WINDOW, Settings},
-    streams::{Sending, Streams},
+    streams::Streams,
 };
 use crate::{
     event::{Broken, Code, StreamId},
@@ -235,12 +236,6 @@ impl Connection {
         self.streams.find(stream.0).is_some()
     }
 
-    /// Whether the stream takes more to send: it is not over, and its end was not given.
-    pub fn is_sending(&self, stream: StreamId) -> bool {
-        let slot = self.streams.find(stream.0);
-        slot.is_some_and(|slot| self.streams[slot].sending == Sending::Open)
-    }
-
     /// As a client: whether [`Connection::open`] would open one.
     pub fn can_open(&self) -> bool {
         let streams_max = self.limits.streams_max.min(self.peer.streams_max);
@@ -291,8 +286,8 @@ impl Connection {
 
     /// Says GOAWAY and stops.
     fn break_off(&mut self, broken: Broken) -> Broken {
-        self.broken = Some(broken);
         self.write_goodbye(self.last_processed(), broken.code);
+        self.broken = Some(broken);
         broken
     }
 

@@ -4,7 +4,11 @@
 //! that keep the order of RFC 9113 section 5.1; and cut into single bytes the input gives the
 //! same.
 
-use std::{collections::BTreeMap, io::IoSlice, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::IoSlice,
+    time::Instant,
+};
 
 use heddle_relay::{
     event::{Code, Event, StreamId, Then},
@@ -31,6 +35,10 @@ struct Stage {
     written: Vec<u8>,
     /// Of each stream, whether its received half is over.
     received: BTreeMap<u32, bool>,
+    /// Streams whose head we sent.
+    answered: BTreeSet<u32>,
+    /// Those whose end we did not.
+    sending: BTreeSet<u32>,
     is_broken: bool,
 }
 
@@ -86,6 +94,8 @@ impl Stage {
             told: Vec::new(),
             written: Vec::new(),
             received: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            sending: BTreeSet::new(),
             is_broken: false,
         }
     }
@@ -94,7 +104,7 @@ impl Stage {
         let op = script.byte() % 16;
         let stream = u32::from(script.byte() % 8);
         let id = StreamId(stream);
-        let then = if script.byte() % 2 == 0 {
+        let then = if script.byte().is_multiple_of(2) {
             Then::More
         } else {
             Then::End
@@ -110,27 +120,26 @@ impl Stage {
                 let opened = self.connection.open(&head, then, &mut self.heads);
                 if let Some(opened) = opened {
                     self.received.insert(opened.0, false);
+                    self.begin(opened, then);
                 }
             }
-            8 => {
+            8 if self.can_answer(id) => {
                 let head = head(&[(":status", "200"), ("a", "b")]);
-                if self.connection.is_sending(id) {
-                    self.connection.send_head(id, &head, then, &mut self.heads);
-                }
+                self.connection.send_head(id, &head, then, &mut self.heads);
+                self.begin(id, then);
             }
-            9 => {
+            9 if self.sending.contains(&stream) => {
                 let bytes = vec![7; script.number() as usize % 5_000];
-                let data = Payload::Lent(&bytes);
-                if self.connection.is_sending(id) {
-                    self.connection.send_data(id, data, then);
+                self.connection.send_data(id, Payload::Lent(&bytes), then);
+                if then == Then::End {
+                    self.sending.remove(&stream);
                 }
             }
-            10 => {
+            10 if self.sending.remove(&stream) => {
                 let head = head(&[("grpc-status", "0")]);
-                if self.connection.is_sending(id) {
-                    self.connection.send_trailers(id, &head, &mut self.heads);
-                }
+                self.connection.send_trailers(id, &head, &mut self.heads);
             }
+            8..11 => {}
             11 => {
                 if self.connection.has_stream(id) {
                     self.received.insert(stream, true);
@@ -156,6 +165,18 @@ impl Stage {
                 _ => self.connection.shrink(),
             },
         }
+    }
+
+    fn begin(&mut self, stream: StreamId, then: Then) {
+        self.answered.insert(stream.0);
+        if then == Then::More {
+            self.sending.insert(stream.0);
+        }
+    }
+
+    fn can_answer(&self, stream: StreamId) -> bool {
+        let is_asked = self.received.contains_key(&stream.0);
+        is_asked && !self.answered.contains(&stream.0)
     }
 
     fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8], cut: usize) {

@@ -35,8 +35,9 @@ impl Connection {
 
     /// Says that no more streams are taken: what the peer opens from now on is ignored.
     pub fn goodbye(&mut self, code: Code) {
-        self.our_last = Some(self.last_processed());
-        self.write_goodbye(self.last_processed(), code);
+        let last = self.last_processed();
+        self.our_last = Some(last);
+        self.write_goodbye(last, code);
     }
 
     pub(super) fn settings(
@@ -214,8 +215,7 @@ impl Connection {
 
     pub(super) fn write_goodbye(&mut self, last: u32, code: Code) {
         let words = [last, code.0];
-        self.output
-            .write(|out| frame::write_words(out, Kind::GoAway, 0, 0, &words));
+        self.control(|out| frame::write_words(out, Kind::GoAway, 0, 0, &words));
     }
 
     /// Resets a stream that the peer knows of; what is on its way of it will be ignored.

@@ -27,6 +27,7 @@ impl Connection {
             Some(_) | None => Asked::Any,
         };
         let mut stream = self.stream(self.next_id, asked);
+        stream.sending = Sending::Body;
         stream.is_known = false;
         let id = StreamId(stream.id);
         self.next_id += 2;
@@ -35,12 +36,19 @@ impl Connection {
         Some(id)
     }
 
-    /// As a server: sends an answer, or an interim one with [`Then::More`]. Nothing happens when
-    /// the stream is over.
+    /// As a server: sends an answer, once, or an interim one before it. Nothing happens when the
+    /// stream is over.
     pub fn send_head(&mut self, stream: StreamId, head: &Head, then: Then, heads: &mut Heads) {
-        if let Some(slot) = self.open_for_sending(stream) {
-            self.queue_head(slot, head, then, heads);
+        let Some(slot) = self.sending(stream, Sending::Head) else {
+            return;
+        };
+        let is_interim = head
+            .get(Token::Status)
+            .is_some_and(|status| status.starts_with(b"1"));
+        if !is_interim {
+            self.streams[slot].sending = Sending::Body;
         }
+        self.queue_head(slot, head, then, heads);
     }
 
     /// Sends a piece of a body. The result is how many bytes of it went into the output at once;
@@ -48,7 +56,7 @@ impl Connection {
     /// stream that is over all are gone at once.
     pub fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let Some(slot) = self.open_for_sending(stream) else {
+        let Some(slot) = self.sending(stream, Sending::Body) else {
             return len;
         };
         if then == Then::End {
@@ -76,7 +84,7 @@ impl Connection {
 
     /// Ends a body with trailers, which go behind what waits of it.
     pub fn send_trailers(&mut self, stream: StreamId, head: &Head, heads: &mut Heads) {
-        if let Some(slot) = self.open_for_sending(stream) {
+        if let Some(slot) = self.sending(stream, Sending::Body) {
             self.queue_head(slot, head, Then::End, heads);
         }
     }
@@ -145,11 +153,16 @@ impl Connection {
         });
     }
 
-    fn open_for_sending(&self, stream: StreamId) -> Option<Slot> {
-        let slot = self.streams.find(stream.0)?;
-        let is_open = self.streams[slot].sending == Sending::Open;
-        debug_assert!(is_open, "nothing is sent behind an end");
-        is_open.then_some(slot)
+    /// The stream, if it is not over and is where what is sent belongs: heads, then data, then
+    /// trailers, which pieces in line rely on.
+    fn sending(&self, stream: StreamId, expected: Sending) -> Option<Slot> {
+        let slot = self
+            .streams
+            .find(stream.0)
+            .filter(|_| self.broken.is_none())?;
+        let sending = self.streams[slot].sending;
+        debug_assert_eq!(sending, expected, "a head, a body, an end");
+        (sending == expected).then_some(slot)
     }
 
     fn queue_head(&mut self, slot: Slot, head: &Head, then: Then, heads: &mut Heads) {

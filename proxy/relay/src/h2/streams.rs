@@ -51,8 +51,10 @@ pub(super) enum Receiving {
 /// The sent half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sending {
-    /// The end has not been given to us yet.
-    Open,
+    /// As a server: the final head has not been given to us yet.
+    Head,
+    /// The end has not.
+    Body,
     /// It has, and goes with the last that waits.
     Ending,
     /// It has gone.
@@ -115,7 +117,7 @@ impl Stream {
         Self {
             id,
             receiving,
-            sending: Sending::Open,
+            sending: Sending::Head,
             asked,
             is_tunnel: false,
             is_known: true,
