@@ -119,7 +119,7 @@ pub struct Connection {
 
     streams: Streams,
     recent: Recent,
-    /// The highest stream that both sides know of.
+    /// The highest stream that both sides know of; those above are idle.
     highest: u32,
     /// Whether no number below `highest` was left out, so that all of them have been streams.
     is_dense: bool,
@@ -238,7 +238,12 @@ impl Connection {
 
     /// As a client: whether [`Connection::open`] would open one.
     pub fn can_open(&self) -> bool {
-        let streams_max = self.limits.streams_max.min(self.peer.streams_max);
+        // Until its SETTINGS have come, what they recommend at least (section 6.5.2).
+        let allowed = match self.has_settings {
+            true => self.peer.streams_max,
+            false => 100,
+        };
+        let streams_max = self.limits.streams_max.min(allowed);
         self.role == Role::Client
             && self.broken.is_none()
             && self.peer_last.is_none()

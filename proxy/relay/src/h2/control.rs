@@ -14,7 +14,7 @@ use crate::event::{Broken, By, Code, Event, StreamId};
 impl Connection {
     /// Asks for a sign of life; the answer is [`Event::Pong`].
     pub fn ping(&mut self) {
-        self.pings += 1;
+        self.pings = self.pings.saturating_add(1);
         let payload = &OUR_PING;
         self.control(|out| frame::write_words(out, Kind::Ping, 0, 0, payload));
     }
@@ -121,8 +121,8 @@ impl Connection {
             };
         }
         let stream = StreamId(header.stream);
+        self.not_idle(stream.0)?;
         let Some(slot) = self.streams.find(stream.0) else {
-            self.not_idle(stream.0)?;
             return Ok(None);
         };
         if increment == 0 {
@@ -149,14 +149,13 @@ impl Connection {
             Fault::Stream(stream, code, reason) => (stream, code, reason),
         };
         self.last_fault = Some(reason);
-        let slot = self.streams.find(stream.0);
-        if slot.is_none() && stream.0 > self.highest {
+        if self.not_idle(stream.0).is_err() {
             // A stream that is idle cannot be reset (section 6.4).
             return Err(Broken { code, reason });
         }
         self.spend_reset(now)?;
         self.write_reset(stream.0, code);
-        let Some(slot) = slot else {
+        let Some(slot) = self.streams.find(stream.0) else {
             return Ok(None);
         };
         self.drop_stream(slot);
@@ -238,6 +237,8 @@ impl Connection {
         if self.settings_due.take().is_none() {
             return self.spend_idle(now);
         }
+        self.decoder
+            .set_table_bytes_max(self.limits.table_bytes_max);
         let (before, after) = (self.stream_window, self.stream_window_said);
         self.stream_window = after;
         self.recent.grow(after.saturating_sub(before));

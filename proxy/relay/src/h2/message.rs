@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     Connection, Role,
-    body::{closed, idle},
+    body::closed,
     fault::Fault,
     fields::{self, Answer},
     flow::{ReceiveWindow, SendWindow},
@@ -38,6 +38,9 @@ impl Connection {
         let fragment = &payload[priority..priority + len];
         if header.stream.is_multiple_of(2) {
             return Err(Fault::protocol("a stream that only a server opens (5.1.1)"));
+        }
+        if self.role == Role::Client {
+            self.not_idle(header.stream)?;
         }
         if header.has(END_HEADERS) {
             return self.header_block(header.stream, header.then(), fragment, heads, now);
@@ -204,9 +207,6 @@ impl Connection {
         let it = &mut self.streams[slot];
         let stream = StreamId(it.id);
         let malformed = |why| Fault::malformed(stream.0, why);
-        if !it.is_known {
-            return Err(idle());
-        }
         if it.receiving == Receiving::Ended {
             return Err(closed(stream));
         }
@@ -261,7 +261,6 @@ impl Connection {
 
     /// A head of a stream that is over (section 5.1), or below those before (section 5.1.1).
     fn late_head(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
-        self.not_idle(stream)?;
         if self.recent.has(stream) {
             self.spend_idle(now)?;
             return Ok(Taken::Not);

@@ -28,7 +28,6 @@ impl Connection {
         };
         let mut stream = self.stream(self.next_id, asked);
         stream.sending = Sending::Body;
-        stream.is_known = false;
         let id = StreamId(stream.id);
         self.next_id += 2;
         let slot = self.streams.insert(stream);
@@ -94,7 +93,7 @@ impl Connection {
         let Some(slot) = self.streams.find(stream.0) else {
             return;
         };
-        if self.streams[slot].is_known {
+        if stream.0 <= self.highest {
             self.write_reset(stream.0, code);
         }
         self.drop_stream(slot);
@@ -193,11 +192,9 @@ impl Connection {
     /// Writes a head that was first in its line and is taken out of it.
     fn send_first_head(&mut self, slot: Slot, head: &Head) {
         let it = &mut self.streams[slot];
-        if !it.is_known {
-            it.is_known = true;
-            self.highest = it.id;
-        }
         let stream = it.id;
+        // As a client: heads go in the order of their streams.
+        self.highest = self.highest.max(stream);
         let is_last = it.sending == Sending::Ending && it.line.is_empty();
         let then = if is_last {
             it.sending = Sending::Ended;

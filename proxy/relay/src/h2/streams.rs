@@ -23,8 +23,6 @@ pub(super) struct Stream {
     pub(super) asked: Asked,
     /// Whether CONNECT succeeded: from then on there is only DATA (RFC 9113 section 8.5).
     pub(super) is_tunnel: bool,
-    /// Whether the peer knows of it: not before a client's HEADERS have gone.
-    pub(super) is_known: bool,
     pub(super) interims: u8,
     /// What of the received body is still to come.
     pub(super) length: Length,
@@ -120,7 +118,6 @@ impl Stream {
             sending: Sending::Head,
             asked,
             is_tunnel: false,
-            is_known: true,
             interims: 0,
             length: Length::Unknown,
             receive_window: ReceiveWindow::new(0),

@@ -533,11 +533,54 @@ fn a_stream_that_the_peer_has_not_heard_of_is_not_reset() {
     probe.connection.reset(StreamId(1), Code::CANCEL);
     unblock_output(&mut probe);
     probe.check(&["> HEADERS 3 end"]);
-    block_output(&mut probe);
-    probe.open("GET", Then::End);
-    probe.feed(&words(Kind::RstStream, 0, 5, &[8]));
-    unblock_output(&mut probe);
-    probe.check(&["> GOAWAY 0 PROTOCOL_ERROR"]);
+    let idle = [
+        words(Kind::RstStream, 0, 1, &[8]),
+        words(Kind::WindowUpdate, 0, 1, &[8]),
+        frame(Kind::Data, 0, 1, &[7]),
+        headers(1, Then::End, &[(":status", "200")]),
+    ];
+    for frame in idle {
+        let mut probe = Probe::new(Role::Client, &mesh());
+        block_output(&mut probe);
+        probe.open("GET", Then::End);
+        probe.feed(&frame);
+        unblock_output(&mut probe);
+        probe.check(&["> GOAWAY 0 PROTOCOL_ERROR"]);
+    }
+}
+
+#[test]
+fn a_server_gets_a_hundred_streams_until_its_settings_come() {
+    let mut probe = Probe::fresh(Role::Client, &mesh());
+    for _ in 0..100 {
+        probe.open("GET", Then::End);
+    }
+    assert!(!probe.connection.can_open());
+    probe.feed(&frame(Kind::Settings, 0, 0, &[]));
+    assert!(probe.connection.can_open());
+}
+
+#[test]
+fn a_small_table_counts_from_when_the_peer_has_heard_of_it() {
+    let limits = Limits {
+        table_bytes_max: 0,
+        ..mesh()
+    };
+    let mut probe = Probe::fresh(Role::Server, &limits);
+    probe.feed(PREFACE);
+    probe.feed(&frame(Kind::Settings, 0, 0, &[]));
+    let indexed = [&block(&request("GET"))[..], &[0x40, 1, b'a', 1, b'b']].concat();
+    let flags = END_HEADERS | END_STREAM;
+    probe.feed(&frame(Kind::Headers, flags, 1, &indexed));
+    let again = [&block(&request("GET"))[..], &[0x80 | 62]].concat();
+    probe.feed(&frame(Kind::Headers, flags, 3, &again));
+    probe.feed(&frame(Kind::Settings, ACK, 0, &[]));
+    let resized = [&[0x20][..], &indexed].concat();
+    probe.feed(&frame(Kind::Headers, flags, 5, &resized));
+    assert_eq!(probe.events, ["1 GET end", "3 GET end", "5 GET end"]);
+    probe.feed(&frame(Kind::Headers, flags, 7, &again));
+    let code = probe.broken.map(|broken| broken.code);
+    assert_eq!(code, Some(Code::COMPRESSION_ERROR));
 }
 
 #[test]
