@@ -174,10 +174,12 @@ impl Connection {
         stream
     }
 
-    /// Section 5.1.2. A client that does not know the limit yet made no mistake.
+    /// Section 5.1.2. A client that does not know the limit yet made no mistake, but does not
+    /// open so many.
     fn refuse(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
-        if self.settings_due.is_none() {
-            self.spend_reset(now).map_err(Fault::Connection)?;
+        match self.settings_due {
+            None => self.spend_reset(now).map_err(Fault::Connection)?,
+            Some(_) => self.spend_idle(now)?,
         }
         self.write_reset(stream, Code::REFUSED_STREAM);
         Ok(Taken::Not)

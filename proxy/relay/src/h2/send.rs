@@ -1,5 +1,4 @@
-//! What is sent: at once when nothing waits, else in the order of section "write order" of the
-//! module's drawing.
+//! What is sent: at once when nothing waits, else when `fill` finds that its turn has come.
 
 use super::{
     Connection,
@@ -17,6 +16,9 @@ use crate::{
 impl Connection {
     /// As a client: sends a request. `None`, and nothing is sent, when there is no room: see
     /// [`Connection::can_open`].
+    ///
+    /// Heads are sent as they are: what HTTP/2 forbids in them (RFC 9113 section 8.2.2) is to be
+    /// out of them.
     pub fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
         if !self.can_open() {
             return None;
@@ -117,7 +119,8 @@ impl Connection {
     }
 
     /// The next stream of which something that waited has gone, as [`Event::Writable`]. Call it
-    /// after [`Connection::fill`] until it is `None`.
+    /// after [`Connection::fill`] until it is `None`: a stream that has ended stays until all is
+    /// told of it.
     pub fn next_written(&mut self) -> Option<Event<'static>> {
         let slot = self.streams.pop(Queue::Written)?;
         let it = &mut self.streams[slot];

@@ -359,4 +359,5 @@ fn more_streams_than_are_allowed_before_the_limit_is_known_are_ordinary() {
     }
     assert_eq!(probe.broken, None);
     assert_eq!(probe.events.len(), 10);
+    flood(probe, Peer::Reads, 6_000, |_, n| get(5_000 + n));
 }
