@@ -1,11 +1,14 @@
 //! The same bytes of a client for our server and for that of the `h2` crate: the same requests,
 //! bodies and trailers, and the same error.
 //!
+//! And ours with theirs, both ways (`talk`).
+//!
 //! Bytes are drawn from a seed: ordinary frames of several streams, then one fault. Where the two
 //! differ on purpose, [`DIFFERENT`] says how and why.
 
 mod ours;
 mod script;
+mod talk;
 mod theirs;
 
 use std::collections::BTreeMap;
