@@ -47,12 +47,13 @@ impl Decoder {
     /// Decodes one whole header block (HEADERS and its CONTINUATIONs joined) and appends to
     /// `head`.
     ///
-    /// It takes time linear in the bytes of the block; for each byte at most the table's bytes
-    /// are copied, and to `head` no more than the limits and, for a while, 8/5 of the block.
+    /// It takes time linear in the bytes of the block and the limits. `head` takes as much memory
+    /// as the limits allow and, for a while, 8/5 of the block.
     ///
     /// # Errors
-    /// [`Error::Compression`] ends the connection. The table is right after the others, so that
-    /// the next block can be decoded; `head` then has the fields before the one at fault.
+    /// [`Error::Compression`] ends the connection; also when a block has 256 KiB of names copied
+    /// within the table behind a fault. The table is right after the other errors, so that the
+    /// next block can be decoded; `head` then has the fields before the one at fault.
     pub fn decode(&mut self, block: &[u8], limits: Limits, head: &mut Head) -> Result<(), Error> {
         let mut block = block;
         let mut list = List {
@@ -60,6 +61,7 @@ impl Decoder {
             bytes_left: limits.list_bytes_max as usize,
             fields_left: limits.fields_max,
             refusal: None,
+            names_left: REFUSED_NAMES_BYTES_MAX,
         };
         self.size_updates(&mut block)?;
         while let Some((&first, rest)) = block.split_first() {
@@ -136,43 +138,26 @@ impl Decoder {
         list: &mut List<'_>,
     ) -> Result<(), Error> {
         let start = list.head.buffer().len();
-        let (token, name_fault) = match name {
-            0 => {
-                string(block, list.head.buffer())?;
-                let name = &list.head.buffer()[start..];
-                (Token::of(name), check::name(name).err())
-            }
-            index => match self.field(index)? {
-                Found::Static(token, _) => (token, None),
-                Found::Dynamic(entry) => {
-                    let name = self.table.name(entry);
-                    if entry.token == Token::Other {
-                        list.head.buffer().extend_from_slice(name);
-                    }
-                    // Of a malformed field either may be at fault.
-                    let is_checked = entry.fault.is_none() || entry.token != Token::Other;
-                    let fault = if is_checked {
-                        None
-                    } else {
-                        check::name(name).err()
-                    };
-                    (entry.token, fault)
-                }
-            },
-        };
+        let (token, name_fault) = self.name(name, block, list)?;
         let buffer = list.head.buffer();
         if token != Token::Other {
             buffer.truncate(start);
         }
         let name_end = buffer.len();
         string(block, buffer)?;
-        let (name, value) = buffer[start..].split_at(name_end - start);
-        let fault = name_fault.or_else(|| check::value(value).err());
-        let name = token.name().map_or(name, str::as_bytes);
-        let size = size_of_field(name, value);
-        let (indexing, hash) = match keep {
+        let known = token.name().map(str::as_bytes);
+        let size = size_of_field(known.unwrap_or_default(), &buffer[start..]);
+        let fault = name_fault.or_else(|| check::value(&buffer[name_end..]).err());
+        let is_taken = list.takes(size, fault);
+        let (name, value) = list.head.buffer()[start..].split_at(name_end - start);
+        let name = known.unwrap_or(name);
+        // It takes as long as the name is, which the table may have.
+        let hash = match (keep, is_taken) {
+            (Keep::Yes, true) => head::hash(token, name, value),
+            (Keep::Yes, false) | (Keep::No | Keep::Never, _) => 0,
+        };
+        let indexing = match keep {
             Keep::Yes => {
-                let hash = head::hash(token, name, value);
                 self.table.insert(New {
                     token,
                     name,
@@ -180,19 +165,46 @@ impl Decoder {
                     hash,
                     fault,
                 });
-                (Indexing::Indexed, hash)
+                Indexing::Indexed
             }
-            Keep::No => (Indexing::Allowed, 0),
-            Keep::Never => (Indexing::Never, 0),
+            Keep::No => Indexing::Allowed,
+            Keep::Never => Indexing::Never,
         };
-        match list.takes(size, fault) {
-            true => {
-                let head = &mut *list.head;
-                head.push_stored(token, start, name_end - start, indexing, hash);
-            }
-            false => list.head.buffer().truncate(start),
+        let head = &mut *list.head;
+        match is_taken {
+            true => head.push_stored(token, start, name_end - start, indexing, hash),
+            false => head.buffer().truncate(start),
         }
         Ok(())
+    }
+
+    /// Puts a name that is given by its index or, for 0, follows into the buffer of `list`, which
+    /// may be spared if it is known.
+    fn name(
+        &self,
+        index: u32,
+        block: &mut &[u8],
+        list: &mut List<'_>,
+    ) -> Result<(Token, Option<Fault>), Error> {
+        if index == 0 {
+            let buffer = list.head.buffer();
+            let start = buffer.len();
+            string(block, buffer)?;
+            let name = &buffer[start..];
+            return Ok((Token::of(name), check::name(name).err()));
+        }
+        let entry = match self.field(index)? {
+            Found::Static(token, _) => return Ok((token, None)),
+            Found::Dynamic(entry) => entry,
+        };
+        if entry.token != Token::Other {
+            return Ok((entry.token, None));
+        }
+        let name = self.table.name(entry);
+        list.copy_name(name)?;
+        // Of a malformed field either may be at fault.
+        let fault = entry.fault.and_then(|_| check::name(name).err());
+        Ok((entry.token, fault))
     }
 
     fn field(&self, index: u32) -> Result<Found<'_>, Error> {
@@ -228,6 +240,8 @@ struct List<'a> {
     fields_left: u32,
     /// The first fault. Nothing is taken behind it.
     refusal: Option<Error>,
+    /// Bytes of names that the table may be asked for behind a fault.
+    names_left: usize,
 }
 
 impl List<'_> {
@@ -247,6 +261,17 @@ impl List<'_> {
         self.bytes_left -= size;
         self.fields_left -= 1;
         true
+    }
+
+    /// Appends a name of the table to the buffer. Behind a fault it is for the table only, which
+    /// a sender could have do this for every two bytes.
+    fn copy_name(&mut self, name: &[u8]) -> Result<(), Error> {
+        if self.refusal.is_some() {
+            let left = self.names_left.checked_sub(name.len());
+            self.names_left = left.ok_or(Error::Compression("too many names behind a limit"))?;
+        }
+        self.head.buffer().extend_from_slice(name);
+        Ok(())
     }
 
     /// `stored`: the name, if it is not known, and the value.
@@ -273,3 +298,6 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// More than a sender uses that is not told of its fault yet.
+const REFUSED_NAMES_BYTES_MAX: usize = 256 * 1024;

@@ -258,6 +258,27 @@ fn a_bomb_costs_no_more_than_the_limits() {
     assert!(decoder.memory_bytes() <= 3 * 4096);
 }
 
+/// A name of 4,000 bytes that a sender has copied within the table for every two bytes, behind a
+/// limit.
+#[test]
+fn long_names_are_not_copied_without_end() {
+    let name = [b'a'; 4000];
+    let mut block = vec![0x40];
+    integer::write(0, 7, name.len(), &mut block);
+    block.extend_from_slice(&name);
+    block.push(0);
+    let of_name = |count: usize| [&block[..], &b"\x7e\x00".repeat(count)].concat();
+    let limits = Limits {
+        list_bytes_max: 8 * 1024,
+        fields_max: 100,
+    };
+    let decode = |count| Decoder::new(4096).decode(&of_name(count), limits, &mut Head::new());
+    assert_eq!(decode(1), Ok(()));
+    assert_eq!(decode(60), Err(Error::TooLarge));
+    let lost = Error::Compression("too many names behind a limit");
+    assert_eq!(decode(70), Err(lost));
+}
+
 /// The most that the Huffman code can stand for, many times: room is as the block's, not more.
 #[test]
 fn long_strings_take_room_while_they_are_decoded() {
