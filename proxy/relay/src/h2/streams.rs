@@ -350,7 +350,7 @@ mod tests {
 
     /// Opens and ends streams at random, with gaps of up to `gap` between numbers, beside a map.
     fn check(seed: u64, gap: usize, live_max: usize) {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         let mut streams = Streams::new();
         let mut model = BTreeMap::new();
         let mut next = 1;
@@ -404,25 +404,26 @@ mod tests {
 
     #[test]
     fn queues_are_in_order_and_lose_what_is_removed() {
+        let queues = [Queue::Heads, Queue::Data, Queue::Written];
         let mut streams = Streams::new();
         let slots = [1, 3, 5, 7, 9].map(|id| streams.insert(stream(id)));
-        for slot in slots {
-            streams.push(Queue::Data, slot);
-            streams.push(Queue::Data, slot);
-            streams.push(Queue::Heads, slot);
+        for (queue, slot) in queues
+            .iter()
+            .flat_map(|queue| slots.map(|slot| (*queue, slot)))
+        {
+            streams.push(queue, slot);
+            streams.push(queue, slot);
         }
         for removed in [0, 2, 4] {
             streams.remove(slots[removed]);
         }
         let new = streams.insert(stream(11));
-        assert!(!streams.is_in(Queue::Data, new));
-        streams.push(Queue::Data, new);
-        for expected in [3, 7, 11] {
-            let slot = streams.pop(Queue::Data).unwrap();
-            assert_eq!(streams[slot].id, expected);
+        for queue in queues {
+            assert!(!streams.is_in(queue, new));
+            streams.push(queue, new);
+            let order = std::iter::from_fn(|| streams.pop(queue)).collect::<Vec<_>>();
+            assert_eq!(order, [slots[1], slots[3], new], "{queue:?}");
+            assert!(streams.is_empty(queue));
         }
-        assert_eq!(streams.pop(Queue::Data), None);
-        assert!(streams.is_empty(Queue::Data));
-        assert!(!streams.is_empty(Queue::Heads));
     }
 }

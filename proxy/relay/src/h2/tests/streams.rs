@@ -514,6 +514,15 @@ fn a_reset_drops_what_waits() {
     unblock_output(&mut probe);
     assert_eq!(probe.connection.waiting_bytes(), 50);
     probe.check(&["3 sent 50", "> RST 1 CANCEL", "> DATA 3 50 end"]);
+    // What has gone of a stream is not told when it is over.
+    block_output(&mut probe);
+    probe.feed(&headers(5, Then::More, &request("POST")));
+    probe.answer(5, Then::More);
+    probe.send(5, 7, Then::More);
+    unblock_output(&mut probe);
+    probe.connection.fill(usize::MAX, &mut probe.heads);
+    probe.connection.reset(StreamId(5), Code::CANCEL);
+    probe.check(&["5 POST", "> HEADERS 5", "> DATA 5 7", "> RST 5 CANCEL"]);
     // Nothing happens to streams that are over.
     assert_eq!(probe.send(1, 5, Then::End), 5);
     probe.answer(1, Then::End);
@@ -522,6 +531,19 @@ fn a_reset_drops_what_waits() {
     probe.connection.release(StreamId(1), 5);
     probe.feed(&frame(Kind::Data, 0, 1, &[7; 9]));
     probe.check(&[]);
+}
+
+#[test]
+fn a_stream_may_be_reset_in_the_middle_of_a_frame() {
+    let mut probe = Probe::serving(1, &mesh());
+    let padded = [&[3][..], &[7; 10], &[0; 3]].concat();
+    let padded = frame(Kind::Data, crate::h2::frame::PADDED, 1, &padded);
+    let (begin, rest) = padded.split_at(14);
+    probe.feed(begin);
+    probe.connection.reset(StreamId(1), Code::CANCEL);
+    probe.feed(rest);
+    probe.feed(&headers(3, Then::End, &request("GET")));
+    probe.check(&["1 data 4", "3 GET end", "> RST 1 CANCEL"]);
 }
 
 #[test]
