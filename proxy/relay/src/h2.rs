@@ -64,7 +64,7 @@ use self::{
     receive::{Assembling, Reading},
     recent::Recent,
     settings::{INITIAL_WINDOW, Settings},
-    streams::Streams,
+    streams::{Queue, Streams},
 };
 use crate::{
     event::{Broken, Code, StreamId},
@@ -259,6 +259,12 @@ impl Connection {
     /// Whether the peer's SETTINGS have come.
     pub fn is_settled(&self) -> bool {
         self.has_settings
+    }
+
+    /// Whether [`Connection::fill`] has something to move when the output has room.
+    pub fn can_fill(&self) -> bool {
+        let has_data = !self.streams.is_empty(Queue::Data) && self.send_window.left() > 0;
+        self.broken.is_none() && (has_data || !self.streams.is_empty(Queue::Heads))
     }
 
     /// Bytes of bodies that wait for their turn or for a window, beside the output.

@@ -43,7 +43,9 @@ impl Probe {
     /// What is written when there is room, and what is told of it.
     #[track_caller]
     fn check(&mut self, expected: &[&str]) {
+        let (can_fill, before) = (self.connection.can_fill(), self.connection.output().len());
         self.connection.fill(usize::MAX, &mut self.heads);
+        assert_eq!(can_fill, self.connection.output().len() > before);
         while let Some(event) = self.connection.next_written() {
             self.note(&event);
         }
@@ -134,6 +136,32 @@ fn bodies_take_turns() {
         "> DATA 3 3616 end",
         "> DATA 1 7232 end",
     ]);
+}
+
+#[test]
+fn nobody_passes_those_who_wait() {
+    let mut probe = Probe::serving(3, &mesh());
+    for stream in [1, 3] {
+        probe.answer(stream, Then::More);
+    }
+    probe.take_output();
+    block_output(&mut probe);
+    probe.send(1, 5, Then::More);
+    probe.answer(5, Then::More);
+    unblock_output(&mut probe);
+    assert_eq!(probe.send(3, 6, Then::More), 0);
+    probe.check(&[
+        "1 sent 5",
+        "3 sent 6",
+        "> HEADERS 5",
+        "> DATA 1 5",
+        "> DATA 3 6",
+    ]);
+    block_output(&mut probe);
+    probe.trailers(5);
+    unblock_output(&mut probe);
+    assert_eq!(probe.send(3, 6, Then::More), 0);
+    probe.check(&["3 sent 6", "> HEADERS 5 end", "> DATA 3 6"]);
 }
 
 #[test]
