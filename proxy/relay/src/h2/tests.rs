@@ -2,7 +2,9 @@
 
 mod attacks;
 mod malformed;
+mod messages;
 mod pair;
+mod sending;
 mod streams;
 
 use std::{io::IoSlice, time::Instant};
