@@ -76,7 +76,7 @@ fn answer(probe: &mut Probe, stream: u32, then: Then) {
 
 #[test]
 fn rapid_resets() {
-    flood_server(1_001, |n| {
+    flood_server(5_001, |n| {
         [get(n), words(Kind::RstStream, 0, 2 * n + 1, &[8])].concat()
     });
 }
@@ -98,17 +98,17 @@ fn resets_that_the_peer_makes_us_do() {
         },
     ];
     for fault in faults {
-        flood_server(1_001, |n| [post(n), fault(2 * n + 1)].concat());
+        flood_server(5_001, |n| [post(n), fault(2 * n + 1)].concat());
     }
     // Requests that never become streams.
-    flood_server(1_001, |n| headers(2 * n + 1, Then::More, &[]));
-    flood_server(2_001, get);
+    flood_server(5_001, |n| headers(2 * n + 1, Then::More, &[]));
+    flood_server(6_001, get);
     let limits = Limits {
         list_bytes_max: 100,
         ..Limits::of_mesh()
     };
     let probe = Probe::new(Role::Server, &limits);
-    flood(probe, Peer::Reads, 1_001, |_, n| get(n));
+    flood(probe, Peer::Reads, 5_001, |_, n| get(n));
 }
 
 #[test]
