@@ -267,6 +267,10 @@ impl Connection {
             self.spend_idle(now)?;
             return Ok(Taken::Not);
         }
+        if self.role == Role::Client {
+            // We opened it, so it was there; others on the connection are not to suffer.
+            return Err(closed(StreamId(stream)));
+        }
         if self.is_dense {
             let why = "HEADERS of a stream that is over (5.1)";
             return Err(Fault::connection(Code::STREAM_CLOSED, why));

@@ -453,7 +453,7 @@ fn a_stream_that_is_over_takes_nothing() {
     );
     client(
         &[over.clone(), over.clone()],
-        &["1 200 end", "> GOAWAY 0 STREAM_CLOSED"],
+        &["1 200 end", "> RST 1 STREAM_CLOSED"],
     );
     let update = words(Kind::WindowUpdate, 0, 1, &[0x7fff_ffff]);
     let reset = words(Kind::RstStream, 0, 1, &[0]);

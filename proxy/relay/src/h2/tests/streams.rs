@@ -246,7 +246,12 @@ fn an_answer_that_nobody_asked_for_is_no_pong() {
     probe.feed(&words(Kind::Ping, ACK, 0, &[1, 2]));
     probe.connection.ping();
     probe.feed(&words(Kind::Ping, ACK, 0, &[1, 2]));
-    probe.check(&["> Ping 0"]);
+    let mut answer = probe.take_output();
+    assert_eq!(frames(&answer), ["> Ping 0"]);
+    answer[4] = ACK;
+    probe.feed(&answer);
+    probe.feed(&answer);
+    probe.check(&["pong"]);
 }
 
 #[test]
