@@ -288,6 +288,35 @@ fn a_busy_grpc_client_is_ordinary() {
 }
 
 #[test]
+fn a_long_upload_is_ordinary() {
+    let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+    probe.feed(&post(0));
+    for n in 0..ROUNDS {
+        probe.feed(&frame(Kind::Data, 0, 1, &[7; 1_000]));
+        probe.connection.release(StreamId(1), 1_000);
+        probe.feed(&words(Kind::Ping, 0, 0, &[1, 2]));
+        assert_eq!(probe.broken, None, "round {n}");
+        probe.take_output();
+    }
+}
+
+#[test]
+fn a_long_download_is_ordinary() {
+    let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+    probe.feed(&post(0));
+    answer(&mut probe, 1, Then::More);
+    for n in 0..ROUNDS {
+        let data = Payload::Lent(&[7; 1_000]);
+        probe.connection.send_data(StreamId(1), data, Then::More);
+        probe.take_output();
+        probe.feed(&words(Kind::WindowUpdate, 0, 1, &[1_000]));
+        probe.feed(&words(Kind::WindowUpdate, 0, 0, &[1_000]));
+        assert_eq!(probe.broken, None, "round {n}");
+    }
+    assert_eq!(probe.connection.waiting_bytes(), 0);
+}
+
+#[test]
 fn half_of_all_requests_may_be_cancelled() {
     let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
     for n in 0..ROUNDS {
