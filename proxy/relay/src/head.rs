@@ -123,8 +123,12 @@ impl Head {
         };
         let at = self.fields.iter().position(|field| field.token == token);
         if let Some(at) = at {
-            // A secret stays one when it is changed.
-            let indexing = self.fields[at].indexing;
+            // A secret stays one when it is changed; what its sender put into its table was not
+            // this value.
+            let indexing = match self.fields[at].indexing {
+                Indexing::Never => Indexing::Never,
+                Indexing::Indexed | Indexing::Allowed => Indexing::Allowed,
+            };
             self.fields[at] = Entry { indexing, ..entry };
             let mut seen = 0;
             self.fields.retain(|field| {

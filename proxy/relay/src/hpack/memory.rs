@@ -73,7 +73,9 @@ impl Memory {
                 let is_live = position < table.len();
                 if is_live { position } else { usize::MAX }
             };
-            let oldest = (0..WAYS).max_by_key(age).expect("a set has ways");
+            // Of several that have left the first, where it is found at once.
+            let ways = (0..WAYS).rev();
+            let oldest = ways.max_by_key(age).expect("a set has ways");
             self.places[set(hash)][oldest] = number;
         }
     }
