@@ -13,7 +13,8 @@
 //!                                                         driver
 //!
 //!  a stream:  receiving  Head ─► Body ─► Ended         (a server begins at Body)
-//!             sending    Open ─► Ending ─► Ended       (Ending: the end waits within)
+//!             sending    Head ─► Body ─► Ending ─► Ended      (a client begins at Body;
+//!                                          Ending: the end waits within)
 //!             both Ended, or RST_STREAM: it is over, and its place is free
 //! ```
 //!
@@ -63,7 +64,7 @@ use self::{
     receive::{Assembling, Reading},
     recent::Recent,
     settings::{INITIAL_WINDOW, Settings},
-    streams::Streams,
+    streams::{Queue, Streams},
 };
 use crate::{
     event::{Broken, Code, StreamId},
@@ -118,7 +119,7 @@ pub struct Connection {
 
     streams: Streams,
     recent: Recent,
-    /// The highest stream that both sides know of.
+    /// The highest stream that both sides know of; those above are idle.
     highest: u32,
     /// Whether no number below `highest` was left out, so that all of them have been streams.
     is_dense: bool,
@@ -237,7 +238,12 @@ impl Connection {
 
     /// As a client: whether [`Connection::open`] would open one.
     pub fn can_open(&self) -> bool {
-        let streams_max = self.limits.streams_max.min(self.peer.streams_max);
+        // Until its SETTINGS have come, what they recommend at least (section 6.5.2).
+        let allowed = match self.has_settings {
+            true => self.peer.streams_max,
+            false => 100,
+        };
+        let streams_max = self.limits.streams_max.min(allowed);
         self.role == Role::Client
             && self.broken.is_none()
             && self.peer_last.is_none()
@@ -253,6 +259,12 @@ impl Connection {
     /// Whether the peer's SETTINGS have come.
     pub fn is_settled(&self) -> bool {
         self.has_settings
+    }
+
+    /// Whether [`Connection::fill`] has something to move when the output has room.
+    pub fn can_fill(&self) -> bool {
+        let has_data = !self.streams.is_empty(Queue::Data) && self.send_window.left() > 0;
+        self.broken.is_none() && (has_data || !self.streams.is_empty(Queue::Heads))
     }
 
     /// Bytes of bodies that wait for their turn or for a window, beside the output.
@@ -285,8 +297,8 @@ impl Connection {
 
     /// Says GOAWAY and stops.
     fn break_off(&mut self, broken: Broken) -> Broken {
-        self.broken = Some(broken);
         self.write_goodbye(self.last_processed(), broken.code);
+        self.broken = Some(broken);
         broken
     }
 

@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/bodies/h1.rs"]
 mod h1;
+#[path = "../fuzz/bodies/h2.rs"]
+mod h2;
 #[path = "../fuzz/bodies/hpack.rs"]
 mod hpack;
 #[path = "../fuzz/bodies/script.rs"]
@@ -36,4 +38,9 @@ fn hpack_takes_its_corpus() {
 #[test]
 fn http1_takes_its_corpus() {
     check("h1", h1::run);
+}
+
+#[test]
+fn http2_takes_its_corpus() {
+    check("h2", h2::run);
 }

@@ -24,6 +24,7 @@ impl Connection {
         now: Instant,
     ) -> Result<Option<Event<'static>>, Fault> {
         let stream = StreamId(header.stream);
+        self.not_idle(stream.0)?;
         let padding = prefix.first().map_or(0, |&padding| u32::from(padding));
         let around = padding + u32::from(!prefix.is_empty());
         let Some(len) = header.len.checked_sub(around) else {
@@ -88,13 +89,10 @@ impl Connection {
     ) -> Result<Option<Event<'static>>, Fault> {
         self.spend_idle(now)?;
         let stream = StreamId(header.stream);
+        self.not_idle(stream.0)?;
         let Some(slot) = self.streams.find(stream.0) else {
-            self.not_idle(stream.0)?;
             return Ok(None);
         };
-        if !self.streams[slot].is_known {
-            return Err(idle());
-        }
         self.spend_reset(now).map_err(Fault::Connection)?;
         self.drop_stream(slot);
         Ok(Some(Event::Reset {
@@ -119,10 +117,11 @@ impl Connection {
         }
     }
 
-    /// Fails for a stream that has not been opened (section 5.1, "idle").
+    /// Fails for a stream that has not been opened (section 5.1, "idle"); as a client, for one
+    /// whose HEADERS wait.
     pub(super) fn not_idle(&self, stream: u32) -> Result<(), Fault> {
         match stream > self.highest || stream.is_multiple_of(2) {
-            true => Err(idle()),
+            true => Err(Fault::protocol("a frame of a stream that is idle (5.1)")),
             false => Ok(()),
         }
     }
@@ -193,7 +192,6 @@ impl Connection {
         len: u32,
         now: Instant,
     ) -> Result<Option<Event<'static>>, Fault> {
-        self.not_idle(stream.0)?;
         match self.recent.take(stream.0, window) {
             None => Err(closed(stream)),
             Some(true) if len > 0 => Ok(None),
@@ -209,10 +207,6 @@ impl Connection {
 pub(super) fn closed(stream: StreamId) -> Fault {
     let why = "a frame of a stream that was over (5.1)";
     Fault::Stream(stream, Code::STREAM_CLOSED, why)
-}
-
-pub(super) fn idle() -> Fault {
-    Fault::protocol("a frame of a stream that is idle (5.1)")
 }
 
 /// A piece of a body explains a PING and updates of two windows, as clients send that measure

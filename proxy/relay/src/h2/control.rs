@@ -14,7 +14,7 @@ use crate::event::{Broken, By, Code, Event, StreamId};
 impl Connection {
     /// Asks for a sign of life; the answer is [`Event::Pong`].
     pub fn ping(&mut self) {
-        self.pings += 1;
+        self.pings = self.pings.saturating_add(1);
         let payload = &OUR_PING;
         self.control(|out| frame::write_words(out, Kind::Ping, 0, 0, payload));
     }
@@ -35,8 +35,9 @@ impl Connection {
 
     /// Says that no more streams are taken: what the peer opens from now on is ignored.
     pub fn goodbye(&mut self, code: Code) {
-        self.our_last = Some(self.last_processed());
-        self.write_goodbye(self.last_processed(), code);
+        let last = self.last_processed();
+        self.our_last = Some(last);
+        self.write_goodbye(last, code);
     }
 
     pub(super) fn settings(
@@ -120,8 +121,8 @@ impl Connection {
             };
         }
         let stream = StreamId(header.stream);
+        self.not_idle(stream.0)?;
         let Some(slot) = self.streams.find(stream.0) else {
-            self.not_idle(stream.0)?;
             return Ok(None);
         };
         if increment == 0 {
@@ -148,14 +149,13 @@ impl Connection {
             Fault::Stream(stream, code, reason) => (stream, code, reason),
         };
         self.last_fault = Some(reason);
-        let slot = self.streams.find(stream.0);
-        if slot.is_none() && stream.0 > self.highest {
+        if self.not_idle(stream.0).is_err() {
             // A stream that is idle cannot be reset (section 6.4).
             return Err(Broken { code, reason });
         }
         self.spend_reset(now)?;
         self.write_reset(stream.0, code);
-        let Some(slot) = slot else {
+        let Some(slot) = self.streams.find(stream.0) else {
             return Ok(None);
         };
         self.drop_stream(slot);
@@ -214,8 +214,7 @@ impl Connection {
 
     pub(super) fn write_goodbye(&mut self, last: u32, code: Code) {
         let words = [last, code.0];
-        self.output
-            .write(|out| frame::write_words(out, Kind::GoAway, 0, 0, &words));
+        self.control(|out| frame::write_words(out, Kind::GoAway, 0, 0, &words));
     }
 
     /// Resets a stream that the peer knows of; what is on its way of it will be ignored.
@@ -238,6 +237,8 @@ impl Connection {
         if self.settings_due.take().is_none() {
             return self.spend_idle(now);
         }
+        self.decoder
+            .set_table_bytes_max(self.limits.table_bytes_max);
         let (before, after) = (self.stream_window, self.stream_window_said);
         self.stream_window = after;
         self.recent.grow(after.saturating_sub(before));

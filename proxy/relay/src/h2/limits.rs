@@ -63,9 +63,11 @@ impl Limits {
             interims_max: 16,
             settings_timeout: Duration::from_secs(30),
             block_timeout: Duration::from_secs(30),
+            // Streams of several connections of applications share one between sidecars: all
+            // of them may be cancelled at once when these end.
             resets: Rate {
-                burst: 1_000,
-                per_second: 100,
+                burst: 5_000,
+                per_second: 500,
             },
             idle_frames: Rate {
                 burst: 10_000,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     Connection, Role,
-    body::{closed, idle},
+    body::closed,
     fault::Fault,
     fields::{self, Answer},
     flow::{ReceiveWindow, SendWindow},
@@ -38,6 +38,9 @@ impl Connection {
         let fragment = &payload[priority..priority + len];
         if header.stream.is_multiple_of(2) {
             return Err(Fault::protocol("a stream that only a server opens (5.1.1)"));
+        }
+        if self.role == Role::Client {
+            self.not_idle(header.stream)?;
         }
         if header.has(END_HEADERS) {
             return self.header_block(header.stream, header.then(), fragment, heads, now);
@@ -171,10 +174,12 @@ impl Connection {
         stream
     }
 
-    /// Section 5.1.2. A client that does not know the limit yet made no mistake.
+    /// Section 5.1.2. A client that does not know the limit yet made no mistake, but does not
+    /// open so many.
     fn refuse(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
-        if self.settings_due.is_none() {
-            self.spend_reset(now).map_err(Fault::Connection)?;
+        match self.settings_due {
+            None => self.spend_reset(now).map_err(Fault::Connection)?,
+            Some(_) => self.spend_idle(now)?,
         }
         self.write_reset(stream, Code::REFUSED_STREAM);
         Ok(Taken::Not)
@@ -204,9 +209,6 @@ impl Connection {
         let it = &mut self.streams[slot];
         let stream = StreamId(it.id);
         let malformed = |why| Fault::malformed(stream.0, why);
-        if !it.is_known {
-            return Err(idle());
-        }
         if it.receiving == Receiving::Ended {
             return Err(closed(stream));
         }
@@ -261,10 +263,13 @@ impl Connection {
 
     /// A head of a stream that is over (section 5.1), or below those before (section 5.1.1).
     fn late_head(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
-        self.not_idle(stream)?;
         if self.recent.has(stream) {
             self.spend_idle(now)?;
             return Ok(Taken::Not);
+        }
+        if self.role == Role::Client {
+            // We opened it, so it was there; others on the connection are not to suffer.
+            return Err(closed(StreamId(stream)));
         }
         if self.is_dense {
             let why = "HEADERS of a stream that is over (5.1)";

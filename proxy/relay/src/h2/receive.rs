@@ -7,7 +7,6 @@ use super::{
     Connection,
     fault::Fault,
     frame::{ACK, FrameHeader, HEADER_BYTES, Kind, PREFACE},
-    streams::Receiving,
 };
 use crate::{
     event::{Broken, Code, Event, StreamId, Then},
@@ -245,8 +244,7 @@ impl Connection {
             }
         };
         if then == Then::End {
-            self.streams[slot].receiving = Receiving::Ended;
-            self.settle(slot);
+            self.receive_ended(slot);
         }
         Some(Event::Data {
             stream: StreamId(body.stream),

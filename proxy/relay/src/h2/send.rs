@@ -1,5 +1,4 @@
-//! What is sent: at once when nothing waits, else in the order of section "write order" of the
-//! module's drawing.
+//! What is sent: at once when nothing waits, else when `fill` finds that its turn has come.
 
 use super::{
     Connection,
@@ -17,6 +16,9 @@ use crate::{
 impl Connection {
     /// As a client: sends a request. `None`, and nothing is sent, when there is no room: see
     /// [`Connection::can_open`].
+    ///
+    /// Heads are sent as they are: what HTTP/2 forbids in them (RFC 9113 section 8.2.2) is to be
+    /// out of them.
     pub fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
         if !self.can_open() {
             return None;
@@ -27,7 +29,7 @@ impl Connection {
             Some(_) | None => Asked::Any,
         };
         let mut stream = self.stream(self.next_id, asked);
-        stream.is_known = false;
+        stream.sending = Sending::Body;
         let id = StreamId(stream.id);
         self.next_id += 2;
         let slot = self.streams.insert(stream);
@@ -35,12 +37,19 @@ impl Connection {
         Some(id)
     }
 
-    /// As a server: sends an answer, or an interim one with [`Then::More`]. Nothing happens when
-    /// the stream is over.
+    /// As a server: sends an answer, once, or an interim one before it. Nothing happens when the
+    /// stream is over.
     pub fn send_head(&mut self, stream: StreamId, head: &Head, then: Then, heads: &mut Heads) {
-        if let Some(slot) = self.open_for_sending(stream) {
-            self.queue_head(slot, head, then, heads);
+        let Some(slot) = self.sending(stream, Sending::Head) else {
+            return;
+        };
+        let is_interim = head
+            .get(Token::Status)
+            .is_some_and(|status| status.starts_with(b"1"));
+        if !is_interim {
+            self.streams[slot].sending = Sending::Body;
         }
+        self.queue_head(slot, head, then, heads);
     }
 
     /// Sends a piece of a body. The result is how many bytes of it went into the output at once;
@@ -48,7 +57,7 @@ impl Connection {
     /// stream that is over all are gone at once.
     pub fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let Some(slot) = self.open_for_sending(stream) else {
+        let Some(slot) = self.sending(stream, Sending::Body) else {
             return len;
         };
         if then == Then::End {
@@ -76,7 +85,7 @@ impl Connection {
 
     /// Ends a body with trailers, which go behind what waits of it.
     pub fn send_trailers(&mut self, stream: StreamId, head: &Head, heads: &mut Heads) {
-        if let Some(slot) = self.open_for_sending(stream) {
+        if let Some(slot) = self.sending(stream, Sending::Body) {
             self.queue_head(slot, head, Then::End, heads);
         }
     }
@@ -96,7 +105,7 @@ impl Connection {
         let Some(slot) = self.streams.find(stream.0) else {
             return;
         };
-        if self.streams[slot].is_known {
+        if stream.0 <= self.highest {
             self.write_reset(stream.0, code);
         }
         self.drop_stream(slot);
@@ -120,7 +129,8 @@ impl Connection {
     }
 
     /// The next stream of which something that waited has gone, as [`Event::Writable`]. Call it
-    /// after [`Connection::fill`] until it is `None`.
+    /// after [`Connection::fill`] until it is `None`: a stream that has ended stays until all is
+    /// told of it.
     pub fn next_written(&mut self) -> Option<Event<'static>> {
         let slot = self.streams.pop(Queue::Written)?;
         let it = &mut self.streams[slot];
@@ -155,11 +165,16 @@ impl Connection {
         });
     }
 
-    fn open_for_sending(&self, stream: StreamId) -> Option<Slot> {
-        let slot = self.streams.find(stream.0)?;
-        let is_open = self.streams[slot].sending == Sending::Open;
-        debug_assert!(is_open, "nothing is sent behind an end");
-        is_open.then_some(slot)
+    /// The stream, if it is not over and is where what is sent belongs: heads, then data, then
+    /// trailers, which pieces in line rely on.
+    fn sending(&self, stream: StreamId, expected: Sending) -> Option<Slot> {
+        let slot = self
+            .streams
+            .find(stream.0)
+            .filter(|_| self.broken.is_none())?;
+        let sending = self.streams[slot].sending;
+        debug_assert_eq!(sending, expected, "a head, a body, an end");
+        (sending == expected).then_some(slot)
     }
 
     fn queue_head(&mut self, slot: Slot, head: &Head, then: Then, heads: &mut Heads) {
@@ -190,11 +205,9 @@ impl Connection {
     /// Writes a head that was first in its line and is taken out of it.
     fn send_first_head(&mut self, slot: Slot, head: &Head) {
         let it = &mut self.streams[slot];
-        if !it.is_known {
-            it.is_known = true;
-            self.highest = it.id;
-        }
         let stream = it.id;
+        // As a client: heads go in the order of their streams.
+        self.highest = self.highest.max(stream);
         let is_last = it.sending == Sending::Ending && it.line.is_empty();
         let then = if is_last {
             it.sending = Sending::Ended;

@@ -23,8 +23,6 @@ pub(super) struct Stream {
     pub(super) asked: Asked,
     /// Whether CONNECT succeeded: from then on there is only DATA (RFC 9113 section 8.5).
     pub(super) is_tunnel: bool,
-    /// Whether the peer knows of it: not before a client's HEADERS have gone.
-    pub(super) is_known: bool,
     /// Whether the rest of what the peer sends is of no use, see [`Connection::stop`].
     ///
     /// [`Connection::stop`]: super::Connection::stop
@@ -55,8 +53,10 @@ pub(super) enum Receiving {
 /// The sent half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sending {
-    /// The end has not been given to us yet.
-    Open,
+    /// As a server: the final head has not been given to us yet.
+    Head,
+    /// The end has not.
+    Body,
     /// It has, and goes with the last that waits.
     Ending,
     /// It has gone.
@@ -119,10 +119,9 @@ impl Stream {
         Self {
             id,
             receiving,
-            sending: Sending::Open,
+            sending: Sending::Head,
             asked,
             is_tunnel: false,
-            is_known: true,
             is_unwanted: false,
             interims: 0,
             length: Length::Unknown,
@@ -356,7 +355,7 @@ mod tests {
 
     /// Opens and ends streams at random, with gaps of up to `gap` between numbers, beside a map.
     fn check(seed: u64, gap: usize, live_max: usize) {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         let mut streams = Streams::new();
         let mut model = BTreeMap::new();
         let mut next = 1;
@@ -410,25 +409,26 @@ mod tests {
 
     #[test]
     fn queues_are_in_order_and_lose_what_is_removed() {
+        let queues = [Queue::Heads, Queue::Data, Queue::Written];
         let mut streams = Streams::new();
         let slots = [1, 3, 5, 7, 9].map(|id| streams.insert(stream(id)));
-        for slot in slots {
-            streams.push(Queue::Data, slot);
-            streams.push(Queue::Data, slot);
-            streams.push(Queue::Heads, slot);
+        for (queue, slot) in queues
+            .iter()
+            .flat_map(|queue| slots.map(|slot| (*queue, slot)))
+        {
+            streams.push(queue, slot);
+            streams.push(queue, slot);
         }
         for removed in [0, 2, 4] {
             streams.remove(slots[removed]);
         }
         let new = streams.insert(stream(11));
-        assert!(!streams.is_in(Queue::Data, new));
-        streams.push(Queue::Data, new);
-        for expected in [3, 7, 11] {
-            let slot = streams.pop(Queue::Data).unwrap();
-            assert_eq!(streams[slot].id, expected);
+        for queue in queues {
+            assert!(!streams.is_in(queue, new));
+            streams.push(queue, new);
+            let order = std::iter::from_fn(|| streams.pop(queue)).collect::<Vec<_>>();
+            assert_eq!(order, [slots[1], slots[3], new], "{queue:?}");
+            assert!(streams.is_empty(queue));
         }
-        assert_eq!(streams.pop(Queue::Data), None);
-        assert!(streams.is_empty(Queue::Data));
-        assert!(!streams.is_empty(Queue::Heads));
     }
 }

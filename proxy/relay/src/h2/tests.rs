@@ -2,10 +2,14 @@
 
 mod attacks;
 mod malformed;
+mod messages;
 mod pair;
+mod sending;
 mod streams;
 
 use std::{io::IoSlice, time::Instant};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
     Connection, Limits, Role,
@@ -25,21 +29,17 @@ pub(super) fn start() -> Instant {
     Instant::now()
 }
 
-/// Steps of a seeded generator (splitmix64).
-pub(super) struct Rng(pub(super) u64);
+/// Choices that come from a seed.
+pub(super) struct Rng(StdRng);
 
 impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    pub(super) fn new(seed: u64) -> Self {
+        Self(StdRng::seed_from_u64(seed))
     }
 
     /// Below `n`.
     pub(super) fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
+        self.0.random_range(0..n)
     }
 }
 

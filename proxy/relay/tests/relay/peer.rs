@@ -264,26 +264,22 @@ impl Peer {
                 assert_eq!(data.as_slice(), expected, "to the endpoint of {}", state.id);
                 state.received += data.len();
                 state.owed += credit;
+                let is_echo = matches!(behaviour, Behaviour::Echo | Behaviour::BreakInAnswer);
+                if is_echo {
+                    *self.handed.entry(stream.0).or_default() += data.len() as u64;
+                    self.codec.send_data(stream, data, Then::More);
+                }
                 let breaks = match behaviour {
                     Behaviour::BreakInAnswer => state.received > 20_000,
                     Behaviour::ResetLongUploads => state.received > 70_000,
                     _ => false,
                 };
-                match behaviour {
-                    Behaviour::Silent => return,
-                    Behaviour::Late if then == Then::End => {
-                        state.answers_in = Some(LATE);
-                        return;
-                    }
-                    Behaviour::Late | Behaviour::ResetLongUploads if !breaks => return,
-                    _ => {}
-                }
-                *self.handed.entry(stream.0).or_default() += data.len() as u64;
-                self.codec.send_data(stream, data, Then::More);
                 if breaks {
                     self.codec.reset(stream, Code::INTERNAL_ERROR);
                     self.streams.remove(&stream.0);
-                } else if then == Then::End {
+                } else if then == Then::End && behaviour == Behaviour::Late {
+                    state.answers_in = Some(LATE);
+                } else if then == Then::End && is_echo {
                     self.finish(stream);
                 }
             }

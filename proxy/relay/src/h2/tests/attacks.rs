@@ -76,7 +76,7 @@ fn answer(probe: &mut Probe, stream: u32, then: Then) {
 
 #[test]
 fn rapid_resets() {
-    flood_server(1_001, |n| {
+    flood_server(5_001, |n| {
         [get(n), words(Kind::RstStream, 0, 2 * n + 1, &[8])].concat()
     });
 }
@@ -98,17 +98,17 @@ fn resets_that_the_peer_makes_us_do() {
         },
     ];
     for fault in faults {
-        flood_server(1_001, |n| [post(n), fault(2 * n + 1)].concat());
+        flood_server(5_001, |n| [post(n), fault(2 * n + 1)].concat());
     }
     // Requests that never become streams.
-    flood_server(1_001, |n| headers(2 * n + 1, Then::More, &[]));
-    flood_server(2_001, get);
+    flood_server(5_001, |n| headers(2 * n + 1, Then::More, &[]));
+    flood_server(6_001, get);
     let limits = Limits {
         list_bytes_max: 100,
         ..Limits::of_mesh()
     };
     let probe = Probe::new(Role::Server, &limits);
-    flood(probe, Peer::Reads, 1_001, |_, n| get(n));
+    flood(probe, Peer::Reads, 5_001, |_, n| get(n));
 }
 
 #[test]
@@ -288,6 +288,35 @@ fn a_busy_grpc_client_is_ordinary() {
 }
 
 #[test]
+fn a_long_upload_is_ordinary() {
+    let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+    probe.feed(&post(0));
+    for n in 0..ROUNDS {
+        probe.feed(&frame(Kind::Data, 0, 1, &[7; 1_000]));
+        probe.connection.release(StreamId(1), 1_000);
+        probe.feed(&words(Kind::Ping, 0, 0, &[1, 2]));
+        assert_eq!(probe.broken, None, "round {n}");
+        probe.take_output();
+    }
+}
+
+#[test]
+fn a_long_download_is_ordinary() {
+    let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+    probe.feed(&post(0));
+    answer(&mut probe, 1, Then::More);
+    for n in 0..ROUNDS {
+        let data = Payload::Lent(&[7; 1_000]);
+        probe.connection.send_data(StreamId(1), data, Then::More);
+        probe.take_output();
+        probe.feed(&words(Kind::WindowUpdate, 0, 1, &[1_000]));
+        probe.feed(&words(Kind::WindowUpdate, 0, 0, &[1_000]));
+        assert_eq!(probe.broken, None, "round {n}");
+    }
+    assert_eq!(probe.connection.waiting_bytes(), 0);
+}
+
+#[test]
 fn half_of_all_requests_may_be_cancelled() {
     let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
     for n in 0..ROUNDS {
@@ -359,4 +388,5 @@ fn more_streams_than_are_allowed_before_the_limit_is_known_are_ordinary() {
     }
     assert_eq!(probe.broken, None);
     assert_eq!(probe.events.len(), 10);
+    flood(probe, Peer::Reads, 6_000, |_, n| get(5_000 + n));
 }

@@ -465,7 +465,7 @@ fn finish(client: &mut Side, server: &mut Side) {
 #[track_caller]
 fn check(seed: u64, limits: &Limits, steps: usize, streams: usize) -> usize {
     println!("seed {seed}");
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed);
     let mut client = Side::new(Role::Client, limits);
     let mut server = Side::new(Role::Server, limits);
     for _ in 0..steps {
