@@ -1,6 +1,6 @@
 //! An answer on its way to the client: an endpoint's, or one of our own.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use heddle_policy::{
     outcome::{Outcome, grpc},
@@ -233,6 +233,8 @@ impl Relay {
         self.heads.give(head);
         if self.exchanges[id].facts.unsent == 0 {
             self.finish(id, now);
+        } else {
+            self.arm(id, now.checked_add(LAST_WORDS));
         }
     }
 
@@ -260,6 +262,9 @@ impl Relay {
         self.finish(id, now);
     }
 }
+
+/// How long a client may take to read why its request failed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What matters of an endpoint's answer.
 struct Answer {

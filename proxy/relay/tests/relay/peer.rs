@@ -311,7 +311,10 @@ impl Peer {
                 return self.codec.reset(stream, Code::NO_ERROR);
             }
             Behaviour::Silent | Behaviour::Late | Behaviour::ResetLongUploads => {}
-            Behaviour::Echo | Behaviour::BreakInAnswer | Behaviour::RefuseConnections => {
+            Behaviour::Echo
+            | Behaviour::BreakInAnswer
+            | Behaviour::Stuck
+            | Behaviour::RefuseConnections => {
                 answer.push(b"x-id", id.to_string().as_bytes(), Indexing::Allowed);
                 self.codec
                     .send_head(stream, &answer, Then::More, &mut self.heads);

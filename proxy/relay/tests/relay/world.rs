@@ -36,6 +36,8 @@ pub(crate) enum Behaviour {
     Silent,
     /// Echoes, and breaks off within.
     BreakInAnswer,
+    /// Begins an answer and goes no further.
+    Stuck,
     /// Answers after a second or two.
     Late,
     /// INTERNAL_ERROR once 70,000 bytes have come.
@@ -88,6 +90,7 @@ impl Default for Plan {
 pub(crate) struct Seen {
     pub(crate) reason: Option<&'static str>,
     pub(crate) attempts: u32,
+    pub(crate) duration: Duration,
 }
 
 /// The two ends of a connection and what is under way.
@@ -276,6 +279,7 @@ impl World {
             self.records.push(Seen {
                 reason: record.reason,
                 attempts: record.attempts,
+                duration: record.duration,
             });
             self.relay.recycle(record);
         }
@@ -350,7 +354,20 @@ impl World {
         ids.sort_unstable();
         let expected: Vec<u32> = (0..self.plan.requests).collect();
         assert_eq!(ids, expected, "each ended once");
-        assert!(self.records.len() <= self.plan.requests as usize);
+        let requests = self.plan.requests as usize;
+        assert!(self.records.len() <= requests);
+        if self.plan.cancels == 0.0 && self.plan.breaks == 0.0 {
+            assert_eq!(self.records.len(), requests, "each has a record");
+        }
+        for record in &self.records {
+            // A step is at most 20 ms late.
+            let most = self
+                .plan
+                .timeout
+                .map(|most| most + Duration::from_millis(50));
+            let took = record.duration;
+            assert!(most.is_none_or(|most| took <= most), "{took:?}");
+        }
         for endpoint in self.view.endpoints() {
             assert_eq!(endpoint.outstanding(), 0, "{:?}", endpoint.key);
         }
