@@ -94,3 +94,9 @@ bench: need-cargo debian $(PEERS)/installed binaries ## Load side by side with p
 	HEDDLE_PEERS=$(CURDIR)/$(PEERS) target/release/load measure $(SCENARIO) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SUBJECTS),--subjects $(SUBJECTS)) --results benches/results || missing=1; \
 	target/release/load tables; exit $${missing:-0}
+
+# In the profile without the link-time pass, which is the one its figures are of.
+.PHONY: bench-micro
+bench-micro: need-cargo debian ## Instructions of the hot path's decisions against the figures of the tree: WRITE=1 keeps new ones
+	cargo build --profile quick --locked -p heddle-benches --bin instructions
+	target/quick/instructions $(if $(WRITE),--write)
