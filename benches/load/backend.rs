@@ -5,7 +5,7 @@ use std::{env, fs, net::SocketAddr, path::Path};
 use anyhow::Context;
 
 use crate::{
-    generator::METHOD,
+    generator::{METHOD, grpcio},
     process::{LOAD_CORE, Process, free_address},
     scenario::{Http, Load, Scenario, Version},
 };
@@ -18,6 +18,7 @@ pub(crate) fn start(scenario: &Scenario, work: &Path) -> anyhow::Result<(SocketA
             Version::Http1 => http1(http, address, work)?,
             Version::Http2 => http2(http, address, work)?,
         },
+        Load::Grpcio(calls) => grpcio::serve(address, calls.response_bytes, LOAD_CORE, work)?,
         Load::Stream(_) | Load::Connect(_) => Process::start(
             "backend",
             LOAD_CORE,

@@ -6,6 +6,7 @@
 //! requests of all connections in one burst a tick and starts the clock at each one's sending;
 //! and to make each request different.
 
+pub(crate) mod grpcio;
 mod h2load;
 
 use std::{env, net::SocketAddr, path::Path, process::Command};
@@ -70,16 +71,20 @@ pub(crate) fn run(
         Load::Http(http) if http.requests_per_s.is_none() && http.unique_headers == 0 => {
             h2load::run(http, &order, work)
         }
-        Load::Http(_) | Load::Stream(_) | Load::Connect(_) => send(&order),
+        Load::Grpcio(_) => grpcio::call(&order),
+        Load::Http(_) | Load::Stream(_) | Load::Connect(_) => {
+            let own = env::current_exe()?;
+            pinned(Command::new(&own).args(["send", &serde_json::to_string(&order)?]))
+        }
     }
 }
 
-/// Our own generator, as a process of its own: it is pinned and this one is not.
-fn send(order: &Order) -> anyhow::Result<Answers> {
+/// What a generator says that is a process of its own, because it is pinned and this one is not.
+fn pinned(command: &Command) -> anyhow::Result<Answers> {
     let output = Command::new("taskset")
         .args(["--cpu-list", LOAD_CORE])
-        .arg(env::current_exe()?)
-        .args(["send", &serde_json::to_string(order)?])
+        .arg(command.get_program())
+        .args(command.get_args())
         .output()
         .context("starting the generator")?;
     ensure!(

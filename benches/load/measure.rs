@@ -57,7 +57,7 @@ fn round(subject: Subject, scenario: &Scenario, work: &Path) -> anyhow::Result<R
         backend,
         work,
     })?;
-    ready::wait(scenario, &running)?;
+    ready::wait(scenario, &running, work)?;
     let load =
         |seconds| generator::run(scenario, seconds, running.address, &running.authority, work);
     if scenario.warm_up_s > 0 {

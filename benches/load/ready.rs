@@ -3,8 +3,9 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, TcpStream},
+    net::TcpStream,
     num::NonZeroU32,
+    path::Path,
     thread,
     time::Duration,
 };
@@ -12,8 +13,8 @@ use std::{
 use anyhow::{Context, ensure};
 
 use crate::{
-    generator::METHOD,
-    scenario::{Http, Load, Scenario, Version},
+    generator::{self, METHOD},
+    scenario::{Http, Load, Scenario, Stream, Version},
     send::{self, Order},
     subject::Running,
 };
@@ -21,15 +22,26 @@ use crate::{
 const TRIES_MAX: u32 = 100;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
-pub(crate) fn wait(scenario: &Scenario, running: &Running) -> anyhow::Result<()> {
+pub(crate) fn wait(scenario: &Scenario, running: &Running, work: &Path) -> anyhow::Result<()> {
+    let order = |load| Order {
+        address: running.address,
+        authority: running.authority.clone(),
+        load,
+        seconds: 0,
+    };
     let mut tried = 0;
     loop {
         let one = match &scenario.load {
             Load::Http(http) => match http.version {
                 Version::Http1 => http1(running),
-                Version::Http2 => http2(http, running),
+                Version::Http2 => send::run(&order(http2(http))).map(drop),
             },
-            Load::Stream(_) | Load::Connect(_) => opaque(running),
+            Load::Grpcio(_) => {
+                // Each of its loops makes one call.
+                let (address, authority) = (running.address, &running.authority);
+                generator::run(scenario, 0, address, authority, work).map(drop)
+            }
+            Load::Stream(_) | Load::Connect(_) => send::run(&order(opaque())).map(drop),
         };
         tried += 1;
         match one {
@@ -40,48 +52,35 @@ pub(crate) fn wait(scenario: &Scenario, running: &Running) -> anyhow::Result<()>
     }
 }
 
-fn http2(http: &Http, running: &Running) -> anyhow::Result<()> {
-    let one = Http {
+/// As the scenario's, once.
+fn http2(http: &Http) -> Load {
+    Load::Http(Http {
         connections: NonZeroU32::MIN,
-        requests_per_s: Some(NonZeroU32::MIN),
+        streams: NonZeroU32::MIN,
+        requests_per_s: None,
         ..http.clone()
-    };
-    let order = Order {
-        address: running.address,
-        authority: running.authority.clone(),
-        load: Load::Http(one),
-        seconds: 1,
-    };
-    send::run(&order).map(drop)
+    })
 }
 
+fn opaque() -> Load {
+    Load::Connect(Stream {
+        connections: NonZeroU32::MIN,
+        bytes: 1,
+    })
+}
+
+/// Our own generator speaks no HTTP/1.1.
 fn http1(running: &Running) -> anyhow::Result<()> {
-    let request = format!(
-        "GET {METHOD} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
-        running.authority
-    );
-    let answer = exchange(running, request.as_bytes())?;
-    let answer = String::from_utf8_lossy(&answer);
-    ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    Ok(())
-}
-
-fn opaque(running: &Running) -> anyhow::Result<()> {
-    let sent = b"is anyone there";
-    let answer = exchange(running, sent)?;
-    ensure!(answer == sent, "{}", String::from_utf8_lossy(&answer));
-    Ok(())
-}
-
-fn exchange(running: &Running, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let patience = Duration::from_secs(2);
     let mut socket = TcpStream::connect_timeout(&running.address, patience)?;
     socket.set_read_timeout(Some(patience))?;
-    socket.write_all(bytes)?;
-    if !bytes.starts_with(b"GET ") {
-        socket.shutdown(Shutdown::Write)?;
-    }
-    let mut answer = Vec::new();
-    socket.read_to_end(&mut answer)?;
-    Ok(answer)
+    write!(
+        socket,
+        "GET {METHOD} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+        running.authority
+    )?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    Ok(())
 }

@@ -58,6 +58,8 @@ pub(crate) enum Way {
 pub(crate) enum Load {
     /// Requests over kept connections.
     Http(Http),
+    /// Calls of a real gRPC client, answered by a real gRPC server.
+    Grpcio(Calls),
     /// Bytes that the backend sends back, over kept connections, as fast as they go.
     Stream(Stream),
     /// One connection after another, closed after as many bytes up and down.
@@ -77,11 +79,25 @@ pub(crate) struct Http {
     /// soon as its response has ended.
     #[serde(default)]
     pub(crate) requests_per_s: Option<NonZeroU32>,
+    /// Requests of the open loop that are due at once. One: they are apart by the same time.
+    #[serde(default = "one_stream")]
+    pub(crate) burst: NonZeroU32,
     pub(crate) request_bytes: usize,
     pub(crate) response_bytes: usize,
     /// Fields of each request whose values no other request has.
     #[serde(default)]
     pub(crate) unique_headers: u8,
+}
+
+/// A closed loop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Calls {
+    pub(crate) connections: NonZeroU32,
+    /// In flight on each connection.
+    pub(crate) streams: NonZeroU32,
+    pub(crate) request_bytes: usize,
+    pub(crate) response_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +213,10 @@ impl Scenario {
         if let Load::Http(http) = &scenario.load {
             let is_plain = http.requests_per_s.is_none() && http.unique_headers == 0;
             ensure!(
+                http.burst.get() == 1 || http.requests_per_s.is_some(),
+                "load.http: burst belongs to requests_per_s"
+            );
+            ensure!(
                 http.version == Version::Http2 || is_plain,
                 "load.http: requests_per_s and unique_headers need version http2"
             );
@@ -225,7 +245,7 @@ impl Scenario {
     /// Whether proxies relay bytes without looking into them.
     pub(crate) fn is_opaque(&self) -> bool {
         match self.load {
-            Load::Http(_) => false,
+            Load::Http(_) | Load::Grpcio(_) => false,
             Load::Stream(_) | Load::Connect(_) => true,
         }
     }
@@ -234,7 +254,7 @@ impl Scenario {
     pub(crate) fn is_http1(&self) -> bool {
         match &self.load {
             Load::Http(http) => http.version == Version::Http1,
-            Load::Stream(_) | Load::Connect(_) => false,
+            Load::Grpcio(_) | Load::Stream(_) | Load::Connect(_) => false,
         }
     }
 
@@ -313,6 +333,8 @@ duration_s: 1
             .replace("http2", "http1")
             .replace("connections", "requests_per_s: 1, connections");
         check(&rate, &["requests_per_s"]);
+        let burst = GOOD.replace("connections", "burst: 2, connections");
+        check(&burst, &["burst"]);
         check(&format!("{GOOD}endpoints: 0\n"), &["endpoints"]);
         let hop = GOOD.replace("pair", "hop");
         check(&format!("{hop}endpoints: 2\n"), &["endpoints"]);

@@ -44,6 +44,7 @@ fn command(http: &Http, order: &Order, body: &Path, log: &Path) -> Command {
         .args(["--clients", &http.connections.to_string()])
         .args(["--max-concurrent-streams", &http.streams.to_string()])
         .args(["--duration", &order.seconds.to_string()])
+        .args(["--connection-inactivity-timeout", "10"])
         .arg("--data")
         .arg(body)
         .arg("--log-file")

@@ -37,7 +37,12 @@ pub(super) async fn run(http: &Http, order: &Order) -> anyhow::Result<Answers> {
     match http.requests_per_s {
         Some(rate) => {
             let total = rate.get().saturating_mul(order.seconds);
-            open(&caller, &connections, rate.get(), total).await?;
+            let arrivals = Arrivals {
+                total,
+                gap: Duration::from_secs(1) * http.burst.get() / rate.get(),
+                burst: http.burst.get(),
+            };
+            open(&caller, &connections, &arrivals).await?;
         }
         None => {
             let end = start + Duration::from_secs(order.seconds.into());
@@ -56,20 +61,27 @@ pub(super) async fn run(http: &Http, order: &Order) -> anyhow::Result<Answers> {
     })
 }
 
-/// Request `i` is sent `i / rate` seconds after the first, whatever became of those before it,
-/// and its latency counts from then.
+/// When requests are due.
+struct Arrivals {
+    total: u32,
+    /// Between bursts.
+    gap: Duration,
+    /// Requests in each.
+    burst: u32,
+}
+
+/// A request is sent when it is due, whatever became of those before it, and its latency counts
+/// from then.
 async fn open(
     caller: &Rc<Caller>,
     connections: &[SendRequest<Bytes>],
-    rate: u32,
-    total: u32,
+    arrivals: &Arrivals,
 ) -> anyhow::Result<()> {
     let pace = Pace::new()?;
-    let gap = Duration::from_secs(1) / rate;
     let start = now();
     let mut calls = JoinSet::new();
-    for (i, connection) in (0..total).zip(connections.iter().cycle()) {
-        let due = start + gap * i;
+    for (i, connection) in (0..arrivals.total).zip(connections.iter().cycle()) {
+        let due = start + arrivals.gap * (i / arrivals.burst);
         pace.until(due).await?;
         while let Some(ended) = calls.try_join_next() {
             ended??;
@@ -102,11 +114,13 @@ async fn closed(
         let (caller, connection) = (Rc::clone(caller), connection.clone());
         loops.spawn_local(async move {
             let mut number = i << 32;
-            while now() < end {
+            loop {
                 caller.call(connection.clone(), number, now()).await?;
                 number += 1;
+                if now() >= end {
+                    return anyhow::Ok(());
+                }
             }
-            anyhow::Ok(())
         });
     }
     while let Some(ended) = loops.join_next().await {

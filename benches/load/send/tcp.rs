@@ -61,12 +61,14 @@ pub(super) async fn connect(stream: &Stream, order: &Order) -> anyhow::Result<An
     for _ in 0..stream.connections.get() {
         let (block, latencies, order) = (Rc::clone(&block), Rc::clone(&latencies), order.clone());
         loops.spawn_local(async move {
-            while now() < end {
+            loop {
                 let us = exchange(&order, &block).await?.as_micros();
                 let us = us.try_into().unwrap_or(u64::MAX);
                 latencies.borrow_mut().saturating_record(us);
+                if now() >= end {
+                    return anyhow::Ok(());
+                }
             }
-            anyhow::Ok(())
         });
     }
     while let Some(ended) = loops.join_next().await {
@@ -104,12 +106,14 @@ async fn dial(order: &Order) -> anyhow::Result<TcpStream> {
 
 async fn write(mut writer: OwnedWriteHalf, block: &[u8], end: Instant) -> anyhow::Result<u64> {
     let mut sent = 0;
-    while now() < end {
+    loop {
         writer.write_all(block).await.context("writing")?;
         sent += block.len() as u64;
+        if now() >= end {
+            writer.shutdown().await?;
+            return Ok(sent);
+        }
     }
-    writer.shutdown().await?;
-    Ok(sent)
 }
 
 async fn read(mut reader: OwnedReadHalf, block: &[u8]) -> anyhow::Result<u64> {

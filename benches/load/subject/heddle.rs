@@ -42,7 +42,14 @@ pub(super) fn start(place: &Place<'_>, workers: u8) -> anyhow::Result<Running> {
             // The sidecars share one network namespace, where the default port is one.
             let http = free_address()?.to_string();
             let ports = json!({ "inbound": [listen], "http": http });
-            processes.push(plane.sidecar("server", &ports, inbound, workers)?);
+            let sidecar = Sidecar {
+                name: "server",
+                address: "127.0.0.1",
+                ports,
+                listen: inbound,
+                workers,
+            };
+            processes.push(sidecar.start(&plane)?);
             inbound.port()
         }
     };
@@ -56,7 +63,15 @@ pub(super) fn start(place: &Place<'_>, workers: u8) -> anyhow::Result<Running> {
     } else {
         json!({ "http": outbound.to_string() })
     };
-    processes.insert(0, plane.sidecar("client", &ports, outbound, workers)?);
+    let sidecar = Sidecar {
+        name: "client",
+        // Where no endpoint is written: who calls must not be taken for who answers.
+        address: "127.1.0.1",
+        ports,
+        listen: outbound,
+        workers,
+    };
+    processes.insert(0, sidecar.start(&plane)?);
     processes.push(plane.process.unmeasured());
     Ok(Running {
         address: outbound,
@@ -98,47 +113,6 @@ impl ControlPlane {
         })
     }
 
-    /// A sidecar of service account `name`, listening on `address`.
-    fn sidecar(
-        &self,
-        name: &str,
-        ports: &Value,
-        address: SocketAddr,
-        workers: u8,
-    ) -> anyhow::Result<Process> {
-        let label = format!("app={name}");
-        let namespace = resources::NAMESPACE;
-        let token = self.heddle(&["token", name, "--namespace", namespace, "--label", &label])?;
-        let token_file = self.work.join(format!("{name}.token"));
-        fs::write(&token_file, token)?;
-        let (admin, health) = (free_address()?, free_address()?);
-        let settings = self.work.join(format!("{name}.json"));
-        let text = json!({
-            "control_plane": {
-                "addresses": [self.address.to_string()],
-                "trust_anchor": self.data.join("root.pem"),
-                "token_file": token_file,
-            },
-            "workload": { "namespace": namespace, "service_account": name, "name": name },
-            "state": { "directory": self.work.join(format!("{name}-state")) },
-            "traffic": { "mode": "ports" },
-            "ports": ports,
-            "telemetry": { "listen": health.to_string() },
-            "admin": { "listen": admin.to_string() },
-            "runtime": { "workers": workers },
-        });
-        fs::write(&settings, text.to_string())?;
-        let mut process = Process::start(
-            name,
-            PROXY_CORE,
-            &self.work,
-            proxy(),
-            [Path::new("run"), Path::new("--config"), &settings],
-        )?;
-        process.wait_for(address)?;
-        Ok(process)
-    }
-
     /// JSON documents, which YAML takes too.
     fn apply(&self, resources: &[Value]) -> anyhow::Result<()> {
         let file = self.work.join("resources.yaml");
@@ -161,6 +135,56 @@ impl ControlPlane {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// One sidecar, and the workload it stands beside.
+struct Sidecar {
+    /// Service account, label and name of the workload.
+    name: &'static str,
+    /// Where the workload says it is.
+    address: &'static str,
+    /// As the settings have them.
+    ports: Value,
+    /// What is waited for.
+    listen: SocketAddr,
+    workers: u8,
+}
+
+impl Sidecar {
+    fn start(self, plane: &ControlPlane) -> anyhow::Result<Process> {
+        let (name, namespace) = (self.name, resources::NAMESPACE);
+        let label = format!("app={name}");
+        let whose = ["token", name, "--namespace", namespace, "--label", &label];
+        let token = plane.heddle(&[&whose[..], &["--address", self.address]].concat())?;
+        let token_file = plane.work.join(format!("{name}.token"));
+        fs::write(&token_file, token)?;
+        let (admin, health) = (free_address()?, free_address()?);
+        let settings = plane.work.join(format!("{name}.json"));
+        let text = json!({
+            "control_plane": {
+                "addresses": [plane.address.to_string()],
+                "trust_anchor": plane.data.join("root.pem"),
+                "token_file": token_file,
+            },
+            "workload": {
+                "namespace": namespace,
+                "service_account": name,
+                "name": name,
+                "address": self.address,
+            },
+            "state": { "directory": plane.work.join(format!("{name}-state")) },
+            "traffic": { "mode": "ports" },
+            "ports": self.ports,
+            "telemetry": { "listen": health.to_string() },
+            "admin": { "listen": admin.to_string() },
+            "runtime": { "workers": self.workers },
+        });
+        fs::write(&settings, text.to_string())?;
+        let arguments = [Path::new("run"), Path::new("--config"), &settings];
+        let mut process = Process::start(name, PROXY_CORE, &plane.work, proxy(), arguments)?;
+        process.wait_for(self.listen)?;
+        Ok(process)
     }
 }
 
