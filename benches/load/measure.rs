@@ -77,7 +77,7 @@ fn round(subject: Subject, scenario: &Scenario, work: &Path) -> anyhow::Result<R
     let cpu_ns: u64 = after
         .iter()
         .zip(&before)
-        .map(|(after, before)| after.cpu_ns - before.cpu_ns)
+        .map(|(after, before)| after.cpu_ns_since(before))
         .sum();
     #[expect(clippy::cast_precision_loss, reason = "a figure for people to read")]
     let cpu_us_per_unit = cpu_ns as f64 / 1e3 / answers.units(scenario.per);

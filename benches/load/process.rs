@@ -1,7 +1,8 @@
 //! Processes of a run: pinned to a core, measured by the kernel's own accounting, ended on drop.
 
 use std::{
-    ffi::OsStr,
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -26,10 +27,10 @@ pub(crate) struct Process {
 }
 
 /// What the kernel has accounted to a process so far.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Usage {
-    /// Time on a CPU, all threads, in nanoseconds.
-    pub(crate) cpu_ns: u64,
+    /// Time on a CPU, in nanoseconds, by thread: what a thread has used goes when it ends.
+    threads: BTreeMap<OsString, u64>,
     /// Resident memory in KiB.
     pub(crate) resident_kib: u64,
 }
@@ -69,14 +70,15 @@ impl Process {
 
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         let pid = self.child.id();
-        let mut cpu_ns = 0;
+        let mut threads = BTreeMap::new();
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let task = task?;
             // A thread may end between the listing and the reading.
-            let Ok(accounted) = fs::read_to_string(task?.path().join("schedstat")) else {
+            let Ok(accounted) = fs::read_to_string(task.path().join("schedstat")) else {
                 continue;
             };
             let ran = accounted.split(' ').next().context("schedstat is empty")?;
-            cpu_ns += ran.parse::<u64>()?;
+            threads.insert(task.file_name(), ran.parse()?);
         }
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let resident_kib = status
@@ -86,7 +88,7 @@ impl Process {
             .context("the process has no memory")?
             .parse()?;
         Ok(Usage {
-            cpu_ns,
+            threads,
             resident_kib,
         })
     }
@@ -106,6 +108,18 @@ impl Process {
     }
 }
 
+impl Usage {
+    /// Time on a CPU since `before`, in nanoseconds. Of a thread that has ended since then, what it
+    /// used in between is missing.
+    pub(crate) fn cpu_ns_since(&self, before: &Self) -> u64 {
+        let used = |(thread, now): (&OsString, &u64)| {
+            let then = before.threads.get(thread).copied().unwrap_or_default();
+            now.saturating_sub(then)
+        };
+        self.threads.iter().map(used).sum()
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         // Measured processes have nothing to lose; an error means that it has already ended.
@@ -117,4 +131,31 @@ impl Drop for Process {
 /// A loopback address that was free a moment ago.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Usage;
+
+    type Threads<'a> = &'a [(&'a str, u64)];
+
+    /// Time used between two readings.
+    #[track_caller]
+    fn check(before: Threads<'_>, after: Threads<'_>, expected: u64) {
+        let usage = |threads: Threads<'_>| Usage {
+            threads: threads
+                .iter()
+                .map(|(thread, ns)| ((*thread).into(), *ns))
+                .collect(),
+            resident_kib: 0,
+        };
+        assert_eq!(usage(after).cpu_ns_since(&usage(before)), expected);
+    }
+
+    #[test]
+    fn threads_that_come_and_go_do_not_turn_the_account_over() {
+        check(&[("1", 5)], &[("1", 7)], 2);
+        check(&[("1", 5)], &[("1", 7), ("2", 3)], 5);
+        check(&[("1", 5), ("2", 1_000)], &[("1", 7)], 2);
+    }
 }

@@ -1,4 +1,5 @@
-//! HAProxy, one thread: connections to the next hop are shared by all clients.
+//! HAProxy, one thread: connections to the next hop are shared by all clients. Streams have a window
+//! of 1 MiB: at the default, 64 KiB, a pair resets some uploads of 1 MiB.
 
 use std::{fmt::Write, fs, net::SocketAddr};
 
@@ -85,6 +86,7 @@ fn run(
         "global
     nbthread 1
     maxconn 8192
+    tune.h2.initial-window-size 1048576
 defaults
     mode {mode}
     timeout connect 2s
