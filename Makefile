@@ -98,5 +98,5 @@ bench: need-cargo debian $(PEERS)/installed binaries ## Load side by side with p
 # In the profile without the link-time pass, which is the one its figures are of.
 .PHONY: bench-micro
 bench-micro: need-cargo debian ## Instructions of the hot path's decisions against the figures of the tree: WRITE=1 keeps new ones
-	cargo build --profile quick --locked -p heddle-benches --bin instructions
+	cargo build --profile quick --locked -p heddle-benches --no-default-features --bin instructions
 	target/quick/instructions $(if $(WRITE),--write)
