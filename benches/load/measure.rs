@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::{
     backend, generator,
-    process::Process,
+    process::{Core, Process},
     ready,
     report::{Round, Row},
     scenario::Scenario,
@@ -71,9 +71,9 @@ fn round(subject: Subject, scenario: &Scenario, work: &Path) -> anyhow::Result<R
             .map(Process::usage)
             .collect::<anyhow::Result<Vec<_>>>()
     };
-    let before = usage()?;
+    let (core_before, before) = (Core::of_proxies()?, usage()?);
     let answers = load(scenario.duration_s.get())?;
-    let after = usage()?;
+    let (core_after, after) = (Core::of_proxies()?, usage()?);
     let cpu_ns: u64 = after
         .iter()
         .zip(&before)
@@ -83,6 +83,7 @@ fn round(subject: Subject, scenario: &Scenario, work: &Path) -> anyhow::Result<R
     let cpu_us_per_unit = cpu_ns as f64 / 1e3 / answers.units(scenario.per);
     Ok(Round {
         cpu_us_per_unit,
+        others: core_after.others_since(&core_before, cpu_ns),
         answers,
         resident_kib: after.iter().map(|usage| usage.resident_kib).collect(),
     })

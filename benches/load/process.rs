@@ -120,6 +120,51 @@ impl Usage {
     }
 }
 
+/// What the kernel has accounted to a core so far, in its ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Core {
+    /// All of it.
+    total: u64,
+    /// Nothing to do, or waiting for a disk.
+    idle: u64,
+}
+
+impl Core {
+    /// The proxies'.
+    pub(crate) fn of_proxies() -> anyhow::Result<Self> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        Self::parse(&stat, PROXY_CORE).context("the kernel accounts no time to the proxies' core")
+    }
+
+    /// Of `/proc/stat`: user nice system idle iowait irq softirq steal, then what is in user.
+    fn parse(stat: &str, core: &str) -> Option<Self> {
+        let name = format!("cpu{core} ");
+        let line = stat.lines().find_map(|line| line.strip_prefix(&name))?;
+        let times: Option<Vec<u64>> = line
+            .split_whitespace()
+            .take(8)
+            .map(|time| time.parse().ok())
+            .collect();
+        let times = times?;
+        Some(Self {
+            total: times.iter().sum(),
+            idle: times.get(3)? + times.get(4)?,
+        })
+    }
+
+    /// The share of the time since `before` in which the core did what is not in `own_ns`.
+    #[expect(clippy::cast_precision_loss, reason = "a share for people to read")]
+    pub(crate) fn others_since(&self, before: &Self, own_ns: u64) -> f64 {
+        let total = self.total.saturating_sub(before.total).max(1) as f64;
+        let idle = self.idle.saturating_sub(before.idle) as f64;
+        let own = own_ns as f64 / TICK_NS;
+        ((total - idle - own) / total).max(0.0)
+    }
+}
+
+/// `USER_HZ` is 100 wherever we run.
+const TICK_NS: f64 = 1e7;
+
 impl Drop for Process {
     fn drop(&mut self) {
         // Measured processes have nothing to lose; an error means that it has already ended.
@@ -135,7 +180,7 @@ pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::Usage;
+    use super::{Core, Usage};
 
     type Threads<'a> = &'a [(&'a str, u64)];
 
@@ -157,5 +202,16 @@ mod tests {
         check(&[("1", 5)], &[("1", 7)], 2);
         check(&[("1", 5)], &[("1", 7), ("2", 3)], 5);
         check(&[("1", 5), ("2", 1_000)], &[("1", 7)], 2);
+    }
+
+    #[test]
+    fn what_others_did_is_what_is_neither_idle_nor_ours() {
+        let read = |line: &str| Core::parse(line, "1").expect("it is there");
+        let before = read("cpu  9 9\ncpu0 1 2\ncpu1 100 0 50 800 50 0 0 0 7 7\n");
+        let after = read("cpu1 150 0 60 820 50 5 5 10 7 7\n");
+        // 100 ticks, 20 of them idle, 70 ours.
+        let others = after.others_since(&before, 700_000_000);
+        assert!((others - 0.10).abs() < 1e-9, "{others}");
+        assert_eq!(Core::parse("cpu0 1 2 3 4 5 6 7 8\n", "1"), None);
     }
 }

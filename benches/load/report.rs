@@ -68,6 +68,8 @@ impl fmt::Display for Missing {
 pub(crate) struct Round {
     /// CPU time of the subject's proxies; zero without proxies.
     pub(crate) cpu_us_per_unit: f64,
+    /// Share of the proxies' core that something else used meanwhile.
+    pub(crate) others: f64,
     pub(crate) answers: Answers,
     /// Resident memory of each proxy at the end of the load.
     pub(crate) resident_kib: Vec<u64>,
@@ -152,7 +154,8 @@ impl Machine {
             command,
             date: said("date", &["-u", "+%F"]),
             commit: said("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
-            kernel: said("uname", &["-sr"]),
+            // Without what a distributor appends.
+            kernel: before(&said("uname", &["-sr"]), "-"),
             processor,
             processors: said("nproc", &[]),
             load_average: load_average.to_owned(),
@@ -238,7 +241,7 @@ fn verdict(bar: Bar, scenario: &Scenario, rows: &[Row]) -> Verdict {
     let Some(ratio) = ratios.and_then(Spread::of) else {
         return cannot("direct has no figures".to_owned());
     };
-    if let Some(why) = doubt(bar.figure, direct) {
+    if let Some(why) = doubt(&bar, direct, rows) {
         return of(Says::NotDecidable(why), Some(ratio));
     }
     let had = row(rows, bar.of).map_or(0, |row| row.rounds.len());
@@ -265,18 +268,35 @@ fn value(figure: Figure, own: &Round, direct: Option<&Row>, round: usize) -> Opt
     }
 }
 
-/// Why a figure over direct says nothing.
-fn doubt(figure: Figure, direct: Option<&Row>) -> Option<String> {
-    match figure {
+/// What stands in `text` before `mark`, all of it without one.
+pub(crate) fn before(text: &str, mark: &str) -> String {
+    text.split(mark).next().unwrap_or_default().to_owned()
+}
+
+/// Why figures say nothing.
+fn doubt(bar: &Bar, direct: Option<&Row>, rows: &[Row]) -> Option<String> {
+    for subject in [bar.of, bar.against] {
+        let others = row(rows, subject)?.spread(|round| Some(round.others))?;
+        if others.median > OTHERS_MAX {
+            let share = others.median * 100.0;
+            return Some(format!(
+                "something else used {share:.0} % of {subject}'s core"
+            ));
+        }
+    }
+    match bar.figure {
         Figure::Cpu => None,
         Figure::P50Added | Figure::P99Added => {
-            let spread = direct?.spread(|round| latency(figure, round))?;
+            let spread = direct?.spread(|round| latency(bar.figure, round))?;
             let share = (spread.most - spread.least) / spread.median;
             (share > DIRECT_SPREAD_MAX)
                 .then(|| format!("direct itself spreads by {:.0} %", share * 100.0))
         }
     }
 }
+
+/// More than this evicts caches and delays batches: CPU time is no longer the subject's own doing.
+const OTHERS_MAX: f64 = 0.05;
 
 /// Beyond this the machine decides, not the proxies.
 const DIRECT_SPREAD_MAX: f64 = 0.20;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     process::Process,
+    report::before,
     scenario::{Group, Scenario, Way},
 };
 
@@ -118,7 +119,9 @@ impl Subject {
         let mut lines = text.lines().map(str::trim);
         let first = lines.find(|line| !line.is_empty()).unwrap_or_default();
         // Envoy's begins with the path of the program.
-        first.rsplit("version: ").next().unwrap_or(first).to_owned()
+        let version = first.rsplit("version: ").next().unwrap_or(first);
+        // HAProxy's ends with where it is from.
+        before(version, " - ")
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn of(report: &Report) -> String {
     let scenario = &report.scenario;
     let mut text = format!(
         "**{}** (`{}`): medians of {} rounds, least and most in brackets.\n\n\
-        | subject | CPU us/{} | core % | {}s/s | p50 us | p99 us | RSS MiB |\n|---|---|---|---|---|---|---|\n",
+        | subject | CPU us/{} | core % | others % | {}s/s | p50 us | p99 us | RSS MiB |\n|---|---|---|---|---|---|---|---|\n",
         scenario.title,
         scenario.name,
         report
@@ -44,7 +44,7 @@ pub(crate) fn of(report: &Report) -> String {
 
 fn line(scenario: &Scenario, row: &Row) -> String {
     if let Some(why) = &row.missing {
-        return format!("| {} | - | - | - | - | - | {why} |\n", row.subject);
+        return format!("| {} | - | - | - | - | - | - | {why} |\n", row.subject);
     }
     #[expect(clippy::cast_precision_loss, reason = "figures for people to read")]
     let latency = |of: fn(crate::generator::Latency) -> u64| {
@@ -55,15 +55,17 @@ fn line(scenario: &Scenario, row: &Row) -> String {
     let rate = |round: &Round| round.answers.units(scenario.per) / round.answers.elapsed_s;
     // Of the proxies' one core. Far below 100 in a closed loop: they were not what it waited for.
     let core = row.spread(|round| Some(round.cpu_us_per_unit * rate(round) / 1e4));
+    let others = row.spread(|round| Some(round.others * 100.0));
     let rate = row.spread(|round| Some(rate(round)));
     let whole = |spread: Spread| format!("{:.0}", spread.median);
     let is_proxied = row.subject != Subject::Direct;
     format!(
-        "| {} | {} | {} | {} | {} | {} | {} |\n",
+        "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
         row.subject,
         cpu.filter(|_| is_proxied)
             .map_or_else(String::new, brackets),
         core.filter(|_| is_proxied).map_or_else(String::new, whole),
+        others.map_or_else(String::new, whole),
         rate.map_or_else(String::new, whole),
         latency(|latency| latency.p50),
         latency(|latency| latency.p99),
@@ -135,6 +137,8 @@ fn with_tables(readme: &str, scenarios: &Path, results: &Path) -> anyhow::Result
         let scenario = Scenario::read(&file)?;
         let result = results.join(format!("{}.json", scenario.name));
         let report = result.exists().then(|| Report::read(&result)).transpose()?;
+        // What was measured of a scenario that has changed since then answers another question.
+        let report = report.filter(|report| report.scenario == scenario);
         summary += &lines(&scenario, report.as_ref());
         if let Some(report) = report {
             // Writing to a String cannot fail.
@@ -211,7 +215,57 @@ const END: &str = "<!-- End of what `load tables` writes. -->";
 mod tests {
     use std::{fs, path::Path};
 
-    use super::with_tables;
+    use super::{BEGIN, END, with_tables};
+    use crate::{
+        report::{Machine, Report, Row},
+        scenario::Scenario,
+        subject::Subject,
+    };
+
+    const SCENARIO: &str = "
+title: The title
+way: pair
+load:
+  stream: {connections: 1, bytes: 1}
+per: mib
+bars:
+  - {figure: cpu, against: envoy, most: 0.5}
+rounds: 1
+warm_up_s: 0
+duration_s: 1
+";
+
+    #[test]
+    fn a_result_of_a_scenario_that_has_changed_is_not_shown() {
+        let directory = tempfile::tempdir().expect("there is room");
+        let (scenarios, results) = (directory.path().join("s"), directory.path().join("r"));
+        for made in [&scenarios, &results] {
+            fs::create_dir(made).expect("there is room");
+        }
+        let file = scenarios.join("x.yaml");
+        fs::write(&file, SCENARIO).expect("there is room");
+        let scenario = Scenario::read(&file).expect("it is good");
+        let machine = Machine::here("load measure".to_owned());
+        let rows = vec![Row::new(Subject::Direct, &scenario)];
+        let report = Report::new(machine, scenario, rows);
+        report.save(&results.join("x.json")).expect("there is room");
+        let tables = || {
+            let readme = format!("before {BEGIN} old {END} after");
+            with_tables(&readme, &scenarios, &results).expect("it has the marks")
+        };
+        let shown = tables();
+        assert!(shown.starts_with("before ") && shown.ends_with(" after"));
+        assert!(!shown.contains("old"), "{shown}");
+        assert!(
+            shown.contains("not decidable (heddle was left out)"),
+            "{shown}"
+        );
+        assert!(shown.contains("`load measure`"), "{shown}");
+        fs::write(&file, SCENARIO.replace("0.5", "0.4")).expect("there is room");
+        let shown = tables();
+        assert!(shown.contains("not measured yet"), "{shown}");
+        assert!(!shown.contains("`load measure`"), "{shown}");
+    }
 
     #[test]
     fn the_tables_of_the_readme_are_those_of_the_results() {

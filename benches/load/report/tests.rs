@@ -15,6 +15,7 @@ const SCENARIO: &str = r#"{
 fn rows(figures: &[(Subject, &[(f64, u64)])]) -> Vec<Row> {
     let round = |(cpu, p50): &(f64, u64)| Round {
         cpu_us_per_unit: *cpu,
+        others: 0.0,
         answers: Answers {
             count: 1,
             bytes: 1,
@@ -86,6 +87,17 @@ fn nothing_is_decided_where_direct_spreads_by_more_than_a_fifth() {
     ]);
     let says = Says::NotDecidable("direct itself spreads by 21 %".into());
     check(Figure::P50Added, &all, says, Some(1.0));
+}
+
+#[test]
+fn nothing_is_decided_where_something_else_used_the_core() {
+    let three: &[_] = &[(1.0, 1), (1.0, 1), (1.0, 1)];
+    let mut all = rows(&[(Subject::Heddle, three), (Subject::Envoy, three)]);
+    all[1].rounds[0].others = 0.5;
+    check(Figure::Cpu, &all, Says::Fails, Some(1.0));
+    all[1].rounds[1].others = 0.06;
+    let says = Says::NotDecidable("something else used 6 % of envoy's core".into());
+    check(Figure::Cpu, &all, says, Some(1.0));
 }
 
 #[test]
