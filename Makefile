@@ -105,10 +105,18 @@ binaries: need-cargo ## The programs as they ship
 test: need-cargo debian $(PEERS)/installed binaries ## Every suite
 	HEDDLE_BIN=$(CURDIR)/target/release HEDDLE_PEERS=$(CURDIR)/$(PEERS) cargo test --locked --workspace
 
-SCENARIO ?= benches/load/scenarios/grpc-unary-mtls.yaml
-ROUNDS ?= 5
+# Peers of the benchmarks and what counts instructions; `make test` needs none of them.
+bench bench-micro: DEBIAN_PACKAGES += haproxy nginx-light valgrind
 
 .PHONY: bench
-bench: need-cargo debian $(PEERS)/installed binaries ## Load side by side with Envoy: SCENARIO=file ROUNDS=n
+bench: need-cargo debian $(PEERS)/installed binaries ## Load side by side with peers: SCENARIO=files ROUNDS=n SUBJECTS=a,b
 	cargo build --release --locked -p heddle-benches --bin load
-	HEDDLE_PEERS=$(CURDIR)/$(PEERS) target/release/load $(SCENARIO) --rounds $(ROUNDS)
+	HEDDLE_PEERS=$(CURDIR)/$(PEERS) target/release/load measure $(SCENARIO) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	  $(if $(SUBJECTS),--subjects $(SUBJECTS)) --results benches/results || missing=1; \
+	target/release/load tables; exit $${missing:-0}
+
+# In the profile without the link-time pass, which is the one its figures are of.
+.PHONY: bench-micro
+bench-micro: need-cargo debian ## Instructions of the hot path's decisions against the figures of the tree: WRITE=1 keeps new ones
+	cargo build --profile quick --locked -p heddle-benches --no-default-features --bin instructions
+	target/quick/instructions $(if $(WRITE),--write)

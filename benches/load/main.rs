@@ -1,155 +1,144 @@
-//! Load side by side with other proxies: one scenario, several subjects, interleaved rounds.
+//! Load side by side with other proxies: scenarios, several subjects, interleaved rounds.
 //!
 //! Core 0 runs the generator and the backend, core 1 the proxies under test. All processes of a
 //! subject are new in every round and the order alternates, so that drift of the machine meets
-//! all of them alike. The first figure is CPU time per request, as the kernel accounts it.
+//! all of them alike. The first figure is CPU time per request, as the kernel accounts it. An
+//! answer that is wrong or missing is a failed run, never a number.
+//!
+//! ```text
+//! scenario ──► measure ──► backend, subject, generator ──► report ──► results/*.json
+//!                              (process: pinned)                └───► table ──► README.md
+//! ```
 
+mod answer;
+mod backend;
+mod clock;
 mod generator;
+mod measure;
 mod process;
+mod ready;
 mod report;
 mod scenario;
+mod send;
 mod subject;
+mod table;
 
 use std::{
-    fs,
+    env, fs,
+    io::{self, Write as _},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use anyhow::Context;
-use clap::Parser;
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
 
 use crate::{
-    generator::METHOD,
-    process::{LOAD_CORE, Process, free_address},
-    report::{Report, Round},
+    report::{Machine, Report},
     scenario::Scenario,
     subject::Subject,
 };
 
-/// Measures subjects under one scenario, interleaved.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Scenario file.
-    scenario: PathBuf,
+    #[command(subcommand)]
+    command: Action,
+}
 
-    /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Subject::Direct, Subject::Heddle, Subject::Envoy])]
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Measures subjects under scenarios, interleaved, and prints the tables
+    Measure(Measure),
+    /// Writes the tables of the results into the README
+    Tables {
+        #[arg(long, default_value = "benches/README.md")]
+        readme: PathBuf,
+        #[arg(long, default_value = SCENARIOS)]
+        scenarios: PathBuf,
+        #[arg(long, default_value = "benches/results")]
+        results: PathBuf,
+    },
+    /// Is the generator of a measurement
+    #[command(hide = true)]
+    Send { order: String },
+    /// Is the backend of a measurement of opaque bytes
+    #[command(hide = true)]
+    Answer { listen: SocketAddr },
+}
+
+#[derive(Debug, clap::Args)]
+struct Measure {
+    /// Scenario files; all of them unless given
+    scenarios: Vec<PathBuf>,
+
+    /// What to measure; all unless given
+    #[arg(long, value_enum, value_delimiter = ',')]
     subjects: Vec<Subject>,
 
-    /// Interleaved rounds.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
+    /// Interleaved rounds; as many as the scenario asks for unless given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
 
-    /// Where to keep the figures.
+    /// Directory to keep the figures in, a file for each scenario
     #[arg(long)]
-    json: Option<PathBuf>,
+    results: Option<PathBuf>,
 }
 
-#[expect(clippy::print_stdout, reason = "the table is the result")]
 fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let scenario = Scenario::read(&args.scenario)?;
-    let work = tempfile::tempdir().context("making a work directory")?;
-    let mut rounds = Vec::new();
-    for number in 0..args.rounds {
-        let mut round: Vec<Option<Round>> = vec![None; args.subjects.len()];
-        let mut order: Vec<usize> = (0..args.subjects.len()).collect();
-        if number % 2 == 1 {
-            order.reverse();
+    match Args::parse().command {
+        Action::Measure(args) => measure(args),
+        Action::Tables {
+            readme,
+            scenarios,
+            results,
+        } => table::write(&readme, &scenarios, &results),
+        Action::Send { order } => {
+            let answers = send::run(&serde_json::from_str(&order)?)?;
+            serde_json::to_writer(io::stdout(), &answers)?;
+            Ok(())
         }
-        for index in order {
-            let subject = args.subjects[index];
-            let place = work.path().join(format!("{number}-{}", subject.name()));
-            fs::create_dir(&place)?;
-            round[index] = Some(measure(subject, &scenario, &place).map_err(|error| {
-                // The logs would go with the directory.
-                error.context(logs(&place))
-            })?);
-        }
-        rounds.push(round.into_iter().flatten().collect());
+        Action::Answer { listen } => answer::run(listen),
     }
-    let report = Report {
-        scenario: &scenario,
-        subjects: &args.subjects,
-        rounds: &rounds,
-    };
-    print!("{}", report.table());
-    args.json.map_or(Ok(()), |file| report.save(&file))
 }
 
-fn measure(subject: Subject, scenario: &Scenario, work: &Path) -> anyhow::Result<Round> {
-    let (backend, mut backend_process) = backend(scenario, work)?;
-    backend_process.wait_for(backend)?;
-    let running = subject.start(backend, work)?;
-    let load =
-        |seconds| generator::run(scenario, seconds, running.address, &running.authority, work);
-    if scenario.warm_up_s > 0 {
-        load(scenario.warm_up_s).context("warming up")?;
-    }
-    let measured = || {
-        running
-            .processes
-            .iter()
-            .filter(|process| process.is_measured)
+fn measure(args: Measure) -> anyhow::Result<()> {
+    let files = match args.scenarios.as_slice() {
+        [] => table::files(SCENARIOS.as_ref())?,
+        some => some.to_vec(),
     };
-    let usage = || {
-        measured()
-            .map(Process::usage)
-            .collect::<anyhow::Result<Vec<_>>>()
-    };
-    let before = usage()?;
-    let load = load(scenario.duration_s.get())?;
-    let after = usage()?;
-    let cpu_ns: u64 = after
+    // All of them first: a fault in the last must not show after an hour.
+    let scenarios: Vec<_> = files
         .iter()
-        .zip(&before)
-        .map(|(after, before)| after.cpu_ns - before.cpu_ns)
-        .sum();
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people to read")]
-    let cpu_us_per_request = cpu_ns as f64 / 1e3 / load.requests as f64;
-    Ok(Round {
-        subject: subject.name(),
-        load,
-        cpu_us_per_request,
-        resident_kib: after.iter().map(|usage| usage.resident_kib).collect(),
-    })
-}
-
-/// nghttpd with a file of the response's size and a gRPC status in its trailers.
-fn backend(scenario: &Scenario, work: &Path) -> anyhow::Result<(SocketAddr, Process)> {
-    let documents = work.join("documents");
-    let file = documents.join(METHOD.trim_start_matches('/'));
-    fs::create_dir_all(file.parent().context("a method has a service")?)?;
-    fs::write(&file, vec![b'y'; scenario.response_bytes])?;
-    let address = free_address()?;
-    let process = Process::start(
-        "backend",
-        LOAD_CORE,
-        work,
-        "nghttpd",
-        [
-            "--no-tls",
-            "--address=127.0.0.1",
-            "--trailer=grpc-status: 0",
-            &format!("--htdocs={}", documents.display()),
-            &address.port().to_string(),
-        ],
-    )?;
-    Ok((address, process))
-}
-
-fn logs(work: &Path) -> String {
-    let mut text = String::new();
-    for entry in fs::read_dir(work).into_iter().flatten().flatten() {
-        if entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "log")
-        {
-            let log = fs::read_to_string(entry.path()).unwrap_or_default();
-            text += &format!("{}:\n{log}\n", entry.path().display());
+        .map(|file| Scenario::read(file))
+        .collect::<anyhow::Result<_>>()?;
+    if let Some(results) = &args.results {
+        fs::create_dir_all(results).with_context(|| format!("making {}", results.display()))?;
+    }
+    let command: Vec<_> = ["load".to_owned()]
+        .into_iter()
+        .chain(env::args().skip(1))
+        .collect();
+    let mut missing = Vec::new();
+    for scenario in scenarios {
+        let subjects = match args.subjects.as_slice() {
+            [] => scenario.subjects(),
+            some => some.to_vec(),
+        };
+        let machine = Machine::here(command.join(" "));
+        let rounds = args.rounds.unwrap_or(scenario.rounds.get());
+        let rows = measure::rounds(&scenario, &subjects, rounds)?;
+        let failed = rows.iter().filter(|row| row.has_failed());
+        missing.extend(failed.map(|row| format!("{} in {}", row.subject, scenario.name)));
+        let report = Report::new(machine, scenario, rows);
+        writeln!(io::stdout(), "{}", table::of(&report))?;
+        if let Some(results) = &args.results {
+            report.save(&results.join(format!("{}.json", report.scenario.name)))?;
         }
     }
-    text
+    if !missing.is_empty() {
+        bail!("no figures of {}", missing.join(", "));
+    }
+    Ok(())
 }
+
+const SCENARIOS: &str = "benches/load/scenarios";

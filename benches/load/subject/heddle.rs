@@ -1,50 +1,83 @@
-//! Heddle as it ships: a control plane, and two sidecars that got certificates and routes from
-//! it. Every policy is on; nothing is tuned for the load.
+//! Heddle as it ships: a control plane, and sidecars that got certificates and routes from it.
+//! Every policy is on, and nothing is tuned for the load.
+
+mod resources;
 
 use std::{
     env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use super::Running;
-use crate::process::{LOAD_CORE, PROXY_CORE, Process, free_address};
-
-const NAMESPACE: &str = "bench";
-const HOST: &str = "echo.bench.svc.cluster.local";
+use super::{Place, Running};
+use crate::{
+    process::{LOAD_CORE, PROXY_CORE, Process, free_address},
+    scenario::Way,
+};
 
 /// The sidecar's program.
 pub(super) fn proxy() -> PathBuf {
     program("heddle-proxy")
 }
 
-pub(super) fn start(backend: SocketAddr, work: &Path) -> anyhow::Result<Running> {
-    let plane = ControlPlane::start(work)?;
-    let (outbound, inbound) = (free_address()?, free_address()?);
-    let server = plane.sidecar(
-        "server",
-        &json!({ "inbound": [{
-            "listen": inbound.to_string(),
-            "forward": backend.to_string(),
-            "protocol": "http2",
-        }]}),
-        inbound,
-    )?;
-    plane.apply(&service(backend))?;
-    let client = plane.sidecar("client", &json!({ "http": outbound.to_string() }), outbound)?;
-    let running = Running {
-        address: outbound,
-        authority: format!("{HOST}:80"),
-        processes: vec![client, server, plane.process.unmeasured()],
+/// With `workers` threads in each sidecar.
+pub(super) fn start(place: &Place<'_>, workers: u8) -> anyhow::Result<Running> {
+    let scenario = place.scenario;
+    let plane = ControlPlane::start(place.work)?;
+    let outbound = free_address()?;
+    let mut processes = Vec::new();
+    let port = match scenario.way {
+        Way::Hop => place.backend.port(),
+        Way::Pair => {
+            let inbound = free_address()?;
+            let listen = json!({
+                "listen": format!("0.0.0.0:{}", inbound.port()),
+                "forward": place.backend.to_string(),
+                "protocol": resources::protocol(scenario),
+            });
+            // The sidecars share one network namespace, where the default port is one.
+            let http = free_address()?.to_string();
+            let ports = json!({ "inbound": [listen], "http": http });
+            let sidecar = Sidecar {
+                name: "server",
+                address: "127.0.0.1",
+                ports,
+                listen: inbound,
+                workers,
+            };
+            processes.push(sidecar.start(&plane)?);
+            inbound.port()
+        }
     };
-    wait_for_route(&running)?;
-    Ok(running)
+    plane.apply(&resources::all(scenario, port))?;
+    let ports = if scenario.is_opaque() {
+        let destination = format!("{}:80", resources::HOST);
+        json!({
+            "outbound": [{ "listen": outbound.to_string(), "destination": destination }],
+            "http": free_address()?.to_string(),
+        })
+    } else {
+        json!({ "http": outbound.to_string() })
+    };
+    let sidecar = Sidecar {
+        name: "client",
+        // Where no endpoint is written: who calls must not be taken for who answers.
+        address: "127.1.0.1",
+        ports,
+        listen: outbound,
+        workers,
+    };
+    processes.insert(0, sidecar.start(&plane)?);
+    processes.push(plane.process.unmeasured());
+    Ok(Running {
+        address: outbound,
+        authority: format!("{}:80", resources::HOST),
+        processes,
+    })
 }
 
 struct ControlPlane {
@@ -80,43 +113,11 @@ impl ControlPlane {
         })
     }
 
-    /// A sidecar of service account `name`, listening on `address`.
-    fn sidecar(&self, name: &str, ports: &Value, address: SocketAddr) -> anyhow::Result<Process> {
-        let label = format!("app={name}");
-        let token = self.heddle(&["token", name, "--namespace", NAMESPACE, "--label", &label])?;
-        let token_file = self.work.join(format!("{name}.token"));
-        fs::write(&token_file, token)?;
-        let (admin, health) = (free_address()?, free_address()?);
-        let settings = self.work.join(format!("{name}.json"));
-        let text = json!({
-            "control_plane": {
-                "addresses": [self.address.to_string()],
-                "trust_anchor": self.data.join("root.pem"),
-                "token_file": token_file,
-            },
-            "workload": { "namespace": NAMESPACE, "service_account": name, "name": name },
-            "state": { "directory": self.work.join(format!("{name}-state")) },
-            "traffic": { "mode": "ports" },
-            "ports": ports,
-            "telemetry": { "listen": health.to_string() },
-            "admin": { "listen": admin.to_string() },
-            "runtime": { "workers": 1 },
-        });
-        fs::write(&settings, text.to_string())?;
-        let mut process = Process::start(
-            name,
-            PROXY_CORE,
-            &self.work,
-            proxy(),
-            [Path::new("run"), Path::new("--config"), &settings],
-        )?;
-        process.wait_for(address)?;
-        Ok(process)
-    }
-
-    fn apply(&self, resource: &Value) -> anyhow::Result<()> {
-        let file = self.work.join("resource.json");
-        fs::write(&file, resource.to_string())?;
+    /// JSON documents, which YAML takes too.
+    fn apply(&self, resources: &[Value]) -> anyhow::Result<()> {
+        let file = self.work.join("resources.yaml");
+        let documents: Vec<_> = resources.iter().map(Value::to_string).collect();
+        fs::write(&file, documents.join("\n---\n"))?;
         self.heddle(&["apply", "-f", &file.display().to_string()])
             .map(drop)
     }
@@ -137,42 +138,54 @@ impl ControlPlane {
     }
 }
 
-/// One meshed endpoint, found by its registration.
-fn service(application: SocketAddr) -> Value {
-    json!({
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "ServiceEntry",
-        "metadata": { "name": "echo", "namespace": NAMESPACE },
-        "spec": {
-            "hosts": [HOST],
-            "ports": [{ "number": 80, "name": "grpc", "protocol": "GRPC", "targetPort": application.port() }],
-            "location": "MESH_INTERNAL",
-            "resolution": "STATIC",
-            "workloadSelector": { "labels": { "app": "server" } },
-            "subjectAltNames": [format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/server")],
-        },
-    })
+/// One sidecar, and the workload it stands beside.
+struct Sidecar {
+    /// Service account, label and name of the workload.
+    name: &'static str,
+    /// Where the workload says it is.
+    address: &'static str,
+    /// As the settings have them.
+    ports: Value,
+    /// What is waited for.
+    listen: SocketAddr,
+    workers: u8,
 }
 
-/// Until a request comes back: configuration reaches a sidecar when it first dials.
-fn wait_for_route(running: &Running) -> anyhow::Result<()> {
-    for _ in 0..100 {
-        let answer = Command::new("nghttp")
-            .args(["--no-dep", "--verbose", "--timeout=2"])
-            .arg(format!("--header=:authority: {}", running.authority))
-            .arg(format!(
-                "http://{}{}",
-                running.address,
-                crate::generator::METHOD
-            ))
-            .output()
-            .context("starting nghttp (Debian package nghttp2-client)")?;
-        if String::from_utf8_lossy(&answer.stdout).contains(":status: 200") {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(100));
+impl Sidecar {
+    fn start(self, plane: &ControlPlane) -> anyhow::Result<Process> {
+        let (name, namespace) = (self.name, resources::NAMESPACE);
+        let label = format!("app={name}");
+        let whose = ["token", name, "--namespace", namespace, "--label", &label];
+        let token = plane.heddle(&[&whose[..], &["--address", self.address]].concat())?;
+        let token_file = plane.work.join(format!("{name}.token"));
+        fs::write(&token_file, token)?;
+        let (admin, health) = (free_address()?, free_address()?);
+        let settings = plane.work.join(format!("{name}.json"));
+        let text = json!({
+            "control_plane": {
+                "addresses": [plane.address.to_string()],
+                "trust_anchor": plane.data.join("root.pem"),
+                "token_file": token_file,
+            },
+            "workload": {
+                "namespace": namespace,
+                "service_account": name,
+                "name": name,
+                "address": self.address,
+            },
+            "state": { "directory": plane.work.join(format!("{name}-state")) },
+            "traffic": { "mode": "ports" },
+            "ports": self.ports,
+            "telemetry": { "listen": health.to_string() },
+            "admin": { "listen": admin.to_string() },
+            "runtime": { "workers": self.workers },
+        });
+        fs::write(&settings, text.to_string())?;
+        let arguments = [Path::new("run"), Path::new("--config"), &settings];
+        let mut process = Process::start(name, PROXY_CORE, &plane.work, proxy(), arguments)?;
+        process.wait_for(self.listen)?;
+        Ok(process)
     }
-    bail!("no request got through the pair; see the logs")
 }
 
 /// Beside the benchmark itself, so that `--profile` chooses for all, unless told otherwise.
