@@ -24,6 +24,7 @@ use std::{
 
 use bytes::Bytes;
 use heddle_policy::snapshot::DestinationKey;
+use heddle_relay::{cluster::LiveEndpoint, view::View};
 use heddle_shell::{clock, log::Level, publish::Published, task::Tasks};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -38,11 +39,9 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    cluster::LiveEndpoint,
     health::Health,
     identity::Held,
     telemetry::{Telemetry, metrics::Text},
-    view::View,
     xds::ClientState,
 };
 

@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::Context;
 use heddle_proto::xds::envoy::config::core::v3::Node;
+use heddle_relay::view::View;
 use heddle_shell::{clock, log::Level, publish::Published, task::Tasks};
 use rand::{
     RngExt, SeedableRng,
@@ -46,7 +47,6 @@ use crate::{
     state::{Binding, KeyStorage, StateDirectory, keeper, key_storage},
     telemetry::{Telemetry, access_log, trace},
     uplink::Uplink,
-    view::View,
     worker::{DataPlane, Inputs},
     xds::{self, Client, Outputs},
 };
@@ -194,6 +194,7 @@ impl Parts {
         let Some(saved) = saved else {
             return Some(directory);
         };
+        self.outputs.views.load().meshed.restore(saved.meshed());
         if let Some(bundle) = saved.trust_bundle
             && let Err(error) = self.keyring.set_bundle(bundle)
         {
@@ -208,7 +209,6 @@ impl Parts {
                 "no usable certificate is stored: nothing meshed is served until the control plane issues one"
             ),
         }
-        self.outputs.views.load().meshed.restore(saved.meshed);
         client.restore(saved.resources);
         Some(directory)
     }

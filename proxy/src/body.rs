@@ -14,13 +14,14 @@ use std::{
 
 use bytes::Bytes;
 use heddle_policy::outcome::grpc;
+use heddle_relay::error::ProxyError;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::{
-    error::{ProxyError, grpc_message},
+    error::message_header,
     exchange::{Ending, Received},
 };
 
@@ -298,7 +299,7 @@ impl Observed {
         }
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from(failed.grpc));
-        trailers.insert("grpc-message", grpc_message(&failed.error.to_string()));
+        trailers.insert("grpc-message", message_header(&failed.error.to_string()));
         trailers.insert(
             crate::error::REASON,
             HeaderValue::from_static(failed.reason),

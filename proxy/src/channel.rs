@@ -31,6 +31,7 @@ use heddle_policy::{
     snapshot::{EndpointKey, Limits, Transport},
     spiffe::Peer,
 };
+use heddle_relay::error::{ConnectError, ProxyError};
 use heddle_shell::clock;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -45,7 +46,6 @@ pub use self::{
 };
 use crate::{
     body::Body,
-    error::{ConnectError, ProxyError},
     intercept::Leg,
     settings::Bounds,
     tls::{self, Carries, Configs, Established, Speaks},

@@ -6,13 +6,12 @@
 //! outbound ── ask(key) ──► bounded queue ──► xDS client ──► Published<View> ──► outbound
 //! ```
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use heddle_policy::snapshot::{DestinationKey, UnknownDestination};
+use heddle_policy::snapshot::DestinationKey;
+use heddle_relay::view::{Lookup, View};
 use heddle_shell::publish::Published;
 use tokio::{sync::mpsc, time::timeout};
-
-use crate::view::{LiveDestination, View};
 
 /// Asks that may wait for the xDS client. When it is full the asker goes on waiting for a view
 /// within its budget: somebody else's ask may bring the answer, and a repeated ask would not.
@@ -29,17 +28,6 @@ pub struct Demand {
 pub struct Asks {
     /// Closed when the data plane is gone.
     pub keys: mpsc::Receiver<DestinationKey>,
-}
-
-/// What is known about a key within the wait budget.
-#[derive(Clone, Debug)]
-pub enum Lookup {
-    /// It is described.
-    Found(Arc<LiveDestination>),
-    /// The control plane does not describe it; this is what then happens.
-    Unknown(UnknownDestination),
-    /// No answer in time.
-    Unanswered,
 }
 
 impl Demand {

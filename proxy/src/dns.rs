@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use heddle_relay::view::View;
 use heddle_shell::{publish::Published, task::Tasks};
 use hickory_proto::op::ResponseCode;
 use tokio::{
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{config, telemetry::Telemetry, view::View};
+use crate::{config, telemetry::Telemetry};
 
 pub use answer::Search;
 

@@ -22,41 +22,18 @@ use heddle_policy::{
     snapshot::ClusterName,
     spiffe::Peer,
 };
+use heddle_relay::{
+    cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
+    error::{CANCELLED, DEADLINE, ProxyError, RESET},
+    view::{InUse, LiveDestination},
+};
 use heddle_shell::clock;
 use http::{HeaderMap, Response};
 use http_body::Frame;
 
-use crate::{
-    body::Body,
-    channel::Lease,
-    cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
-    error::{CANCELLED, DEADLINE, ProxyError, RESET},
-    relay::Passed,
-    telemetry::Telemetry,
-    view::{InUse, LiveDestination},
-};
+use crate::{body::Body, channel::Lease, error, relay::Passed, telemetry::Telemetry};
 
-/// Relative to the workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From the workload.
-    Outbound,
-    /// To the workload.
-    Inbound,
-}
-
-/// What was spoken with the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Spoken {
-    /// HTTP/1.0 or 1.1.
-    Http1,
-    /// HTTP/2 with another content type than gRPC's.
-    Http2,
-    /// gRPC.
-    Grpc,
-    /// Bytes: one record for a connection.
-    Tcp,
-}
+pub use heddle_relay::record::{Direction, Spoken, Trace};
 
 /// The facts of one finished exchange (HTTP) or connection (TCP).
 #[derive(Clone, Debug)]
@@ -135,19 +112,6 @@ impl Record {
             trace: None,
         }
     }
-}
-
-/// Ids of a span (W3C trace context).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trace {
-    /// Of the whole trace.
-    pub trace_id: u128,
-    /// Of this hop.
-    pub span_id: u64,
-    /// Of the caller's span, if there is one.
-    pub parent_id: Option<u64>,
-    /// The caller's decision, kept.
-    pub is_sampled: bool,
 }
 
 /// One exchange or connection in progress. Its record is handed over when it is dropped, however
@@ -369,7 +333,7 @@ impl Ending {
     pub fn refused(mut self, error: ProxyError) -> Response<Body> {
         self.over(error.outcome());
         self.exchange.failed(&error);
-        let response = error.into_response(self.exchange.record.spoken);
+        let response = error::response(&error, self.exchange.record.spoken);
         self.exchange
             .responded(response.status().as_u16(), response.headers());
         response

@@ -9,6 +9,7 @@ use heddle_policy::{
     path::Normal,
     snapshot::ClusterProtocol,
 };
+use heddle_relay::{cluster::LiveCluster, error::ProxyError};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header,
     request::Parts,
@@ -19,8 +20,6 @@ use rand::{Rng, RngExt};
 
 use crate::{
     body::Body,
-    cluster::LiveCluster,
-    error::ProxyError,
     exchange::{Record, Spoken, Trace},
     settings::Bounds,
     tls::Carries,

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use heddle_relay::view::View;
 use heddle_shell::{clock, publish::Published};
 use serde_json::{Value, json};
 
 use crate::{
     drain::{Draining, Phase},
     identity::Held,
-    view::View,
     xds::ClientState,
 };
 

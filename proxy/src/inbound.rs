@@ -24,6 +24,7 @@ use heddle_policy::{
     snapshot::{CONNECT_TIMEOUT, EndpointKey, InboundPort, Limits, MtlsMode, Protocol, Transport},
     spiffe::Peer,
 };
+use heddle_relay::error::{ConnectError, ProxyError};
 use heddle_shell::clock;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -37,7 +38,7 @@ use crate::{
     body::{Body, Replay},
     channel::{Freshness, Sent, Target},
     detect::{Rewound, Seen, Told},
-    error::{ConnectError, ProxyError},
+    error,
     exchange::{Direction, Exchange, Record, Spoken},
     head::{self, Head},
     intercept,
@@ -423,14 +424,14 @@ impl Conn {
         };
         let (mut head, body) = match read {
             Ok(read) => read,
-            Err(error) => return error.answer(exchange),
+            Err(error) => return error::answer(&error, exchange),
         };
         head::strip_claims(&mut head.parts.headers);
         let mut exchange = exchange;
         head.describe(&mut exchange.record);
         match self.forward(&mut exchange, &head, body).await {
             Ok(committed) => committed.respond(&self.worker, &self.tunnel, head, exchange),
-            Err(error) => error.answer(exchange),
+            Err(error) => error::answer(&error, exchange),
         }
     }
 

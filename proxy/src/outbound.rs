@@ -15,9 +15,14 @@ use heddle_policy::{
     admission::{Resource, Slot},
     deadline::{earliest, of_attempt, remaining},
     outcome::Outcome,
-    retry::{Attempted, Pushback, Retry, RetryDecision},
+    retry::{Attempted, Pushback, Retry, RetryDecision, RetryTerms},
     route::Route,
     snapshot::{DestinationKey, Target as Leads, UnknownDestination, WeightedClusters},
+};
+use heddle_relay::{
+    cluster::LiveCluster,
+    error::ProxyError,
+    view::{InUse, LiveDestination, Lookup},
 };
 use heddle_shell::clock;
 use http::{Request, Response};
@@ -29,18 +34,15 @@ use self::opaque::{pass_through, relay_to_endpoint, relay_unless_http};
 use crate::{
     body::{Body, Replay},
     channel::{Freshness, Sent, Target},
-    cluster::LiveCluster,
-    demand::Lookup,
     detect::{Rewound, Seen},
     drain::Phase,
-    error::{ProxyError, REASON},
+    error::{self, REASON},
     exchange::{Attempt, Direction, Exchange, Held, Record, Spoken},
     head::{self, Head},
     intercept,
     reply::{Committed, Reply, Tunnel},
     serve::{self, Version},
     tls::{AsSocket, Carries, Stream},
-    view::{InUse, LiveDestination},
     worker::Worker,
 };
 
@@ -85,7 +87,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
     };
     match lookup(worker, &key).await {
         Ok(Some(destination)) => {
-            let _in_use = destination.touch();
+            let _in_use = destination.touch(clock::now());
             serve_destination(worker, stream, client, key, &destination).await;
         }
         Ok(None) => pass_through(worker, stream, client, &key).await,
@@ -233,7 +235,7 @@ impl Conn {
         };
         match forwarded {
             Ok((head, committed)) => committed.respond(&self.worker, &self.tunnel, head, exchange),
-            Err(error) => error.answer(exchange),
+            Err(error) => error::answer(&error, exchange),
         }
     }
 
@@ -246,20 +248,15 @@ impl Conn {
         let worker = &self.worker;
         let started = clock::now();
         let destination = self.destination(head).await?;
-        let in_use = destination.touch();
+        let in_use = destination.touch(clock::now());
         head.name_if_nameless(&destination.config.name)?;
         let head = &*head;
         let (route, cluster) = route(worker, &destination, head)?;
         exchange.routed(&destination, &route, &cluster);
         let request = admit(&cluster)?;
         let deadline = earliest(started, [route.timeout, head.grpc_timeout()]);
-        let mut retry = Retry::new(
-            route.retry.as_ref(),
-            &cluster.state.admission,
-            &cluster.config.limits,
-            head.parts.method.as_str(),
-            deadline,
-        );
+        let terms = cluster.retry_terms(route.retry.as_ref());
+        let mut retry = Retry::new(head.parts.method.as_str(), deadline);
         let bytes_max = worker.settings.bounds.replay_bytes_max;
         let body = Replay::new(body, bytes_max, Rc::clone(&exchange.received));
 
@@ -284,7 +281,7 @@ impl Conn {
                 }
                 Judged::Bad(tried) => tried,
             };
-            match decide(worker, &mut retry, &tried, &body, &cluster) {
+            match decide(worker, &mut retry, &terms, &tried, &body, &cluster) {
                 RetryDecision::Repick => {}
                 RetryDecision::After(wait) => tokio::time::sleep(wait).await,
                 RetryDecision::Stop(_) => {
@@ -362,7 +359,7 @@ fn held(request: Slot, retry: Option<Slot>, in_use: InUse) -> Held {
 fn pick(
     worker: &Worker,
     cluster: &Arc<LiveCluster>,
-    retry: &mut Retry<'_>,
+    retry: &mut Retry,
 ) -> Result<Attempt, ProxyError> {
     let index = worker
         .pick(cluster, retry.tried())
@@ -491,7 +488,8 @@ fn judge(sent: Result<Sent, ProxyError>, mut attempt: Attempt, route: &Route) ->
 
 fn decide(
     worker: &Worker,
-    retry: &mut Retry<'_>,
+    retry: &mut Retry,
+    terms: &RetryTerms<'_>,
     tried: &Tried,
     body: &Replay,
     cluster: &LiveCluster,
@@ -502,7 +500,8 @@ fn decide(
         endpoints: cluster.serving(),
         pushback: tried.pushback,
     };
-    retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut())
+    let mut rng = worker.rng.borrow_mut();
+    retry.after(&attempted, terms, clock::now(), &mut *rng)
 }
 
 /// Closes a connection for which there is no answer in its protocol.

@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, fmt, pin::Pin, rc::Rc, time::Instant};
 
+use heddle_relay::error::ProxyError;
 use http::{Response, StatusCode};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -10,7 +11,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     body::{Body, Observed},
     channel::Sent,
-    error::ProxyError,
     exchange::{Attempt, Direction, Ending, Exchange, Held, Spoken},
     head::{self, Head, Upgrade},
     intercept,

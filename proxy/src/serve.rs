@@ -7,6 +7,7 @@ mod head_wait;
 
 use std::{convert::Infallible, pin::pin, rc::Rc, time::Duration};
 
+use heddle_relay::error::ProxyError;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -26,7 +27,6 @@ use crate::{
     },
     detect::Rewound,
     drain::Phase,
-    error::ProxyError,
     exchange::Direction,
     settings::Bounds,
     tls::Stream,

@@ -13,6 +13,11 @@ use std::{
 };
 
 use heddle_policy::{admission::Admission, balance::Turn, retry::Tried, snapshot::ClusterName};
+use heddle_relay::{
+    cluster::LiveCluster,
+    error::{ProxyError, RESET},
+    view::View,
+};
 use heddle_shell::{
     clock,
     publish::{Published, Reader},
@@ -31,10 +36,8 @@ use tracing::error;
 
 use crate::{
     channel::Channels,
-    cluster::LiveCluster,
     demand::Demand,
     drain::{Draining, Phase},
-    error::{ProxyError, RESET},
     exchange::Exchange,
     inbound,
     intercept::{self, Leg, LoopGuard},
@@ -44,7 +47,6 @@ use crate::{
     settings::Settings,
     telemetry::Telemetry,
     tls::{AsSocket, Configs, Credentials},
-    view::View,
 };
 
 /// Everything the data plane is given.

@@ -32,6 +32,7 @@ use heddle_proto::xds::{
     },
     google::protobuf::{Struct, Value, value},
 };
+use heddle_relay::view::{View, reconcile};
 use heddle_shell::{causes::chain, clock, publish::Published};
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
@@ -44,7 +45,6 @@ use crate::{
     demand::Asks,
     state::SavedResource,
     uplink::{Link, Uplink, received, words},
-    view::{View, reconcile},
 };
 
 use stream::{Stream, Update};

@@ -30,9 +30,9 @@ use heddle_proxy::{
     },
     telemetry::Telemetry,
     tls::Credentials,
-    view::{self, View},
     worker::{DataPlane, Inputs},
 };
+use heddle_relay::view::{self, View};
 use heddle_shell::{
     clock,
     publish::Published,

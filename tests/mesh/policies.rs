@@ -1,6 +1,7 @@
 //! Limits, ejection, budget: the same counts whatever the number of workers.
 
 use std::{
+    cell::Cell,
     num::NonZeroU32,
     sync::{
         Arc,
@@ -420,8 +421,11 @@ async fn a_destination_is_in_use_from_a_request_to_the_end_of_its_answer() {
     let mut caller = Caller::http2(sidecar.plane.bound.outbound_http.unwrap()).await;
     let (feed, body) = Feed::channel();
     let response = caller.send(grpc("/echo.Echo/Bidi", body)).await.unwrap();
+    // Each look is an hour after the one before.
+    let hours = Cell::new(0);
     let idle = || {
-        let later = clock::now() + Duration::from_hours(1);
+        hours.set(hours.get() + 1);
+        let later = clock::now() + Duration::from_hours(hours.get());
         let view = sidecar.views.load();
         view.idle_destinations(later, Duration::from_mins(10))
     };

@@ -7,7 +7,7 @@ use heddle_policy::{
     admission::{Admission, Resource, Slot},
     deadline,
     outcome::Outcome,
-    retry::{Attempted, Pushback, Retry, RetryDecision, RetryOn, RetryPolicy},
+    retry::{Attempted, Pushback, Retry, RetryDecision, RetryOn, RetryPolicy, RetryTerms},
     snapshot::Limits,
 };
 use rand::RngExt as _;
@@ -23,18 +23,24 @@ fn retries_in_flight_stay_within_the_budget_in_an_outage() {
             ..Limits::UNLIMITED
         };
         let cluster: Arc<Admission> = Arc::default();
-        let mut running: Vec<(Slot, Retry<'_>)> = Vec::new();
+        let terms = RetryTerms {
+            policy: Some(&policy),
+            admission: &cluster,
+            limits: &limits,
+        };
+        let mut running: Vec<(Slot, Retry)> = Vec::new();
         for _ in 0..400 {
             sim.pass(Duration::from_millis(10));
             if running.is_empty() || sim.rng.random() {
                 let slot = cluster.acquire(Resource::Requests, None)?;
-                let retry = Retry::new(Some(&policy), &cluster, &limits, "GET", None);
-                running.push((slot, retry));
+                running.push((slot, Retry::new("GET", None)));
                 continue;
             }
             let index = sim.rng.random_range(0..running.len());
             let outage = attempted(Outcome::response(503, None));
-            let decision = running[index].1.after(&outage, sim.now, &mut sim.rng);
+            let decision = running[index]
+                .1
+                .after(&outage, &terms, sim.now, &mut sim.rng);
             let retries = cluster.in_use(Resource::Retries);
             if let RetryDecision::Stop(_) = decision {
                 drop(running.swap_remove(index));
@@ -80,7 +86,12 @@ fn exchange(
     let (route, client) = (millis(), millis());
     let shortest = route.min(client).expect("both are set");
     let whole = deadline::earliest(start, [route, client]).expect("it is near");
-    let mut retry = Retry::new(Some(policy), cluster, limits, "GET", Some(whole));
+    let terms = RetryTerms {
+        policy: Some(policy),
+        admission: cluster,
+        limits,
+    };
+    let mut retry = Retry::new("GET", Some(whole));
     let mut attempts = 0;
     loop {
         ensure!(sim.now < start + shortest, "an attempt starts late");
@@ -103,7 +114,7 @@ fn exchange(
             pushback: any_pushback(sim),
             ..attempted(outcome)
         };
-        match retry.after(&attempted, sim.now, &mut sim.rng) {
+        match retry.after(&attempted, &terms, sim.now, &mut sim.rng) {
             RetryDecision::Stop(_) => break,
             RetryDecision::Repick => ensure!(outcome.is_unprocessed(), "{outcome:?}"),
             RetryDecision::After(wait) => sim.now += wait,

@@ -70,11 +70,7 @@ pub struct StatusSet([u64; 8]);
 
 /// The attempts of one exchange.
 #[derive(Debug)]
-pub struct Retry<'a> {
-    policy: Option<&'a RetryPolicy>,
-    /// Where permission for a retry comes from.
-    admission: &'a Arc<Admission>,
-    limits: &'a Limits,
+pub struct Retry {
     /// No wait ends after it.
     deadline: Option<Instant>,
     is_idempotent: bool,
@@ -85,6 +81,17 @@ pub struct Retry<'a> {
     backoff_step: u32,
     /// Held while a retry is in flight.
     slot: Option<Slot>,
+}
+
+/// What a route and its cluster say about retries; the same for all attempts of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryTerms<'a> {
+    /// The route's. `None`: no retries.
+    pub policy: Option<&'a RetryPolicy>,
+    /// Where permission for a retry comes from.
+    pub admission: &'a Arc<Admission>,
+    /// The cluster's.
+    pub limits: &'a Limits,
 }
 
 /// Endpoints an exchange was sent to, by their index in the cluster. The latest
@@ -147,20 +154,11 @@ pub enum Stop {
     Budget,
 }
 
-impl<'a> Retry<'a> {
+impl Retry {
     /// Starts an exchange. `method` is that of the request, `deadline` that of the whole
     /// exchange.
-    pub fn new(
-        policy: Option<&'a RetryPolicy>,
-        admission: &'a Arc<Admission>,
-        limits: &'a Limits,
-        method: &str,
-        deadline: Option<Instant>,
-    ) -> Self {
+    pub fn new(method: &str, deadline: Option<Instant>) -> Self {
         Self {
-            policy,
-            admission,
-            limits,
             deadline,
             is_idempotent: is_idempotent(method),
             tried: Tried::default(),
@@ -180,6 +178,7 @@ impl<'a> Retry<'a> {
     pub fn after(
         &mut self,
         attempted: &Attempted,
+        terms: &RetryTerms<'_>,
         now: Instant,
         rng: &mut impl Rng,
     ) -> RetryDecision {
@@ -189,7 +188,7 @@ impl<'a> Retry<'a> {
             self.repicks += 1;
             return RetryDecision::Repick;
         }
-        match self.retry(attempted, now, rng) {
+        match self.retry(attempted, terms, now, rng) {
             Ok(wait) => RetryDecision::After(wait),
             Err(stop) => RetryDecision::Stop(stop),
         }
@@ -229,11 +228,12 @@ impl<'a> Retry<'a> {
     fn retry(
         &mut self,
         attempted: &Attempted,
+        terms: &RetryTerms<'_>,
         now: Instant,
         rng: &mut impl Rng,
     ) -> Result<Duration, Stop> {
         let outcome = attempted.outcome;
-        let policy = self
+        let policy = terms
             .policy
             .filter(|policy| outcome.is_retried(&policy.on))
             .ok_or(Stop::NotAsked)?;
@@ -258,7 +258,7 @@ impl<'a> Retry<'a> {
         if !self.has_time(now, wait) {
             return Err(Stop::Deadline);
         }
-        let slot = self.admission.acquire_retry(self.limits);
+        let slot = terms.admission.acquire_retry(terms.limits);
         self.slot = Some(slot.map_err(|_full| Stop::Budget)?);
         self.retries += 1;
         self.backoff_step = match attempted.pushback {

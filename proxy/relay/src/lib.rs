@@ -19,10 +19,18 @@
 #![warn(missing_docs)]
 #![warn(clippy::wildcard_enum_match_arm)]
 
+pub mod budget;
+pub mod cluster;
+pub mod error;
 pub mod event;
 pub mod h2;
 pub mod head;
 pub mod hpack;
 pub mod input;
+pub mod meshed;
 pub mod output;
+pub mod record;
+pub mod request;
+pub mod timer;
 pub mod token;
+pub mod view;

@@ -3,6 +3,8 @@
 use std::rc::{Rc, Weak};
 
 use heddle_policy::spiffe::Peer;
+use heddle_relay::error::ProxyError;
+use heddle_shell::causes::chain;
 use heddle_shell::clock;
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
@@ -12,7 +14,7 @@ use super::{
     pool::{Channel, Http1},
     shared::Http2,
 };
-use crate::{body::Body, error::ProxyError, head};
+use crate::{body::Body, head};
 
 /// Permission to use a connection for one request.
 #[derive(Debug)]
@@ -98,9 +100,9 @@ impl Lease {
         };
         self.spoil();
         let error = if is_unprocessed(&error) {
-            ProxyError::Refused(error)
+            ProxyError::Refused(chain(&error))
         } else {
-            ProxyError::Reset(error)
+            ProxyError::Reset(chain(&error))
         };
         Unsent { error, is_stale }
     }

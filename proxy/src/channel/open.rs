@@ -9,6 +9,7 @@ use std::{
 };
 
 use heddle_policy::{admission::Slot, snapshot::Transport};
+use heddle_relay::error::ConnectError;
 use heddle_shell::clock;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     detect::Rewound,
-    error::ConnectError,
+    error::of_io,
     intercept::{self, Leg},
     tls::{self, Agreed, AsSocket, Established},
 };
@@ -40,7 +41,9 @@ impl Channels {
                 Some(configs.client(accepted, target.carries)?)
             }
         };
-        let stream = intercept::connect(target.endpoint.address, self.leg).await?;
+        let stream = intercept::connect(target.endpoint.address, self.leg)
+            .await
+            .map_err(|error| of_io(&error))?;
         let stream = Rewound::new(stream);
         match config {
             None => {
@@ -63,7 +66,7 @@ impl Channels {
             agreed,
         } = established;
         if self.leg == Leg::Outbound {
-            intercept::notice_vanished(stream.socket())?;
+            intercept::notice_vanished(stream.socket()).map_err(|error| of_io(&error))?;
         }
         let cut = Rc::<Cut>::default();
         let stream = Cuttable::new(stream, Rc::clone(&cut));

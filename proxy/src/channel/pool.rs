@@ -7,6 +7,7 @@ use std::{
 };
 
 use heddle_policy::spiffe::Peer;
+use heddle_relay::error::ConnectError;
 use heddle_shell::clock;
 use hyper::client::conn::http1;
 use tokio::sync::Notify;
@@ -16,7 +17,7 @@ use super::{
     lease::{Http1Lease, Http2Lease, Lease},
     shared::{Http2, Room},
 };
-use crate::{body::Body, error::ConnectError, intercept::Leg, settings::Bounds};
+use crate::{body::Body, intercept::Leg, settings::Bounds};
 
 #[derive(Debug)]
 pub(super) struct Channel {

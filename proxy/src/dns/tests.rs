@@ -4,10 +4,10 @@ use hickory_proto::{
 };
 
 use heddle_policy::snapshot::{Outbound, Snapshot};
+use heddle_relay::view;
 use heddle_shell::clock;
 
 use super::*;
-use crate::view;
 
 const OURS: &str = "web.shop.svc.cluster.local.";
 const ELSEWHERE: &str = "elsewhere.example.";

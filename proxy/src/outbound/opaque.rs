@@ -8,6 +8,10 @@ use heddle_policy::{
     retry::{Attempted, Retry, RetryDecision},
     snapshot::{CONNECT_TIMEOUT, DestinationKey, WeightedClusters},
 };
+use heddle_relay::{
+    error::{ConnectError, ProxyError},
+    view::LiveDestination,
+};
 use heddle_shell::clock;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -17,12 +21,11 @@ use tokio::{
 use super::{admit, cluster, name_of, pick, refuse, target};
 use crate::{
     detect::{Rewound, Told},
-    error::{ConnectError, ProxyError},
+    error::of_io,
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     intercept::{self, Leg},
     serve::Version,
     tls::{AsSocket, Carries, Stream},
-    view::LiveDestination,
     worker::Worker,
 };
 
@@ -122,7 +125,8 @@ async fn connect(
         .acquire(Resource::Connections, limits.connections_max)
         .map_err(overloaded)?;
     let request = admit(&cluster)?;
-    let mut retry = Retry::new(None, admission, limits, "", None);
+    let terms = cluster.retry_terms(None);
+    let mut retry = Retry::new("", None);
     loop {
         let mut attempt = pick(worker, &cluster, &mut retry)?;
         exchange.attempted(&attempt);
@@ -146,7 +150,10 @@ async fn connect(
             endpoints: cluster.serving(),
             pushback: None,
         };
-        let decision = retry.after(&attempted, clock::now(), &mut *worker.rng.borrow_mut());
+        let decision = {
+            let mut rng = worker.rng.borrow_mut();
+            retry.after(&attempted, &terms, clock::now(), &mut *rng)
+        };
         match decision {
             RetryDecision::Repick => {}
             RetryDecision::After(_) | RetryDecision::Stop(_) => {
@@ -181,7 +188,7 @@ pub(super) async fn pass_through(
     let connected =
         tokio::time::timeout(CONNECT_TIMEOUT, intercept::connect(address, Leg::Outbound));
     let connected = match connected.await {
-        Ok(connected) => connected.map_err(ConnectError::from),
+        Ok(connected) => connected.map_err(|error| of_io(&error)),
         Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
     };
     match connected {

@@ -1,6 +1,6 @@
 //! The bytes of a generation.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use heddle_proto::v1;
@@ -31,7 +31,7 @@ pub struct Saved {
     /// Our own certificate.
     #[prost(message, optional, tag = "3")]
     pub identity: Option<SavedIdentity>,
-    /// See [`crate::meshed`].
+    /// See [`heddle_relay::meshed`].
     #[prost(message, repeated, tag = "4")]
     pub meshed: Vec<SavedMeshed>,
 }
@@ -45,6 +45,25 @@ pub struct SavedMeshed {
     /// How long a control plane has not described it as meshed.
     #[prost(uint64, tag = "2")]
     pub unseen_s: u64,
+}
+
+impl From<(SocketAddr, Duration)> for SavedMeshed {
+    fn from((address, unseen): (SocketAddr, Duration)) -> Self {
+        Self {
+            address: address.to_string(),
+            unseen_s: unseen.as_secs(),
+        }
+    }
+}
+
+impl Saved {
+    /// The addresses that are not dialled in plaintext; those that cannot be read are none.
+    pub fn meshed(&self) -> impl Iterator<Item = (SocketAddr, Duration)> {
+        self.meshed.iter().filter_map(|saved| {
+            let address = saved.address.parse().ok()?;
+            Some((address, Duration::from_secs(saved.unseen_s)))
+        })
+    }
 }
 
 /// One xDS resource.

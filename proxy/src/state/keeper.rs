@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use heddle_relay::meshed::Meshed;
 use heddle_shell::{clock, publish::Published};
 use tokio::{
     sync::watch,
@@ -10,9 +11,8 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{identity::Held, meshed::Meshed};
-
-use super::{Saved, SavedResource, StateDirectory};
+use super::{Saved, SavedMeshed, SavedResource, StateDirectory};
+use crate::identity::Held;
 
 /// Changes gather for this long before one write.
 const GATHER: Duration = Duration::from_secs(1);
@@ -98,7 +98,12 @@ fn gather(sources: &Sources) -> Saved {
         resources: sources.resources.load().as_ref().clone(),
         trust_bundle: held.wire_bundle(),
         identity: held.saved_identity(),
-        meshed: sources.meshed.saved(),
+        meshed: sources
+            .meshed
+            .known()
+            .into_iter()
+            .map(SavedMeshed::from)
+            .collect(),
     }
 }
 

@@ -30,17 +30,26 @@ fn failed(outcome: Outcome) -> Attempted {
     }
 }
 
+fn terms<'a>(policy: &'a RetryPolicy, admission: &'a Arc<Admission>) -> RetryTerms<'a> {
+    RetryTerms {
+        policy: Some(policy),
+        admission,
+        limits: &LIMITS,
+    }
+}
+
 /// The words of the decisions for one attempt after the other, `method` on a route that retries
 /// twice.
 #[track_caller]
 fn check(on: &str, method: &str, attempts: &[Attempted], expected: &[&str]) {
     let policy = policy(on, 2);
     let admission = Arc::default();
-    let mut retry = Retry::new(Some(&policy), &admission, &LIMITS, method, None);
+    let terms = terms(&policy, &admission);
+    let mut retry = Retry::new(method, None);
     let mut rng = StdRng::seed_from_u64(1);
     let decisions = attempts.iter().enumerate().map(|(endpoint, attempted)| {
         retry.picked(endpoint);
-        match retry.after(attempted, at(0.0), &mut rng) {
+        match retry.after(attempted, &terms, at(0.0), &mut rng) {
             RetryDecision::Repick => "repick".to_owned(),
             RetryDecision::After(_) => "retry".to_owned(),
             RetryDecision::Stop(stop) => format!("{stop:?}"),
@@ -134,9 +143,10 @@ fn a_method_that_is_not_idempotent_needs_the_route_to_ask_or_proof() {
         ("PUT", false),
     ] {
         let admission = Arc::default();
-        let mut retry = Retry::new(Some(&policy), &admission, &LIMITS, method, None);
+        let terms = terms(&policy, &admission);
+        let mut retry = Retry::new(method, None);
         let attempted = failed(Outcome::Reset);
-        let decision = retry.after(&attempted, at(0.0), &mut StdRng::seed_from_u64(1));
+        let decision = retry.after(&attempted, &terms, at(0.0), &mut StdRng::seed_from_u64(1));
         let stopped = RetryDecision::Stop(Stop::NotIdempotent);
         assert_eq!(decision == stopped, is_stopped, "{method}");
     }
@@ -185,10 +195,11 @@ fn waits_are_jittered_double_and_are_capped() {
     let mut longest = [Duration::ZERO; 8];
     for seed in 0..400 {
         let admission = Arc::default();
-        let mut retry = Retry::new(Some(&policy), &admission, &LIMITS, "GET", None);
+        let terms = terms(&policy, &admission);
+        let mut retry = Retry::new("GET", None);
         let mut rng = StdRng::seed_from_u64(seed);
         for longest in &mut longest {
-            let decision = retry.after(&failed(http(503)), at(0.0), &mut rng);
+            let decision = retry.after(&failed(http(503)), &terms, at(0.0), &mut rng);
             let RetryDecision::After(wait) = decision else {
                 panic!("{decision:?}");
             };
@@ -218,7 +229,8 @@ fn push_back_is_obeyed() {
     }
     let policy = policy("unavailable", 3);
     let admission = Arc::default();
-    let mut retry = Retry::new(Some(&policy), &admission, &LIMITS, "POST", None);
+    let terms = terms(&policy, &admission);
+    let mut retry = Retry::new("POST", None);
     let mut rng = StdRng::seed_from_u64(1);
     let mut after = |pushback| {
         let outcome = Outcome::response(200, Some(b"14"));
@@ -226,7 +238,7 @@ fn push_back_is_obeyed() {
             pushback,
             ..failed(outcome)
         };
-        retry.after(&attempted, at(0.0), &mut rng)
+        retry.after(&attempted, &terms, at(0.0), &mut rng)
     };
     let wait = Duration::from_secs(5);
     assert_eq!(
@@ -259,12 +271,13 @@ fn no_wait_ends_after_the_deadline() {
         (1_000, RetryDecision::Stop(Stop::Deadline)),
     ] {
         let deadline = Some(at(1.0));
-        let mut retry = Retry::new(Some(&policy), &admission, &LIMITS, "GET", deadline);
+        let terms = terms(&policy, &admission);
+        let mut retry = Retry::new("GET", deadline);
         let attempted = Attempted {
             pushback: Some(Pushback::After(Duration::from_millis(pushback_ms))),
             ..failed(Outcome::response(200, Some(b"14")))
         };
-        let decision = retry.after(&attempted, at(0.0), &mut StdRng::seed_from_u64(1));
+        let decision = retry.after(&attempted, &terms, at(0.0), &mut StdRng::seed_from_u64(1));
         assert_eq!(decision, expected);
     }
 }
@@ -274,9 +287,10 @@ fn a_retry_is_in_flight_until_it_is_over() {
     let policy = policy("5xx", 9);
     let admission: Arc<Admission> = Arc::default();
     let mut rng = StdRng::seed_from_u64(1);
-    let start = || Retry::new(Some(&policy), &admission, &LIMITS, "GET", None);
-    let mut running: Vec<Retry<'_>> = (0..4).map(|_| start()).collect();
-    let mut decide = |retry: &mut Retry<'_>| retry.after(&failed(http(503)), at(0.0), &mut rng);
+    let terms = terms(&policy, &admission);
+    let start = || Retry::new("GET", None);
+    let mut running: Vec<Retry> = (0..4).map(|_| start()).collect();
+    let mut decide = |retry: &mut Retry| retry.after(&failed(http(503)), &terms, at(0.0), &mut rng);
     for retry in &mut running[..3] {
         assert!(matches!(decide(retry), RetryDecision::After(_)));
     }

@@ -18,12 +18,10 @@ use heddle_policy::snapshot::{
     Cluster, ClusterName, Destination, DestinationKey, EndpointKey, Inbound, Outbound, Snapshot,
     Transport, UnknownDestination,
 };
-use heddle_shell::clock;
 use tracing::{info, warn};
 
 use crate::{
     cluster::{ClusterState, EndpointState, LiveCluster},
-    demand::Lookup,
     meshed::Meshed,
 };
 
@@ -68,6 +66,17 @@ pub struct Usage {
     used_ms: AtomicU64,
     /// Connections and exchanges.
     holders: AtomicU32,
+}
+
+/// What is known about a key.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// It is described.
+    Found(Arc<LiveDestination>),
+    /// The control plane does not describe it; this is what then happens.
+    Unknown(UnknownDestination),
+    /// No answer within the budget of whoever asked.
+    Unanswered,
 }
 
 /// A connection or an exchange that uses a destination; while it lives the destination is not
@@ -115,14 +124,14 @@ impl View {
     }
 
     /// Destinations without connections and exchanges that were last used at least `idle` ago, the
-    /// longest unused first.
+    /// longest unused first. Those with some count as used `now`: the end of a use takes no note
+    /// of its time, so whoever forgets what is idle asks more often than that.
     pub fn idle_destinations(&self, now: Instant, idle: Duration) -> Vec<DestinationKey> {
         let now_ms = millis(now.saturating_duration_since(self.started));
         let mut found: Vec<(u64, &DestinationKey)> = self
             .destinations
             .iter()
-            .filter(|(_, live)| live.usage.holders.load(Ordering::Relaxed) == 0)
-            .map(|(key, live)| (live.usage.used_ms.load(Ordering::Relaxed), key))
+            .map(|(key, live)| (live.usage.used_ms(now), key))
             .filter(|(used_ms, _)| now_ms.saturating_sub(*used_ms) >= millis(idle))
             .collect();
         found.sort_by_key(|(used_ms, _)| *used_ms);
@@ -165,9 +174,25 @@ impl View {
 
 impl LiveDestination {
     /// Marks it as used until the answer is dropped.
-    pub fn touch(&self) -> InUse {
+    pub fn touch(&self, now: Instant) -> InUse {
+        self.usage.note(now);
         self.usage.holders.fetch_add(1, Ordering::Relaxed);
         InUse(Arc::clone(&self.usage))
+    }
+}
+
+impl Usage {
+    /// When it was last used; that is `now` while it is.
+    fn used_ms(&self, now: Instant) -> u64 {
+        if self.holders.load(Ordering::Relaxed) > 0 {
+            self.note(now);
+        }
+        self.used_ms.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, now: Instant) {
+        let age = now.saturating_duration_since(self.started);
+        self.used_ms.fetch_max(millis(age), Ordering::Relaxed);
     }
 }
 
@@ -310,10 +335,7 @@ impl Attach<'_> {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let Self(usage) = self;
-        let age = clock::now().saturating_duration_since(usage.started);
-        usage.used_ms.fetch_max(millis(age), Ordering::Relaxed);
-        usage.holders.fetch_sub(1, Ordering::Relaxed);
+        self.0.holders.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -12,8 +12,6 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use parking_lot::Mutex;
 
-use crate::state::SavedMeshed;
-
 /// How long an address stays known as meshed that no longer is described so: the life of a
 /// certificate. A sidecar that lost touch with the control plane for longer cannot prove who it
 /// is any more, and an address that somebody else has got meanwhile is not lost for ever.
@@ -65,24 +63,19 @@ impl Meshed {
         forgotten
     }
 
-    /// For the state directory.
-    pub fn saved(&self) -> Vec<SavedMeshed> {
+    /// All of them, and how long each has not been described as meshed.
+    pub fn known(&self) -> Vec<(SocketAddr, Duration)> {
         let unseen = self.unseen.lock();
-        let saved = unseen.iter().map(|(address, unseen)| SavedMeshed {
-            address: address.to_string(),
-            unseen_s: unseen.as_secs(),
-        });
-        saved.collect()
+        unseen
+            .iter()
+            .map(|(address, unseen)| (*address, *unseen))
+            .collect()
     }
 
     /// Takes over what an earlier process knew. Its time since then does not count.
-    pub fn restore(&self, saved: Vec<SavedMeshed>) {
+    pub fn restore(&self, known: impl Iterator<Item = (SocketAddr, Duration)>) {
         let mut unseen = self.unseen.lock();
-        for SavedMeshed { address, unseen_s } in saved {
-            if let Ok(address) = address.parse() {
-                unseen.insert(address, Duration::from_secs(unseen_s).min(KEPT));
-            }
-        }
+        unseen.extend(known.map(|(address, unseen)| (address, unseen.min(KEPT))));
         shorten(&mut unseen);
     }
 }
@@ -133,7 +126,7 @@ mod tests {
         before.note([address(1)].into_iter());
         before.age(23 * HOUR, |_| false);
         let after = Meshed::default();
-        after.restore(before.saved());
+        after.restore(before.known().into_iter());
         assert!(after.contains(&address(1)));
         assert_eq!(after.age(HOUR, |_| false), [address(1)]);
     }
@@ -148,7 +141,7 @@ mod tests {
             SocketAddr::from((std::net::Ipv4Addr::from(0x0b00_0000 + i), 80))
         });
         meshed.note(many.clone().skip(50));
-        assert_eq!(meshed.saved().len(), ADDRESSES_MAX);
+        assert_eq!(meshed.known().len(), ADDRESSES_MAX);
         assert!(many.skip(50).all(|one| meshed.contains(&one)));
     }
 }

@@ -16,7 +16,7 @@ use heddle_policy::{
     balance::{Balancer, Candidates, Penalty, Standing, Turn},
     outcome::{Blame, Outcome},
     outlier::{Outlier, OutlierPolicy, Verdict},
-    retry::Tried,
+    retry::{RetryPolicy, RetryTerms, Tried},
     snapshot::{Cluster, Endpoint, EndpointKey, Health},
 };
 use parking_lot::Mutex;
@@ -113,6 +113,15 @@ impl LiveCluster {
             now,
         };
         self.balancer.pick(&standings, turn, rng)
+    }
+
+    /// What it and a route with this policy say about retries.
+    pub fn retry_terms<'a>(&'a self, policy: Option<&'a RetryPolicy>) -> RetryTerms<'a> {
+        RetryTerms {
+            policy,
+            admission: &self.state.admission,
+            limits: &self.config.limits,
+        }
     }
 
     /// How many endpoints take requests.
