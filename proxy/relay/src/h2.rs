@@ -127,6 +127,8 @@ pub struct Connection {
     next_id: u32,
     /// The peer's GOAWAY: streams above are not processed.
     peer_last: Option<u32>,
+    /// As a client, after it: streams above are to be told as refused. None may be begun either.
+    refused_above: u32,
     /// Our final GOAWAY: streams above are ignored.
     our_last: Option<u32>,
 
@@ -169,6 +171,7 @@ impl Connection {
             is_dense: true,
             next_id: 1,
             peer_last: None,
+            refused_above: u32::MAX,
             our_last: None,
             encoder: Encoder::new(),
             send_window: SendWindow::new(INITIAL_WINDOW),

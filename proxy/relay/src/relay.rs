@@ -314,6 +314,12 @@ impl Relay {
         }
     }
 
+    /// Streams of connections that belong to an exchange; none when there is no exchange.
+    pub fn streams_held(&self) -> usize {
+        let conns = self.conns.values();
+        conns.map(|conn| conn.exchanges.len()).sum()
+    }
+
     /// Exchanges under way.
     pub fn exchanges_active(&self) -> usize {
         self.exchanges.len()

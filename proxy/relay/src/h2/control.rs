@@ -96,6 +96,9 @@ impl Connection {
             return Err(Fault::protocol("a GOAWAY that takes another back (6.8)"));
         }
         self.peer_last = Some(last);
+        if self.role == Role::Client {
+            self.refused_above = last.min(self.highest);
+        }
         Ok(Some(Event::Goodbye {
             last: StreamId(last),
             code,
@@ -166,10 +169,12 @@ impl Connection {
         }))
     }
 
-    /// After the peer's GOAWAY: the next stream that it did not process.
+    /// After the peer's GOAWAY: the next stream that it did not process, or has not heard of.
     pub(super) fn next_refused(&mut self) -> Option<Event<'static>> {
-        let last = self.peer_last.filter(|_| self.role == Role::Client)?;
-        let slot = self.streams.last_above(last)?;
+        if self.refused_above == u32::MAX {
+            return None;
+        }
+        let slot = self.streams.last_above(self.refused_above)?;
         let stream = StreamId(self.streams[slot].id);
         self.ignore(stream.0);
         self.drop_stream(slot);

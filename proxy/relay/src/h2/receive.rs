@@ -64,7 +64,10 @@ impl Connection {
             return Err(broken);
         }
         let event = self.next_event(input, heads, now);
-        event.map_err(|broken| self.break_off(broken))
+        if let Err(broken) = event {
+            self.break_off(broken);
+        }
+        event
     }
 
     fn next_event<'a>(
@@ -80,29 +83,28 @@ impl Connection {
             if input.is_empty() {
                 return Ok(None);
             }
-            let event = match self.reading {
+            match self.reading {
                 Reading::Preface { seen } => self.preface(seen, input)?,
-                Reading::Frame => self.frame(input, heads, now)?,
-                Reading::Body(body) => self.body(body, input),
+                Reading::Frame => match self.frame(input, heads, now) {
+                    Ok(None) => {}
+                    found => return found,
+                },
+                Reading::Body(body) => {
+                    if let Some(event) = self.body(body, input) {
+                        return Ok(Some(event));
+                    }
+                }
                 Reading::Skip { left } => {
                     let skipped = left.min(available(input));
                     input.take(skipped as usize);
                     self.skip(left - skipped);
-                    None
                 }
-            };
-            if event.is_some() {
-                return Ok(event);
             }
         }
     }
 
     /// Section 3.4: the first bytes of a client.
-    fn preface(
-        &mut self,
-        seen: usize,
-        input: &mut Input<'_>,
-    ) -> Result<Option<Event<'static>>, Broken> {
+    fn preface(&mut self, seen: usize, input: &mut Input<'_>) -> Result<(), Broken> {
         let expected = &PREFACE[seen..];
         let n = expected.len().min(input.rest().len());
         if input.take(n) != &expected[..n] {
@@ -115,7 +117,7 @@ impl Connection {
             seen if seen < PREFACE.len() => Reading::Preface { seen },
             _ => Reading::Frame,
         };
-        Ok(None)
+        Ok(())
     }
 
     /// A frame that is whole in the input is taken there; another is collected first.

@@ -198,7 +198,10 @@ impl Connection {
         let Some(head) = self.pieces.take_head(line) else {
             return;
         };
-        self.send_first_head(slot, &head);
+        // What is told as refused next must not have been begun: it may be tried elsewhere.
+        if self.streams[slot].id <= self.refused_above {
+            self.send_first_head(slot, &head);
+        }
         heads.give(head);
     }
 

@@ -245,8 +245,13 @@ impl Relay {
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return;
         };
-        if let Some(attempt) = &mut exchange.attempt {
-            attempt.leg = None;
+        let leg = exchange
+            .attempt
+            .as_mut()
+            .and_then(|attempt| attempt.leg.take());
+        let conn = leg.and_then(|leg| self.conns.get_mut(leg.conn));
+        if let (Some(leg), Some(conn)) = (leg, conn) {
+            conn.exchanges.remove(&leg.stream.0);
         }
         match exchange.stage {
             Stage::Committed => {

@@ -181,7 +181,7 @@ fn every_exchange_ends_once_in_a_world_that_breaks() {
             body_bytes_max: 100_000,
             stalls: true,
             cancels: 0.1,
-            breaks: 0.002,
+            breaks: 0.02,
             timeout: Some(Duration::from_secs(1 + seed % 10)),
             endpoints: vec![
                 Behaviour::Echo,

@@ -354,6 +354,7 @@ impl World {
         ids.sort_unstable();
         let expected: Vec<u32> = (0..self.plan.requests).collect();
         assert_eq!(ids, expected, "each ended once");
+        assert_eq!(self.relay.streams_held(), 0);
         let requests = self.plan.requests as usize;
         assert!(self.records.len() <= requests);
         if self.plan.cancels == 0.0 && self.plan.breaks == 0.0 {

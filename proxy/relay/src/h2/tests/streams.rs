@@ -201,6 +201,27 @@ fn a_servers_goodbye_refuses_what_it_did_not_process() {
 }
 
 #[test]
+fn a_stream_that_waits_is_not_begun_after_a_goodbye() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    probe.open("GET", Then::End);
+    probe.take_output();
+    block_output(&mut probe);
+    probe.open("GET", Then::End);
+    let goodbye = words(Kind::GoAway, 0, 0, &[MAX_31_BITS, 0]);
+    let mut input = Input::lent(&goodbye);
+    let connection = &mut probe.connection;
+    let event = connection.receive(&mut input, &mut probe.heads, probe.now);
+    assert!(matches!(event, Ok(Some(Event::Goodbye { .. }))));
+    unblock_output(&mut probe);
+    // Also not if it is filled before all is told.
+    probe.connection.fill(usize::MAX, &mut probe.heads);
+    assert!(probe.connection.output().is_empty());
+    probe.feed(&[]);
+    probe.check(&["3 REFUSED_STREAM by peer"]);
+    assert_eq!(probe.connection.streams_active(), 1);
+}
+
+#[test]
 fn our_goodbye_has_two_steps() {
     let mut probe = Probe::serving(1, &mesh());
     probe.connection.goodbye_soon();
