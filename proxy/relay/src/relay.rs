@@ -144,6 +144,8 @@ pub struct Relay {
     /// Positions of round robins; at most [`TURNS_MAX`].
     turns: Turns,
     heads: Heads,
+    /// What the workload's own ports are called.
+    nameless: Arc<str>,
     /// What uploads were kept in, empty.
     rooms: Vec<Output>,
     /// Connections that may have something to write, each once.
@@ -168,6 +170,7 @@ impl Relay {
             applications: HashMap::new(),
             turns: Turns::default(),
             heads: Heads::default(),
+            nameless: "".into(),
             rooms: Vec::new(),
             dirty: Vec::new(),
             tasks: VecDeque::new(),
@@ -213,7 +216,7 @@ impl Relay {
     /// Bytes have come.
     pub fn received(&mut self, id: ConnId, mut input: Input<'_>, now: Instant) {
         loop {
-            let Some(conn) = self.conns.get_mut(id) else {
+            let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
                 return;
             };
             let is_client = conn.channel().is_none();
@@ -225,6 +228,7 @@ impl Relay {
             }
         }
         self.touch(id);
+        self.arm_conn(id);
     }
 
     /// A connection has ended, and nothing can be written any more.
@@ -292,6 +296,11 @@ impl Relay {
             while let Some(event) = self.conns.get_mut(id).and_then(|c| c.codec.next_written()) {
                 self.written(id, &event, now);
             }
+            // A window that opened makes room for requests too.
+            let channel = self.conns.get(id).and_then(Conn::channel);
+            if let Some(channel) = channel.filter(|channel| self.channels.has_waiting(*channel)) {
+                self.serve_waiting(channel, now);
+            }
             let output = self.conns.get_mut(id).map(|conn| conn.codec.output());
             if output.is_some_and(|output| !output.is_empty()) {
                 return Some(id);
@@ -326,9 +335,8 @@ impl Relay {
     }
 
     fn add(&mut self, conn: Conn) -> ConnId {
-        let due = conn.codec.deadline();
         let id = self.conns.insert(conn);
-        self.conns[id].timer = due.map(|at| self.timers.set(at, Due::Conn(id)));
+        self.arm_conn(id);
         self.touch(id);
         id
     }
@@ -337,6 +345,7 @@ impl Relay {
         self.touch(id);
         self.tasks.push_back(Task::Close(id));
         let conn = &mut self.conns[id];
+        conn.is_closing = true;
         let exchanges = std::mem::take(&mut conn.exchanges);
         let channel = conn.channel();
         self.abort(exchanges, channel, id, now);
@@ -359,16 +368,34 @@ impl Relay {
                 Some(_) => self.attempt_broke(exchange, None, now),
             }
         }
+        if let Some(channel) = channel {
+            self.serve_waiting(channel, now);
+        }
+    }
+
+    /// Sets the connection's timer for what is due, unless it is set so.
+    fn arm_conn(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else {
+            return;
+        };
+        let due = conn.codec.deadline().filter(|_| !conn.is_closing);
+        if due == conn.due {
+            return;
+        }
+        conn.due = due;
+        if let Some(timer) = conn.timer.take() {
+            self.timers.cancel(timer);
+        }
+        conn.timer = due.map(|at| self.timers.set(at, Due::Conn(id)));
     }
 
     fn conn_due(&mut self, id: ConnId, now: Instant) {
         let conn = &mut self.conns[id];
-        conn.timer = None;
-        if let Err(broken) = conn.codec.expire(now) {
-            return self.broke(id, broken, now);
+        (conn.timer, conn.due) = (None, None);
+        match conn.codec.expire(now) {
+            Ok(()) => self.arm_conn(id),
+            Err(broken) => self.broke(id, broken, now),
         }
-        let due = conn.codec.deadline();
-        conn.timer = due.map(|at| self.timers.set(at, Due::Conn(id)));
     }
 
     fn client_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {

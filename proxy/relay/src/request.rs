@@ -268,7 +268,8 @@ fn write_hex(mut number: u128, digits: &mut [u8]) {
     }
 }
 
-fn spoken(head: &Head, version: Version) -> Spoken {
+/// What a request speaks, whatever else is wrong with it.
+pub fn spoken(head: &Head, version: Version) -> Spoken {
     let content_type = head.get(Token::ContentType).unwrap_or_default();
     match version {
         Version::Http1 => Spoken::Http1,

@@ -187,6 +187,9 @@ impl Relay {
     pub(super) fn fail(&mut self, id: ExchangeId, error: &ProxyError, now: Instant) {
         self.abandon(id, now);
         let exchange = &mut self.exchanges[id];
+        // It has had its effect.
+        exchange.deadline = None;
+        exchange.upload.give_up();
         let Disposition {
             status,
             grpc,
@@ -218,10 +221,12 @@ impl Relay {
         exchange.stage = Stage::Ending;
         let client = exchange.client;
         if let Some(conn) = self.conns.get_mut(client.conn) {
-            let then = if is_grpc { Then::End } else { Then::More };
+            // What answers HEAD has no body, whatever it says of one (RFC 9110 section 9.3.2).
+            let is_all = is_grpc || exchange.head.get(Token::Method) == Some(b"HEAD");
+            let then = if is_all { Then::End } else { Then::More };
             conn.codec
                 .send_head(client.stream, &head, then, &mut self.heads);
-            if !is_grpc {
+            if !is_all {
                 let body = format!("{text}\n");
                 let data = Payload::Lent(body.as_bytes());
                 let passed = conn.codec.send_data(client.stream, data, Then::End);
@@ -242,9 +247,13 @@ impl Relay {
     pub(super) fn cut(&mut self, id: ExchangeId, reason: &'static str, status: u32, now: Instant) {
         let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
+        exchange.deadline = None;
         let client = exchange.client;
+        let mut is_over = true;
         if exchange.facts.spoken == Spoken::Grpc && exchange.stage == Stage::Committed {
             exchange.facts.grpc_status = Some(status);
+            // The trailers go behind what waits for the client.
+            is_over = exchange.facts.unsent == 0;
             let mut head = self.heads.take();
             head.set(Token::GrpcStatus, status.to_string().as_bytes());
             head.set(Token::GrpcMessage, reason.as_bytes());
@@ -259,7 +268,12 @@ impl Relay {
             conn.codec.reset(client.stream, Code::INTERNAL_ERROR);
         }
         self.touch(client.conn);
-        self.finish(id, now);
+        if is_over {
+            self.finish(id, now);
+        } else {
+            self.abandon(id, now);
+            self.arm(id, now.checked_add(LAST_WORDS));
+        }
     }
 }
 

@@ -30,10 +30,13 @@ pub(super) struct Channels {
 /// Connections to one endpoint.
 #[derive(Debug)]
 struct Channel {
-    endpoint: Arc<EndpointState>,
+    /// The endpoint, and what the last exchange said of how to reach it.
+    reach: Reach,
+    /// At most [`CONNS_MAX`].
     conns: Vec<ConnId>,
     is_dialling: bool,
-    /// Exchanges that wait for a connection, in order; those that ended meanwhile too.
+    /// Exchanges that wait for a connection, in order; those that ended meanwhile too, while they
+    /// are the smaller part.
     waiting: VecDeque<ExchangeId>,
 }
 
@@ -52,11 +55,17 @@ impl Channels {
         }
     }
 
-    fn of(&mut self, endpoint: &Arc<EndpointState>) -> ChannelId {
-        let key = Arc::as_ptr(endpoint).addr();
+    /// Whether somebody waits for a connection.
+    pub(super) fn has_waiting(&self, channel: ChannelId) -> bool {
+        let channel = self.all.get(channel);
+        channel.is_some_and(|channel| !channel.waiting.is_empty())
+    }
+
+    fn of(&mut self, reach: Reach) -> ChannelId {
+        let key = Arc::as_ptr(&reach.endpoint).addr();
         *self.by_endpoint.entry(key).or_insert_with(|| {
             self.all.insert(Channel {
-                endpoint: Arc::clone(endpoint),
+                reach,
                 conns: Vec::new(),
                 is_dialling: false,
                 waiting: VecDeque::new(),
@@ -68,38 +77,41 @@ impl Channels {
 impl Relay {
     /// Sends the exchange's attempt over a connection, or has it wait for one.
     pub(super) fn connect(&mut self, exchange: ExchangeId, reach: Reach, now: Instant) {
-        let id = self.channels.of(&reach.endpoint);
-        if let Some(conn) = self.usable(id) {
+        let id = self.channels.of(reach);
+        let is_first = self.channels.all[id].waiting.is_empty();
+        if is_first && let Some(conn) = self.usable(id) {
             return self.send(exchange, conn, now);
         }
         self.exchanges[exchange].stage = Stage::Connecting;
         let channel = &mut self.channels.all[id];
-        channel.waiting.push_back(exchange);
-        if !std::mem::replace(&mut channel.is_dialling, true) {
-            self.tasks.push_back(Task::Dial(Dial {
-                channel: id,
-                endpoint: channel.endpoint.key.clone(),
-                name: reach.name,
-                timeout: reach.timeout,
-            }));
+        if channel.waiting.len() > 2 * self.exchanges.len() {
+            let waiting = std::mem::take(&mut channel.waiting);
+            let live = waiting.into_iter().filter(|other| self.waits(*other, id));
+            self.channels.all[id].waiting = live.collect();
         }
+        self.channels.all[id].waiting.push_back(exchange);
+        self.serve_waiting(id, now);
     }
 
     pub(super) fn connected(&mut self, id: ChannelId, conn: ConnId, now: Instant) {
         if let Some(channel) = self.channels.all.get_mut(id) {
             channel.is_dialling = false;
             channel.conns.push(conn);
-            self.wake(id, now);
+            self.serve_waiting(id, now);
         }
     }
 
-    /// Who waited learns why; another endpoint may do.
+    /// Who waited learns why, and another endpoint may do; unless there is a connection still that
+    /// will have room one day.
     pub(super) fn not_connected(&mut self, id: ChannelId, error: &ConnectError, now: Instant) {
         let Some(channel) = self.channels.all.get_mut(id) else {
             return;
         };
         channel.is_dialling = false;
-        let endpoint = channel.endpoint.key.address;
+        if !channel.conns.is_empty() {
+            return;
+        }
+        let endpoint = channel.reach.endpoint.key.address;
         for exchange in std::mem::take(&mut channel.waiting) {
             let failed = ProxyError::Connect {
                 endpoint,
@@ -115,19 +127,40 @@ impl Relay {
     pub(super) fn channel_changed(&mut self, conn: ConnId, now: Instant) {
         let side = self.conns.get(conn).map(|conn| &conn.side);
         if let Some(Side::Endpoint { channel, .. }) = side {
-            self.wake(*channel, now);
+            self.serve_waiting(*channel, now);
         }
     }
 
-    /// Sends what waits, while there is a connection that takes it.
-    pub(super) fn wake(&mut self, id: ChannelId, now: Instant) {
-        while let Some(conn) = self.usable(id) {
+    /// Sends what waits while there is a connection that takes it, and dials for the rest.
+    pub(super) fn serve_waiting(&mut self, id: ChannelId, now: Instant) {
+        while self.channels.has_waiting(id)
+            && let Some(conn) = self.usable(id)
+        {
             let next = self.channels.all[id].waiting.pop_front();
-            let Some(exchange) = next else { return };
-            if self.waits(exchange, id) {
+            if let Some(exchange) = next.filter(|exchange| self.waits(*exchange, id)) {
                 self.send(exchange, conn, now);
             }
         }
+        while let Some(first) = self.channels.all.get(id).and_then(|c| c.waiting.front()) {
+            if self.waits(*first, id) {
+                return self.dial(id);
+            }
+            self.channels.all[id].waiting.pop_front();
+        }
+    }
+
+    fn dial(&mut self, id: ChannelId) {
+        let channel = &mut self.channels.all[id];
+        if channel.is_dialling || channel.conns.len() >= CONNS_MAX {
+            return;
+        }
+        channel.is_dialling = true;
+        self.tasks.push_back(Task::Dial(Dial {
+            channel: id,
+            endpoint: channel.reach.endpoint.key.clone(),
+            name: Arc::clone(&channel.reach.name),
+            timeout: channel.reach.timeout,
+        }));
     }
 
     /// The first that takes requests: the others empty, and close one day.
@@ -145,7 +178,11 @@ impl Relay {
         self.exchanges.get(exchange).is_some_and(|exchange| {
             let attempt = exchange.attempt.as_ref();
             exchange.stage == Stage::Connecting
-                && attempt.is_some_and(|attempt| Arc::ptr_eq(&attempt.endpoint, &channel.endpoint))
+                && attempt
+                    .is_some_and(|attempt| Arc::ptr_eq(&attempt.endpoint, &channel.reach.endpoint))
         })
     }
 }
+
+/// Connections of a worker to one endpoint; beyond it requests wait for a stream to end.
+const CONNS_MAX: usize = 64;

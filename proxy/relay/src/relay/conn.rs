@@ -75,7 +75,11 @@ pub(super) struct Conn {
     pub(super) exchanges: ByStream,
     /// Whether it is in the relay's list of those that may have something to write.
     pub(super) is_dirty: bool,
+    /// Nothing is taken from it any more.
+    pub(super) is_closing: bool,
     pub(super) timer: Option<Timer>,
+    /// What the timer is set for.
+    pub(super) due: Option<Instant>,
     /// What was found in the view of this number.
     pub(super) found: Option<(u64, Arc<LiveDestination>)>,
 }
@@ -122,7 +126,9 @@ impl Conn {
             side,
             exchanges: HashMap::default(),
             is_dirty: false,
+            is_closing: false,
             timer: None,
+            due: None,
             found: None,
         }
     }

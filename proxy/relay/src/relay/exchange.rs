@@ -62,6 +62,8 @@ pub(super) struct Exchange {
     pub(super) started: Instant,
     /// Of the whole.
     pub(super) deadline: Option<Instant>,
+    /// Whether its destination has been asked for.
+    pub(super) is_asked: bool,
     /// For the deadline, the attempt's time or the next attempt, whatever comes first.
     pub(super) timer: Option<Timer>,
     /// Outbound, once it was routed.
@@ -223,9 +225,15 @@ impl Relay {
             Stage::Connecting | Stage::Sent => {
                 self.attempt_failed(id, ProxyError::AttemptTimeout, now);
             }
-            Stage::Committed | Stage::Ending => {
+            Stage::Committed => {
                 exchange.report(Outcome::TimedOut, now);
                 self.cut(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
+            }
+            Stage::Ending => {
+                exchange.facts.reason.get_or_insert(DEADLINE);
+                let client = exchange.client;
+                self.part(client, Some(Code::CANCEL));
+                self.finish(id, now);
             }
         }
     }
@@ -252,7 +260,11 @@ impl Relay {
         let conn = leg.and_then(|leg| self.conns.get_mut(leg.conn));
         if let (Some(leg), Some(conn)) = (leg, conn) {
             conn.exchanges.remove(&leg.stream.0);
+            self.channel_changed(leg.conn, now);
         }
+        let Some(exchange) = self.exchanges.get_mut(id) else {
+            return;
+        };
         match exchange.stage {
             Stage::Committed => {
                 exchange.report(Outcome::Reset, now);
@@ -306,7 +318,9 @@ impl Relay {
             self.channel_changed(leg.conn, now);
         }
         if self.rooms.len() < ROOMS_KEPT {
-            self.rooms.push(exchange.upload.into_room());
+            let (room, trailers) = exchange.upload.into_room();
+            self.rooms.push(room);
+            trailers.into_iter().for_each(|head| self.heads.give(head));
         }
         let (destination, route, cluster) = match exchange.way {
             Some(way) => (Some(way.destination), Some(way.route), Some(way.cluster)),

@@ -49,6 +49,7 @@ impl Relay {
             (Side::Client(caller), Direction::Inbound) => caller.peer.clone(),
             _ => Peer::Anonymous,
         };
+        let spoken = request::spoken(&head, version);
         let mut exchange = Exchange {
             client: Leg { conn, stream },
             head,
@@ -56,6 +57,7 @@ impl Relay {
             stage: Stage::Looking,
             started: now,
             deadline: None,
+            is_asked: false,
             timer: None,
             way: None,
             retry: Retry::new("", None),
@@ -64,7 +66,7 @@ impl Relay {
             held: Held::default(),
             facts: Facts {
                 direction,
-                spoken: Spoken::Http2,
+                spoken,
                 endpoint: None,
                 peer,
                 status: None,
@@ -79,10 +81,7 @@ impl Relay {
         };
         let terms = &self.settings.terms;
         let read = Request::ready(&mut exchange.head, version, terms, &mut self.rng);
-        if let Ok(request) = read {
-            exchange.facts.spoken = request.spoken;
-            exchange.request = Some(request);
-        }
+        exchange.request = read.as_ref().ok().copied();
         let id = self.exchanges.insert(exchange);
         self.conns[conn].exchanges.insert(stream.0, id);
         let begun = read.and_then(|request| match direction {
@@ -96,7 +95,7 @@ impl Relay {
 
     /// Outbound: first match wins, and its weights choose the cluster.
     fn route(&mut self, id: ExchangeId, request: &Request, now: Instant) -> Result<(), ProxyError> {
-        let Some(destination) = self.destination(id, now)? else {
+        let Some(destination) = self.destination(id)? else {
             return Ok(());
         };
         let exchange = &mut self.exchanges[id];
@@ -135,11 +134,7 @@ impl Relay {
     }
 
     /// What the client dialled, or names; `None`: it has been asked for.
-    fn destination(
-        &mut self,
-        id: ExchangeId,
-        now: Instant,
-    ) -> Result<Option<Arc<LiveDestination>>, ProxyError> {
+    fn destination(&mut self, id: ExchangeId) -> Result<Option<Arc<LiveDestination>>, ProxyError> {
         let exchange = &mut self.exchanges[id];
         let conn = &mut self.conns[exchange.client.conn];
         let number = self.view_number;
@@ -163,9 +158,12 @@ impl Relay {
             )) => Err(ProxyError::UnknownDestination),
             Some(Lookup::Unanswered) | None => {
                 exchange.stage = Stage::Looking;
+                if !std::mem::replace(&mut exchange.is_asked, true) {
+                    self.tasks.push_back(Task::Ask(key));
+                }
+                let until = exchange.started.checked_add(self.settings.lookup_wait);
                 self.look(id);
-                self.tasks.push_back(Task::Ask(key));
-                self.arm(id, now.checked_add(self.settings.lookup_wait));
+                self.arm(id, until);
                 Ok(None)
             }
         }
@@ -213,7 +211,7 @@ impl Relay {
         exchange.attempt = Some(Attempt::start(endpoint));
         let reach = Reach {
             endpoint: Arc::clone(endpoint),
-            name: "".into(),
+            name: Arc::clone(&self.nameless),
             timeout: CONNECT_TIMEOUT,
         };
         self.arm(id, None);
@@ -223,7 +221,11 @@ impl Relay {
 
     /// The view has changed since the destination was asked for.
     pub(super) fn look_again(&mut self, id: ExchangeId, now: Instant) {
-        let Some(request) = self.exchanges[id].request else {
+        let exchange = &self.exchanges[id];
+        let Some(request) = exchange
+            .request
+            .filter(|_| exchange.stage == Stage::Looking)
+        else {
             return;
         };
         if let Err(error) = self.route(id, &request, now) {
@@ -286,6 +288,7 @@ impl Relay {
         };
         exchange.stage = Stage::Sent;
         let passed = exchange.upload.send(codec, stream, then, &mut self.heads);
+        exchange.upload.sent(self.settings.replay_bytes_max);
         if let Some(attempt) = &mut exchange.attempt {
             attempt.leg = Some(Leg { conn, stream });
         }

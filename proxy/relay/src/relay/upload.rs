@@ -52,10 +52,17 @@ impl Upload {
         self.kept.consume(self.kept.len());
     }
 
-    /// What was used to keep it, empty.
-    pub(super) fn into_room(mut self) -> Output {
+    /// What was used to keep it, empty, and the trailers.
+    pub(super) fn into_room(mut self) -> (Output, Option<Head>) {
         self.give_up();
-        self.kept
+        (self.kept, self.trailers)
+    }
+
+    /// Keeps no more than `bytes_max` once it has been sent.
+    pub(super) fn sent(&mut self, bytes_max: usize) {
+        if self.kept.len() > bytes_max {
+            self.give_up();
+        }
     }
 
     /// Sends what has come; how much of it has gone.

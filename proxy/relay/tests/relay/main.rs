@@ -158,6 +158,20 @@ fn what_is_too_long_to_keep_is_not_repeated() {
 }
 
 #[test]
+fn who_waits_for_a_stream_gets_one_though_connections_break() {
+    play(
+        |seed| Plan {
+            requests: 60,
+            endpoints: vec![Behaviour::Echo, Behaviour::ResetStreams],
+            endpoint_streams: 1 + u32::try_from(seed % 3).expect("it is small"),
+            breaks: 0.01,
+            ..Plan::default()
+        },
+        |world| assert!(world.outcomes("ok") > 0),
+    );
+}
+
+#[test]
 fn without_a_policy_a_failure_is_the_answer() {
     play(
         |_| Plan {

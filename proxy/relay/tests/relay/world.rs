@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) one_at_a_time: bool,
     pub(crate) body_bytes_max: usize,
     pub(crate) body_bytes_min: usize,
+    /// Streams that an endpoint takes at a time.
+    pub(crate) endpoint_streams: u32,
     /// What clients let come of an answer.
     pub(crate) client_window: u32,
     pub(crate) endpoints: Vec<Behaviour>,
@@ -74,6 +76,7 @@ impl Default for Plan {
             one_at_a_time: false,
             body_bytes_max: 3_000,
             body_bytes_min: 0,
+            endpoint_streams: 100,
             client_window: 64 * 1024,
             endpoints: vec![Behaviour::Echo; 3],
             retry: None,
@@ -304,7 +307,11 @@ impl World {
             }),
         };
         if let Some(conn) = self.relay.dialled(dial.channel, result, self.now) {
-            let peer = Peer::endpoint(behaviour, &h2::Limits::of_mesh(), self.now);
+            let limits = h2::Limits {
+                streams_max: self.plan.endpoint_streams,
+                ..h2::Limits::of_mesh()
+            };
+            let peer = Peer::endpoint(behaviour, &limits, self.now);
             self.link(conn, peer, false);
         }
     }
