@@ -207,7 +207,9 @@ impl Connection {
     /// one, so call it when nothing has come for a while.
     pub fn shrink(&mut self) {
         self.streams.shrink();
-        self.pieces.shrink();
+        if self.is_idle() {
+            self.pieces.clear_all();
+        }
         self.recent.shrink();
         self.partial.shrink_to_fit();
         self.block.shrink_to_fit();

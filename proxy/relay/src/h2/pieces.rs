@@ -149,11 +149,9 @@ impl Pieces {
         *line = Line::default();
     }
 
-    /// Gives back memory that is not in use, when nothing waits.
-    pub(super) fn shrink(&mut self) {
-        if self.bytes == 0 && self.head_bytes == 0 {
-            *self = Self::default();
-        }
+    /// Gives back the memory; for when there is no stream, and so nothing waits.
+    pub(super) fn clear_all(&mut self) {
+        *self = Self::default();
     }
 
     /// Bytes of bodies that wait.

@@ -316,6 +316,24 @@ fn a_long_download_is_ordinary() {
     assert_eq!(probe.connection.waiting_bytes(), 0);
 }
 
+/// As Go's HTTP/2 does when its reader has a buffer of 4 KiB.
+#[test]
+fn a_reader_of_small_pieces_is_ordinary() {
+    let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+    probe.feed(&post(0));
+    answer(&mut probe, 1, Then::More);
+    for n in 0..ROUNDS {
+        let data = Payload::Lent(&[7; 16 * 1024]);
+        probe.connection.send_data(StreamId(1), data, Then::More);
+        probe.take_output();
+        for _ in 0..4 {
+            probe.feed(&words(Kind::WindowUpdate, 0, 1, &[4 * 1024]));
+            probe.feed(&words(Kind::WindowUpdate, 0, 0, &[4 * 1024]));
+        }
+        assert_eq!(probe.broken, None, "round {n}");
+    }
+}
+
 #[test]
 fn half_of_all_requests_may_be_cancelled() {
     let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
