@@ -68,13 +68,17 @@ FUZZ_TARGETS := $(patsubst proxy/relay/fuzz/targets/%.rs,%,$(wildcard proxy/rela
 FUZZ_FOUND := $(CURDIR)/target/fuzz/corpus
 FUZZ_RUN = cargo +nightly fuzz run --target-dir $(CURDIR)/target/fuzz
 
+# The fuzzing package is apart from the workspace and fuzzes it with the workspace's versions.
+proxy/relay/fuzz/Cargo.lock: Cargo.lock
+	cp $< $@
+
 .PHONY: fuzz
-fuzz: $(TOOLS)/bin/cargo-fuzz ## Coverage-guided fuzzing of the relay core, with a nightly toolchain: FUZZ_SECONDS per target
+fuzz: $(TOOLS)/bin/cargo-fuzz proxy/relay/fuzz/Cargo.lock ## Coverage-guided fuzzing of the relay core, with a nightly toolchain: FUZZ_SECONDS per target
 	cd proxy/relay; for target in $(FUZZ_TARGETS); do mkdir -p $(FUZZ_FOUND)/$$target; \
 	  $(FUZZ_RUN) $$target $(FUZZ_FOUND)/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096; done
 
 .PHONY: fuzz-corpus
-fuzz-corpus: $(TOOLS)/bin/cargo-fuzz
+fuzz-corpus: $(TOOLS)/bin/cargo-fuzz proxy/relay/fuzz/Cargo.lock
 	cd proxy/relay; for target in $(FUZZ_TARGETS); do mkdir -p $(FUZZ_FOUND)/$$target; \
 	  $(FUZZ_RUN) $$target fuzz/corpus/$$target $(FUZZ_FOUND)/$$target -- -set_cover_merge=1 -use_counters=0; done
 
