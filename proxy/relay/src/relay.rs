@@ -16,6 +16,7 @@
 
 mod answer;
 mod channel;
+mod codec;
 mod conn;
 mod exchange;
 mod route;
@@ -39,22 +40,23 @@ use slotmap::{SlotMap, new_key_type};
 
 use self::{
     channel::Channels,
+    codec::Fault,
     conn::{ByStream, Conn, NumberHasher},
-    exchange::Exchange,
+    exchange::{Exchange, Lost},
 };
 pub use self::{
-    conn::{Caller, Dialled, Port, Speaks},
+    conn::{Caller, Carries, Dialled, Port, Speaks},
     exchange::Record,
 };
 use crate::{
     cluster::EndpointState,
     error::ConnectError,
-    event::{Broken, Event},
-    h2,
+    event::{Code, Event},
+    h1, h2,
     head::Heads,
     input::Input,
     output::Output,
-    request::Terms,
+    request::{Terms, Version},
     timer::Timers,
     view::View,
 };
@@ -75,8 +77,10 @@ pub struct Settings {
     pub terms: Terms,
     /// HTTP/2 between sidecars.
     pub mesh: h2::Limits,
-    /// HTTP/2 with the workload.
+    /// HTTP/2 with anybody else, above all the workload.
     pub workload: h2::Limits,
+    /// HTTP/1.1.
+    pub http1: h1::Limits,
     /// Request bytes kept for a retry, each exchange.
     pub replay_bytes_max: usize,
     /// For the answer to a destination nobody asked for before.
@@ -88,10 +92,23 @@ pub struct Settings {
 pub enum Task {
     /// Connect; the answer is [`Relay::dialled`].
     Dial(Dial),
-    /// Close when its output has been written.
-    Close(ConnId),
+    /// Shut our direction of it when its output has been written; what comes is read on.
+    Shut(ConnId),
+    /// Close it; it is not lost by that.
+    Close(ConnId, Closing),
     /// Ask the control plane about a destination; the answer is [`Relay::configured`].
     Ask(DestinationKey),
+}
+
+/// How a connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// In order: its output is written, our direction is shut, and what still comes is read and
+    /// thrown away for a bounded time. Else the kernel destroys what the other side has not read
+    /// (RFC 9112 section 9.6).
+    Finish,
+    /// At once, by a reset: what was sent must not pass for something whole.
+    Abort,
 }
 
 /// A connection that is wanted.
@@ -103,6 +120,8 @@ pub struct Dial {
     pub endpoint: EndpointKey,
     /// Told to it as SNI.
     pub name: Arc<str>,
+    /// What it is wanted for.
+    pub carries: Carries,
     /// For TCP and TLS together.
     pub timeout: std::time::Duration,
 }
@@ -114,6 +133,8 @@ pub struct Connected {
     pub peer: Peer,
     /// Whether it is a sidecar of ours, whose reason words are to be believed.
     pub is_sidecar: bool,
+    /// What it speaks.
+    pub speaks: Speaks,
 }
 
 /// Positions of round robins, by the addresses of their clusters' states.
@@ -150,6 +171,8 @@ pub struct Relay {
     rooms: Vec<Output>,
     /// Connections that may have something to write, each once.
     dirty: Vec<ConnId>,
+    /// Connections that may be read from again, each once.
+    resumed: Vec<ConnId>,
     tasks: VecDeque<Task>,
     records: VecDeque<Record>,
     rng: SmallRng,
@@ -173,6 +196,7 @@ impl Relay {
             nameless: "".into(),
             rooms: Vec::new(),
             dirty: Vec::new(),
+            resumed: Vec::new(),
             tasks: VecDeque::new(),
             records: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
@@ -181,11 +205,7 @@ impl Relay {
 
     /// A client has connected.
     pub fn accepted(&mut self, caller: Caller, now: Instant) -> ConnId {
-        let limits = match caller.dialled {
-            Dialled::Port(_) => &self.settings.mesh,
-            Dialled::Destination(_) | Dialled::Authority => &self.settings.workload,
-        };
-        let conn = Conn::of_client(caller, limits, now);
+        let conn = Conn::of_client(caller, &self.settings, now);
         self.add(conn)
     }
 
@@ -198,11 +218,8 @@ impl Relay {
     ) -> Option<ConnId> {
         match result {
             Ok(connected) => {
-                let limits = match connected.is_sidecar {
-                    true => &self.settings.mesh,
-                    false => &self.settings.workload,
-                };
-                let conn = self.add(Conn::of_endpoint(channel, connected, limits, now));
+                let conn = Conn::of_endpoint(channel, connected, &self.settings, now);
+                let conn = self.add(conn);
                 self.connected(channel, conn, now);
                 Some(conn)
             }
@@ -224,14 +241,46 @@ impl Relay {
                 Ok(Some(event)) if is_client => self.client_event(id, event, now),
                 Ok(Some(event)) => self.endpoint_event(id, event, now),
                 Ok(None) => break,
-                Err(broken) => return self.broke(id, broken, now),
+                Err(fault) => return self.broke(id, fault, now),
             }
         }
+        debug_assert!(
+            input.is_empty(),
+            "no more was handed in than there was room for"
+        );
         self.touch(id);
         self.arm_conn(id);
     }
 
-    /// A connection has ended, and nothing can be written any more.
+    /// A connection's other side has ended its direction in order (over TLS: by a
+    /// `close_notify`).
+    pub fn ended(&mut self, id: ConnId, now: Instant) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
+            return;
+        };
+        if conn.codec.ended() {
+            self.received(id, Input::lent(b""), now);
+        } else {
+            self.close(id, Closing::Finish, now);
+        }
+    }
+
+    /// How many bytes may be handed in at once. 0: not now; [`Relay::next_resumed`] tells when.
+    pub fn room(&mut self, id: ConnId) -> usize {
+        let Some(conn) = self.conns.get_mut(id) else {
+            return 0;
+        };
+        let room = conn.codec.room();
+        conn.is_stopped = room == 0;
+        room
+    }
+
+    /// A connection for which there was no room, and is now.
+    pub fn next_resumed(&mut self) -> Option<ConnId> {
+        self.resumed.pop()
+    }
+
+    /// A connection has ended, or was closed: nothing comes and nothing can be written any more.
     pub fn lost(&mut self, id: ConnId, now: Instant) {
         let Some(conn) = self.conns.remove(id) else {
             return;
@@ -240,7 +289,12 @@ impl Relay {
             self.timers.cancel(timer);
         }
         let channel = conn.channel();
-        self.abort(conn.exchanges, channel, id, now);
+        let is_stale = conn.uses > 1 && !conn.codec.is_answered();
+        let lost = match is_stale {
+            true => Lost::Stale,
+            false => Lost::Connection,
+        };
+        self.abort(conn.exchanges, channel, id, lost, now);
     }
 
     /// Another view is in force.
@@ -296,6 +350,7 @@ impl Relay {
             while let Some(event) = self.conns.get_mut(id).and_then(|c| c.codec.next_written()) {
                 self.written(id, &event, now);
             }
+            self.attend(id, now);
             // A window that opened makes room for requests too.
             let channel = self.conns.get(id).and_then(Conn::channel);
             if let Some(channel) = channel.filter(|channel| self.channels.has_waiting(*channel)) {
@@ -341,14 +396,56 @@ impl Relay {
         id
     }
 
-    fn broke(&mut self, id: ConnId, _broken: Broken, now: Instant) {
+    /// What else may have changed with a connection: something to look at again, room for more,
+    /// its end.
+    fn attend(&mut self, id: ConnId, now: Instant) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
+            return;
+        };
+        if conn.codec.is_ready() {
+            self.received(id, Input::lent(b""), now);
+        }
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
+            return;
+        };
+        if conn.is_stopped && conn.codec.room() > 0 {
+            conn.is_stopped = false;
+            self.resumed.push(id);
+        }
+        let ending = conn.codec.ending();
+        if ending == std::mem::replace(&mut conn.ending, ending) {
+            return;
+        }
+        match ending {
+            h1::Ending::Open => {}
+            h1::Ending::HalfClosed => self.tasks.push_back(Task::Shut(id)),
+            h1::Ending::Finishing => self.close(id, Closing::Finish, now),
+            h1::Ending::Aborted => self.close(id, Closing::Abort, now),
+        }
+    }
+
+    /// What came cannot be understood. Where the protocol has an answer to that, it is given.
+    fn broke(&mut self, id: ConnId, fault: Fault, now: Instant) {
+        match fault {
+            // It ends behind the answer.
+            Fault::Http1(malformed) => self.refuse(id, malformed, now),
+            Fault::Http2 => self.close(id, Closing::Finish, now),
+        }
         self.touch(id);
-        self.tasks.push_back(Task::Close(id));
+    }
+
+    /// Nothing is taken from a connection any more.
+    fn close(&mut self, id: ConnId, closing: Closing, now: Instant) {
         let conn = &mut self.conns[id];
-        conn.is_closing = true;
+        if std::mem::replace(&mut conn.is_closing, true) {
+            return;
+        }
         let exchanges = std::mem::take(&mut conn.exchanges);
         let channel = conn.channel();
-        self.abort(exchanges, channel, id, now);
+        self.tasks.push_back(Task::Close(id, closing));
+        self.touch(id);
+        self.arm_conn(id);
+        self.abort(exchanges, channel, id, Lost::Connection, now);
     }
 
     /// The connection carries nothing any more.
@@ -357,6 +454,7 @@ impl Relay {
         exchanges: ByStream,
         channel: Option<ChannelId>,
         conn: ConnId,
+        lost: Lost,
         now: Instant,
     ) {
         if let Some(channel) = channel {
@@ -365,7 +463,7 @@ impl Relay {
         for exchange in exchanges.into_values() {
             match channel {
                 None => self.client_gone(exchange, now),
-                Some(_) => self.attempt_broke(exchange, None, now),
+                Some(_) => self.attempt_broke(exchange, lost, now),
             }
         }
         if let Some(channel) = channel {
@@ -394,7 +492,7 @@ impl Relay {
         (conn.timer, conn.due) = (None, None);
         match conn.codec.expire(now) {
             Ok(()) => self.arm_conn(id),
-            Err(broken) => self.broke(id, broken, now),
+            Err(fault) => self.broke(id, fault, now),
         }
     }
 
@@ -452,8 +550,15 @@ impl Relay {
                 }
             }
             Event::Reset { stream, code, .. } => {
-                if let Some(exchange) = self.conns[id].exchange(stream) {
-                    self.attempt_broke(exchange, Some(code), now);
+                let conn = &self.conns[id];
+                if let Some(exchange) = conn.exchange(stream) {
+                    let lost = match conn.codec.version() {
+                        Version::Http2 => Lost::Stream(code),
+                        // It ended, and `CANCEL` says that nothing of an answer had come.
+                        Version::Http1 if code == Code::CANCEL && conn.uses > 1 => Lost::Stale,
+                        Version::Http1 => Lost::Connection,
+                    };
+                    self.attempt_broke(exchange, lost, now);
                 }
             }
             Event::Goodbye { .. } | Event::StreamsMax(_) => self.channel_changed(id, now),

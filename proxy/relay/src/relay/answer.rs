@@ -68,6 +68,12 @@ impl Relay {
         let exchange = &mut self.exchanges[id];
         exchange.stage = Stage::Committed;
         exchange.upload.give_up();
+        if answer.status == SWITCHING_PROTOCOLS {
+            // Bytes from here on, for as long as it takes.
+            exchange.is_tunnel = true;
+            exchange.deadline = None;
+            exchange.upload.reopen();
+        }
         exchange.facts.status = Some(answer.status);
         exchange.facts.grpc_status = answer.grpc;
         exchange.facts.first_response = Some(now.saturating_duration_since(exchange.started));
@@ -158,9 +164,13 @@ impl Relay {
         }
     }
 
-    /// The answer is whole.
-    fn complete(&mut self, id: ExchangeId, now: Instant) {
+    /// The answer is whole. A tunnel is over when the other direction is too.
+    pub(super) fn complete(&mut self, id: ExchangeId, now: Instant) {
         let exchange = &mut self.exchanges[id];
+        exchange.is_answered = exchange.is_tunnel;
+        if exchange.is_tunnel && !exchange.upload.is_whole() {
+            return;
+        }
         if let Some(status) = exchange.facts.status
             && exchange.attempt.is_some()
         {
@@ -277,6 +287,7 @@ impl Relay {
     }
 }
 
+const SWITCHING_PROTOCOLS: u16 = 101;
 /// How long a client may take to read why its request failed.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 

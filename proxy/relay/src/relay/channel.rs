@@ -10,7 +10,7 @@ use std::{
 use slotmap::SlotMap;
 
 use super::{
-    ChannelId, ConnId, Dial, ExchangeId, Relay, Task,
+    Carries, ChannelId, ConnId, Dial, ExchangeId, Relay, Task,
     conn::{NumberHasher, Side},
     exchange::Stage,
 };
@@ -45,7 +45,20 @@ struct Channel {
 pub(super) struct Reach {
     pub(super) endpoint: Arc<EndpointState>,
     pub(super) name: Arc<str>,
+    pub(super) carries: Carries,
     pub(super) timeout: Duration,
+}
+
+/// Whether a connection that has been used before will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Freshness {
+    /// Any.
+    Any,
+    /// Not one of HTTP/1.1 that its endpoint may be closing by now: the request could not be
+    /// repeated.
+    Recent,
+    /// Not one of HTTP/1.1 that was used before: such a one just broke.
+    New,
 }
 
 impl Channels {
@@ -76,8 +89,11 @@ impl Channels {
 
 impl Relay {
     /// Sends the exchange's attempt over a connection, or has it wait for one.
-    pub(super) fn connect(&mut self, exchange: ExchangeId, reach: Reach, now: Instant) {
-        let id = self.channels.of(reach);
+    pub(super) fn connect(&mut self, exchange: ExchangeId, _freshness: Freshness, now: Instant) {
+        let Some(attempt) = &self.exchanges[exchange].attempt else {
+            return;
+        };
+        let id = self.channels.of(attempt.reach.clone());
         let is_first = self.channels.all[id].waiting.is_empty();
         if is_first && let Some(conn) = self.usable(id) {
             return self.send(exchange, conn, now);
@@ -159,6 +175,7 @@ impl Relay {
             channel: id,
             endpoint: channel.reach.endpoint.key.clone(),
             name: Arc::clone(&channel.reach.name),
+            carries: channel.reach.carries,
             timeout: channel.reach.timeout,
         }));
     }
@@ -178,8 +195,9 @@ impl Relay {
         self.exchanges.get(exchange).is_some_and(|exchange| {
             let attempt = exchange.attempt.as_ref();
             exchange.stage == Stage::Connecting
-                && attempt
-                    .is_some_and(|attempt| Arc::ptr_eq(&attempt.endpoint, &channel.reach.endpoint))
+                && attempt.is_some_and(|attempt| {
+                    Arc::ptr_eq(&attempt.reach.endpoint, &channel.reach.endpoint)
+                })
         })
     }
 }

@@ -10,18 +10,11 @@ use std::{
 
 use heddle_policy::{snapshot::DestinationKey, spiffe::Peer};
 
-use super::{ChannelId, Connected, ExchangeId};
-use crate::{
-    event::{Broken, Code, Event, StreamId, Then},
-    h2,
-    head::{Head, Heads},
-    input::{Input, Payload},
-    output::Output,
-    record::Direction,
-    request::Version,
-    timer::Timer,
-    view::LiveDestination,
+use super::{
+    ChannelId, Connected, ExchangeId, Settings,
+    codec::{Codec, Role},
 };
+use crate::{event::StreamId, h1, record::Direction, timer::Timer, view::LiveDestination};
 
 /// A client's connection, as it was accepted.
 #[derive(Clone, Debug)]
@@ -30,6 +23,8 @@ pub struct Caller {
     pub address: SocketAddr,
     /// Who, as far as TLS has proven it.
     pub peer: Peer,
+    /// Whether it is a sidecar of ours.
+    pub is_sidecar: bool,
     /// Where to.
     pub dialled: Dialled,
     /// What it speaks.
@@ -59,8 +54,21 @@ pub struct Port {
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
+    /// HTTP/1.0 or 1.1.
+    Http1,
     /// HTTP/2.
     Http2,
+}
+
+/// What a connection to an endpoint is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carries {
+    /// HTTP/2.
+    Http2,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/1.1 to a sidecar, HTTP/2 to anybody else.
+    Http1OrForeignHttp2,
 }
 
 /// The exchanges of a connection. Numbers of streams are a peer's choice within narrow bounds: few
@@ -82,6 +90,12 @@ pub(super) struct Conn {
     pub(super) due: Option<Instant>,
     /// What was found in the view of this number.
     pub(super) found: Option<(u64, Arc<LiveDestination>)>,
+    /// Its driver waits until there is room again.
+    pub(super) is_stopped: bool,
+    /// What its driver knows of its end.
+    pub(super) ending: h1::Ending,
+    /// Requests that were sent over it, or came.
+    pub(super) uses: u32,
 }
 
 #[derive(Debug)]
@@ -94,35 +108,32 @@ pub(super) enum Side {
     },
 }
 
-/// What is spoken.
-#[derive(Debug)]
-pub(super) enum Codec {
-    Http2(Box<h2::Connection>),
-}
-
 impl Conn {
-    pub(super) fn of_client(caller: Caller, limits: &h2::Limits, now: Instant) -> Self {
-        let Speaks::Http2 = caller.speaks;
-        Self::new(h2::Role::Server, Side::Client(caller), limits, now)
+    pub(super) fn of_client(caller: Caller, settings: &Settings, now: Instant) -> Self {
+        let (speaks, is_sidecar) = (caller.speaks, caller.is_sidecar);
+        let codec = Codec::new(Role::Server, speaks, is_sidecar, settings, now);
+        Self::new(codec, Side::Client(caller))
     }
 
     pub(super) fn of_endpoint(
         channel: ChannelId,
         connected: Connected,
-        limits: &h2::Limits,
+        settings: &Settings,
         now: Instant,
     ) -> Self {
+        let (speaks, is_sidecar) = (connected.speaks, connected.is_sidecar);
+        let codec = Codec::new(Role::Client, speaks, is_sidecar, settings, now);
         let side = Side::Endpoint {
             channel,
             peer: connected.peer,
-            is_sidecar: connected.is_sidecar,
+            is_sidecar,
         };
-        Self::new(h2::Role::Client, side, limits, now)
+        Self::new(codec, side)
     }
 
-    fn new(role: h2::Role, side: Side, limits: &h2::Limits, now: Instant) -> Self {
+    fn new(codec: Codec, side: Side) -> Self {
         Self {
-            codec: Codec::Http2(Box::new(h2::Connection::new(role, limits, now))),
+            codec,
             side,
             exchanges: HashMap::default(),
             is_dirty: false,
@@ -130,6 +141,9 @@ impl Conn {
             timer: None,
             due: None,
             found: None,
+            is_stopped: false,
+            ending: h1::Ending::Open,
+            uses: 0,
         }
     }
 
@@ -153,115 +167,6 @@ impl Conn {
                 ..
             }) => Direction::Inbound,
             Side::Client(_) | Side::Endpoint { .. } => Direction::Outbound,
-        }
-    }
-
-    pub(super) fn version(&self) -> Version {
-        match self.codec {
-            Codec::Http2(_) => Version::Http2,
-        }
-    }
-}
-
-impl Codec {
-    pub(super) fn receive<'a>(
-        &mut self,
-        input: &mut Input<'a>,
-        heads: &mut Heads,
-        now: Instant,
-    ) -> Result<Option<Event<'a>>, Broken> {
-        match self {
-            Self::Http2(conn) => conn.receive(input, heads, now),
-        }
-    }
-
-    pub(super) fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
-        match self {
-            Self::Http2(conn) => conn.open(head, then, heads),
-        }
-    }
-
-    pub(super) fn send_head(
-        &mut self,
-        stream: StreamId,
-        head: &Head,
-        then: Then,
-        heads: &mut Heads,
-    ) {
-        match self {
-            Self::Http2(conn) => conn.send_head(stream, head, then, heads),
-        }
-    }
-
-    /// How many bytes have gone at once.
-    pub(super) fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
-        match self {
-            Self::Http2(conn) => conn.send_data(stream, data, then),
-        }
-    }
-
-    pub(super) fn send_trailers(&mut self, stream: StreamId, head: &Head, heads: &mut Heads) {
-        match self {
-            Self::Http2(conn) => conn.send_trailers(stream, head, heads),
-        }
-    }
-
-    pub(super) fn reset(&mut self, stream: StreamId, code: Code) {
-        match self {
-            Self::Http2(conn) => conn.reset(stream, code),
-        }
-    }
-
-    /// Nothing more is wanted of the stream; what is sent goes first.
-    pub(super) fn stop(&mut self, stream: StreamId) {
-        match self {
-            Self::Http2(conn) => conn.stop(stream),
-        }
-    }
-
-    pub(super) fn release(&mut self, stream: StreamId, bytes: u32) {
-        match self {
-            Self::Http2(conn) => conn.release(stream, bytes),
-        }
-    }
-
-    pub(super) fn fill(&mut self, room: usize, heads: &mut Heads) {
-        match self {
-            Self::Http2(conn) => conn.fill(room, heads),
-        }
-    }
-
-    pub(super) fn next_written(&mut self) -> Option<Event<'static>> {
-        match self {
-            Self::Http2(conn) => conn.next_written(),
-        }
-    }
-
-    pub(super) fn output(&mut self) -> &mut Output {
-        match self {
-            Self::Http2(conn) => conn.output(),
-        }
-    }
-
-    pub(super) fn expire(&mut self, now: Instant) -> Result<(), Broken> {
-        match self {
-            Self::Http2(conn) => conn.expire(now),
-        }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Http2(conn) => conn.deadline(),
-        }
-    }
-
-    /// Whether a request sent now would be on its way soon: there is room for a stream, and what
-    /// was sent before does not pile up.
-    pub(super) fn takes_requests(&self) -> bool {
-        match self {
-            Self::Http2(conn) => {
-                conn.can_open() && conn.send_window() > 0 && conn.waiting_bytes() < WAITING_MAX
-            }
         }
     }
 }
@@ -294,6 +199,3 @@ impl Hasher for NumberHasher {
         self.0 = mixed ^ (mixed >> 32);
     }
 }
-
-/// Unsent bytes of a connection to an endpoint from which on requests go to another one.
-const WAITING_MAX: usize = 256 * 1024;

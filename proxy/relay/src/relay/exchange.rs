@@ -14,11 +14,16 @@ use heddle_policy::{
     spiffe::Peer,
 };
 
-use super::{ConnId, Due, ExchangeId, Relay, upload::Upload};
+use super::{
+    ConnId, Due, ExchangeId, Relay,
+    channel::{Freshness, Reach},
+    upload::Upload,
+};
 use crate::{
-    cluster::{EndpointState, LiveCluster, Outstanding},
+    cluster::{LiveCluster, Outstanding},
     error::{CANCELLED, DEADLINE, ProxyError},
     event::{Code, StreamId},
+    h1::Form,
     head::Head,
     record::{Direction, Spoken},
     request::Request,
@@ -56,6 +61,8 @@ pub(super) struct Exchange {
     pub(super) client: Leg,
     /// As it is forwarded.
     pub(super) head: Head,
+    /// How its client wrote it, if that was in HTTP/1.1.
+    pub(super) form: Form,
     /// Once it was read.
     pub(super) request: Option<Request>,
     pub(super) stage: Stage,
@@ -71,6 +78,12 @@ pub(super) struct Exchange {
     pub(super) retry: Retry,
     pub(super) upload: Upload,
     pub(super) attempt: Option<Attempt>,
+    /// What was sent was not seen, and has been sent again, which happens once.
+    pub(super) is_resent: bool,
+    /// Bytes pass both ways, each until its end.
+    pub(super) is_tunnel: bool,
+    /// A tunnel's: the endpoint's direction has ended.
+    pub(super) is_answered: bool,
     pub(super) held: Held,
     pub(super) facts: Facts,
 }
@@ -81,6 +94,20 @@ pub(super) struct Way {
     pub(super) destination: Arc<LiveDestination>,
     pub(super) route: Arc<Route>,
     pub(super) cluster: Arc<LiveCluster>,
+}
+
+/// What became of a stream that an attempt was sent over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// It was reset.
+    Stream(Code),
+    /// Its connection ended.
+    Connection,
+    /// Its connection, of HTTP/1.1 and used before, ended without a byte of an answer: the endpoint
+    /// had most likely closed it already.
+    Stale,
+    /// The answer is none that may be passed on.
+    Answer(&'static str),
 }
 
 /// What an exchange holds until its end.
@@ -95,7 +122,7 @@ pub(super) struct Held {
 /// One try against one endpoint. It reports one outcome.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    pub(super) endpoint: Arc<EndpointState>,
+    pub(super) reach: Reach,
     /// Where it was sent.
     pub(super) leg: Option<Leg>,
     /// Bytes of the request's body that have gone.
@@ -167,25 +194,81 @@ const ROOMS_KEPT: usize = 256;
 
 impl Attempt {
     /// Counts the endpoint as one more in flight.
-    pub(super) fn start(endpoint: &Arc<EndpointState>) -> Self {
+    pub(super) fn start(reach: Reach) -> Self {
         Self {
-            endpoint: Arc::clone(endpoint),
             leg: None,
             passed: 0,
             is_reported: false,
-            _outstanding: endpoint.begin(),
+            _outstanding: reach.endpoint.begin(),
+            reach,
+        }
+    }
+}
+
+impl Facts {
+    /// Of a request that begins.
+    pub(super) fn new(direction: Direction, spoken: Spoken, peer: Peer) -> Self {
+        Self {
+            direction,
+            spoken,
+            endpoint: None,
+            peer,
+            status: None,
+            grpc_status: None,
+            reason: None,
+            attempts: 0,
+            bytes_received: 0,
+            bytes_sent: 0,
+            unsent: 0,
+            first_response: None,
         }
     }
 }
 
 impl Exchange {
+    /// Of a request whose head has come.
+    pub(super) fn new(
+        client: Leg,
+        head: Head,
+        upload: Upload,
+        facts: Facts,
+        started: Instant,
+    ) -> Self {
+        Self {
+            client,
+            head,
+            form: Form::default(),
+            request: None,
+            stage: Stage::Looking,
+            started,
+            deadline: None,
+            is_asked: false,
+            timer: None,
+            way: None,
+            retry: Retry::new("", None),
+            upload,
+            attempt: None,
+            is_resent: false,
+            is_tunnel: false,
+            is_answered: false,
+            held: Held::default(),
+            facts,
+        }
+    }
+
+    /// Whether it may be sent again although it may have been seen (RFC 9110 section 9.2.2).
+    pub(super) fn is_repeatable(&self) -> bool {
+        let is_idempotent = self.request.is_some_and(|request| request.is_idempotent);
+        is_idempotent && self.upload.is_replayable()
+    }
+
     /// How the attempt ended. Later reports are ignored.
     pub(super) fn report(&mut self, outcome: Outcome, now: Instant) {
         let (Some(way), Some(attempt)) = (&self.way, &mut self.attempt) else {
             return;
         };
         if !std::mem::replace(&mut attempt.is_reported, true) {
-            way.cluster.observe(&attempt.endpoint, outcome, now);
+            way.cluster.observe(&attempt.reach.endpoint, outcome, now);
         }
     }
 
@@ -249,7 +332,7 @@ impl Relay {
     }
 
     /// The stream that the attempt was sent over is no more.
-    pub(super) fn attempt_broke(&mut self, id: ExchangeId, code: Option<Code>, now: Instant) {
+    pub(super) fn attempt_broke(&mut self, id: ExchangeId, lost: Lost, now: Instant) {
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return;
         };
@@ -273,14 +356,34 @@ impl Relay {
             // All of the answer is here.
             Stage::Ending => {}
             Stage::Looking | Stage::Connecting | Stage::Sent | Stage::BackingOff => {
-                let error = match code {
-                    Some(Code::REFUSED_STREAM) => ProxyError::Refused("REFUSED_STREAM".into()),
-                    Some(code) => ProxyError::Reset(format!("error code {}", code.0)),
-                    None => ProxyError::Reset("the connection ended".into()),
-                };
-                self.attempt_failed(id, error, now);
+                self.send_again_or_fail(id, lost, now);
             }
         }
+    }
+
+    /// What the endpoint has not seen goes to it again, once: an idle connection that it closed as
+    /// the request was on its way is no failure of its own, and of a refusal nobody else is told
+    /// where there are no other endpoints.
+    fn send_again_or_fail(&mut self, id: ExchangeId, lost: Lost, now: Instant) {
+        let exchange = &mut self.exchanges[id];
+        let is_unseen = match lost {
+            Lost::Stale => exchange.is_repeatable(),
+            Lost::Stream(Code::REFUSED_STREAM) => {
+                exchange.way.is_none() && exchange.upload.is_replayable()
+            }
+            Lost::Stream(_) | Lost::Connection | Lost::Answer(_) => false,
+        };
+        if is_unseen && exchange.attempt.is_some() && !exchange.is_resent {
+            exchange.is_resent = true;
+            return self.connect(id, Freshness::New, now);
+        }
+        let error = match lost {
+            Lost::Stream(Code::REFUSED_STREAM) => ProxyError::Refused("REFUSED_STREAM".into()),
+            Lost::Stream(code) => ProxyError::Reset(format!("error code {}", code.0)),
+            Lost::Connection | Lost::Stale => ProxyError::Reset("the connection ended".into()),
+            Lost::Answer(why) => ProxyError::BadResponse(why),
+        };
+        self.attempt_failed(id, error, now);
     }
 
     /// The stream is nobody's any more: it is reset unless it is over, or stopped when all that

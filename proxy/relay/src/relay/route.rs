@@ -8,7 +8,7 @@ use heddle_policy::{
     deadline::{earliest, of_attempt, remaining},
     retry::{Attempted, Pushback, Retry, RetryDecision},
     snapshot::{
-        CONNECT_TIMEOUT, DestinationKey, EndpointKey, MtlsMode, Target, Transport,
+        CONNECT_TIMEOUT, ClusterProtocol, DestinationKey, EndpointKey, MtlsMode, Target, Transport,
         UnknownDestination,
     },
     spiffe::Peer,
@@ -16,19 +16,20 @@ use heddle_policy::{
 use rand::{Rng, RngExt};
 
 use super::{
-    ConnId, ExchangeId, Relay, TURNS_MAX, Task, Turns,
-    channel::Reach,
+    Carries, ConnId, ExchangeId, Relay, TURNS_MAX, Task, Turns,
+    channel::{Freshness, Reach},
     conn::{Dialled, Port, Side},
-    exchange::{Attempt, Exchange, Facts, Held, Leg, Stage, Way},
+    exchange::{Attempt, Exchange, Facts, Leg, Lost, Stage, Way},
     upload::Upload,
 };
 use crate::{
     cluster::{EndpointState, LiveCluster},
     error::ProxyError,
     event::{Code, StreamId, Then},
+    h1,
     head::Head,
     record::{Direction, Spoken},
-    request::{self, Request},
+    request::{self, Request, Version},
     token::Token,
     view::{LiveDestination, Lookup},
 };
@@ -43,53 +44,63 @@ impl Relay {
         then: Then,
         now: Instant,
     ) {
-        let caller = &self.conns[conn];
-        let (version, direction) = (caller.version(), caller.direction());
-        let peer = match (&caller.side, direction) {
-            (Side::Client(caller), Direction::Inbound) => caller.peer.clone(),
-            _ => Peer::Anonymous,
-        };
-        let spoken = request::spoken(&head, version);
-        let mut exchange = Exchange {
-            client: Leg { conn, stream },
-            head,
-            request: None,
-            stage: Stage::Looking,
-            started: now,
-            deadline: None,
-            is_asked: false,
-            timer: None,
-            way: None,
-            retry: Retry::new("", None),
-            upload: Upload::new(then, self.rooms.pop().unwrap_or_default()),
-            attempt: None,
-            held: Held::default(),
-            facts: Facts {
-                direction,
-                spoken,
-                endpoint: None,
-                peer,
-                status: None,
-                grpc_status: None,
-                reason: None,
-                attempts: 0,
-                bytes_received: 0,
-                bytes_sent: 0,
-                unsent: 0,
-                first_response: None,
-            },
-        };
+        let id = self.start(conn, stream, head, then, now);
+        let version = self.conns[conn].codec.version();
+        let exchange = &mut self.exchanges[id];
         let terms = &self.settings.terms;
         let read = Request::ready(&mut exchange.head, version, terms, &mut self.rng);
         exchange.request = read.as_ref().ok().copied();
-        let id = self.exchanges.insert(exchange);
-        self.conns[conn].exchanges.insert(stream.0, id);
+        let direction = exchange.facts.direction;
         let begun = read.and_then(|request| match direction {
             Direction::Outbound => self.route(id, &request, now),
             Direction::Inbound => self.admit(id, &request, now),
         });
         if let Err(error) = begun {
             self.fail(id, &error, now);
+        }
+    }
+
+    fn start(
+        &mut self,
+        conn: ConnId,
+        stream: StreamId,
+        head: Head,
+        then: Then,
+        now: Instant,
+    ) -> ExchangeId {
+        let caller = &mut self.conns[conn];
+        caller.uses = caller.uses.saturating_add(1);
+        let (version, direction) = (caller.codec.version(), caller.direction());
+        let peer = match (&caller.side, direction) {
+            (Side::Client(caller), Direction::Inbound) => caller.peer.clone(),
+            _ => Peer::Anonymous,
+        };
+        let facts = Facts::new(direction, request::spoken(&head, version), peer);
+        let upload = Upload::new(then, self.rooms.pop().unwrap_or_default());
+        let client = Leg { conn, stream };
+        let mut exchange = Exchange::new(client, head, upload, facts, now);
+        exchange.form = caller.codec.form();
+        let id = self.exchanges.insert(exchange);
+        self.conns[conn].exchanges.insert(stream.0, id);
+        id
+    }
+
+    /// What came over a connection of HTTP/1.1 is not HTTP: its client is told so while it can be,
+    /// and its endpoint is not asked for more.
+    pub(super) fn refuse(&mut self, conn: ConnId, malformed: h1::Malformed, now: Instant) {
+        let is_client = self.conns[conn].channel().is_none();
+        let exchange = self.conns[conn].exchanges.values().next().copied();
+        match (exchange, malformed.answer) {
+            (Some(exchange), _) if !is_client => {
+                self.attempt_broke(exchange, Lost::Answer(malformed.reason), now);
+            }
+            (Some(exchange), None) => self.client_gone(exchange, now),
+            (Some(exchange), Some(_)) => self.fail(exchange, &malformed.into(), now),
+            (None, Some(stream)) => {
+                let exchange = self.start(conn, stream, Head::new(), Then::End, now);
+                self.fail(exchange, &malformed.into(), now);
+            }
+            (None, None) => {}
         }
     }
 
@@ -148,7 +159,19 @@ impl Relay {
             Dialled::Destination(key) => (key.clone(), true),
             Dialled::Authority | Dialled::Port(_) => (by_authority(&exchange.head)?, false),
         };
-        match self.view.lookup(&key) {
+        let known = self.view.lookup(&key);
+        let is_plain = match &known {
+            Some(Lookup::Found(found)) => matches!(found.config.target, Target::Passthrough),
+            Some(Lookup::Unknown(_)) => true,
+            Some(Lookup::Unanswered) | None => false,
+        };
+        if let DestinationKey::Address(address) = &key
+            && is_plain
+            && self.view.meshed.contains(address)
+        {
+            return Err(ProxyError::OnceMeshed(*address));
+        }
+        match known {
             Some(Lookup::Found(destination)) => {
                 conn.found = is_all.then(|| (number, Arc::clone(&destination)));
                 Ok(Some(destination))
@@ -208,14 +231,19 @@ impl Relay {
         });
         exchange.facts.attempts += 1;
         exchange.facts.endpoint = Some(application);
-        exchange.attempt = Some(Attempt::start(endpoint));
-        let reach = Reach {
+        let carries = match self.conns[exchange.client.conn].codec.version() {
+            Version::Http1 => Carries::Http1,
+            Version::Http2 => Carries::Http2,
+        };
+        exchange.attempt = Some(Attempt::start(Reach {
             endpoint: Arc::clone(endpoint),
             name: Arc::clone(&self.nameless),
+            carries,
             timeout: CONNECT_TIMEOUT,
-        };
+        }));
         self.arm(id, None);
-        self.connect(id, reach, now);
+        let freshness = self.freshness(id);
+        self.connect(id, freshness, now);
         Ok(())
     }
 
@@ -258,15 +286,37 @@ impl Relay {
         let endpoint = &cluster.endpoints[index].state;
         exchange.facts.attempts += 1;
         exchange.facts.endpoint = Some(endpoint.key.address);
-        let reach = Reach {
+        // An upgrade is HTTP/1.1's own.
+        let is_upgrade = exchange.head.get(Token::Protocol).is_some();
+        let version = self.conns[exchange.client.conn].codec.version();
+        let carries = match (version, cluster.config.protocol) {
+            (Version::Http2, _) => Carries::Http2,
+            (Version::Http1, ClusterProtocol::Http2) if !is_upgrade => Carries::Http1OrForeignHttp2,
+            (Version::Http1, _) => Carries::Http1,
+        };
+        exchange.attempt = Some(Attempt::start(Reach {
             endpoint: Arc::clone(endpoint),
             name: Arc::clone(&way.destination.config.name),
+            carries,
             timeout: cluster.config.connect_timeout,
-        };
-        exchange.attempt = Some(Attempt::start(&reach.endpoint));
+        }));
+        exchange.is_resent = false;
         self.arm(id, until);
-        self.connect(id, reach, now);
+        let freshness = self.freshness(id);
+        self.connect(id, freshness, now);
         Ok(())
+    }
+
+    /// What connection will do for a first try.
+    fn freshness(&self, id: ExchangeId) -> Freshness {
+        let exchange = &self.exchanges[id];
+        let fits = exchange
+            .upload
+            .fits(&exchange.head, self.settings.replay_bytes_max);
+        match fits && exchange.is_repeatable() {
+            true => Freshness::Any,
+            false => Freshness::Recent,
+        }
     }
 
     /// Over this connection, with what of the body is there.
@@ -281,11 +331,20 @@ impl Relay {
             true => Then::End,
             false => Then::More,
         };
-        let codec = &mut self.conns[conn].codec;
-        let Some(stream) = codec.open(&exchange.head, then, &mut self.heads) else {
-            let error = ProxyError::Refused("the connection has no room".into());
-            return self.attempt_failed(id, error, now);
+        let endpoint = &mut self.conns[conn];
+        let codec = &mut endpoint.codec;
+        let opened = codec.open(&exchange.head, exchange.form, then, &mut self.heads);
+        let stream = match opened {
+            Ok(stream) => stream,
+            Err(h1::Refusal::Malformed(why)) => {
+                return self.fail(id, &ProxyError::BadRequest(why), now);
+            }
+            Err(h1::Refusal::Busy) => {
+                let error = ProxyError::Refused("the connection has no room".into());
+                return self.attempt_failed(id, error, now);
+            }
         };
+        endpoint.uses = endpoint.uses.saturating_add(1);
         exchange.stage = Stage::Sent;
         let passed = exchange.upload.send(codec, stream, then, &mut self.heads);
         exchange.upload.sent(self.settings.replay_bytes_max);

@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use super::{ExchangeId, Relay, conn::Codec, exchange::Stage};
+use super::{ExchangeId, Relay, codec::Codec, exchange::Stage};
 use crate::{
     event::{StreamId, Then},
     head::{Head, Heads},
     input::Payload,
     output::Output,
+    token::Token,
 };
 
 /// What has come of a request's body.
@@ -41,9 +42,26 @@ impl Upload {
         self.is_whole && self.kept.is_empty() && self.trailers.is_none()
     }
 
+    /// Whether all of it can be kept, as far as the head says.
+    pub(super) fn fits(&self, head: &Head, bytes_max: usize) -> bool {
+        let length = head.get(Token::ContentLength);
+        let length = length.and_then(|length| std::str::from_utf8(length).ok()?.parse().ok());
+        self.is_whole || length.is_some_and(|length: usize| length <= bytes_max)
+    }
+
     /// Whether all that has come can be sent again.
     pub(super) fn is_replayable(&self) -> bool {
         !self.is_given_up
+    }
+
+    /// Whether its end has come.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// What was the whole message is followed by the bytes of a tunnel.
+    pub(super) fn reopen(&mut self) {
+        self.is_whole = false;
     }
 
     /// Keeps nothing from here on.
@@ -93,7 +111,7 @@ impl Upload {
 
 impl Relay {
     /// A piece of a request's body has come.
-    pub(super) fn upload(&mut self, id: ExchangeId, data: Payload<'_>, then: Then, _now: Instant) {
+    pub(super) fn upload(&mut self, id: ExchangeId, data: Payload<'_>, then: Then, now: Instant) {
         let bytes_max = self.settings.replay_bytes_max;
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return;
@@ -117,6 +135,9 @@ impl Relay {
         let passed = conn.codec.send_data(leg.stream, data, then);
         self.touch(leg.conn);
         self.passed(id, u64::from(passed));
+        if then == Then::End && self.exchanges[id].is_answered {
+            self.complete(id, now);
+        }
     }
 
     /// The end of a request's body has come.

@@ -13,7 +13,7 @@ use heddle_relay::{
     h2::{Connection, Limits, Role},
     head::{Head, Heads, Indexing},
     input::{Input, Payload},
-    relay::{ConnId, Connected, Relay, Task},
+    relay::{ConnId, Connected, Relay, Speaks, Task},
     view::{self, View},
 };
 
@@ -87,6 +87,7 @@ impl Chain {
                 let connected = Connected {
                     peer: spiffe::Peer::Anonymous,
                     is_sidecar: true,
+                    speaks: Speaks::Http2,
                 };
                 let id = self.relay.dialled(dial.channel, Ok(connected), self.now);
                 let endpoint = Connection::new(Role::Server, &Limits::of_mesh(), self.now);

@@ -13,7 +13,7 @@ use heddle_policy::{
     spiffe::Peer,
 };
 use heddle_relay::{
-    h2,
+    h1, h2,
     relay::{Caller, Dialled, Settings, Speaks},
     request::Terms,
 };
@@ -26,6 +26,7 @@ pub(crate) fn settings() -> Settings {
         },
         mesh: h2::Limits::of_mesh(),
         workload: h2::Limits::of_application(),
+        http1: h1::Limits::default(),
         replay_bytes_max: 64 * 1024,
         lookup_wait: Duration::from_secs(2),
     }
@@ -36,6 +37,7 @@ pub(crate) fn caller() -> Caller {
     Caller {
         address: ([127, 0, 0, 1], 40_000).into(),
         peer: Peer::Anonymous,
+        is_sidecar: false,
         dialled: Dialled::Destination(key()),
         speaks: Speaks::Http2,
     }

@@ -12,7 +12,7 @@ use heddle_relay::{
     error::ConnectError,
     h2,
     input::Input,
-    relay::{ConnId, Connected, Dial, Relay, Task},
+    relay::{ConnId, Connected, Dial, Relay, Speaks, Task},
     view::{self, View},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -271,7 +271,8 @@ impl World {
         while let Some(task) = self.relay.next_task() {
             match task {
                 Task::Dial(dial) => self.dials.push_back(dial),
-                Task::Close(conn) => {
+                Task::Shut(_) => unreachable!("HTTP/2 is not half closed"),
+                Task::Close(conn, _) => {
                     let link = self.links.iter_mut().find(|link| link.conn == conn);
                     link.expect("it is open").is_closing = true;
                 }
@@ -304,6 +305,7 @@ impl World {
             _ => Ok(Connected {
                 peer: spiffe::Peer::Anonymous,
                 is_sidecar: false,
+                speaks: Speaks::Http2,
             }),
         };
         if let Some(conn) = self.relay.dialled(dial.channel, result, self.now) {

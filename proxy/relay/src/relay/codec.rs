@@ -1,0 +1,269 @@
+//! What a connection speaks: both protocols behind one face.
+
+use std::time::Instant;
+
+use super::{Settings, Speaks};
+use crate::{
+    event::{Broken, Code, Event, StreamId, Then},
+    h1, h2,
+    head::{Head, Heads},
+    input::{Input, Payload},
+    output::Output,
+    request::Version,
+};
+
+/// One of both. Boxed: a connection at rest is what there are most of.
+#[derive(Debug)]
+pub(super) enum Codec {
+    Http1(Box<h1::Connection>),
+    Http2(Box<h2::Connection>),
+}
+
+/// Which side of a connection we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Server,
+    Client,
+}
+
+/// Why a connection cannot go on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fault {
+    Http1(h1::Malformed),
+    /// Its last words are in its output.
+    Http2,
+}
+
+impl From<h1::Malformed> for Fault {
+    fn from(malformed: h1::Malformed) -> Self {
+        Self::Http1(malformed)
+    }
+}
+
+impl From<Broken> for Fault {
+    fn from(_broken: Broken) -> Self {
+        Self::Http2
+    }
+}
+
+impl Codec {
+    pub(super) fn new(
+        role: Role,
+        speaks: Speaks,
+        is_sidecar: bool,
+        settings: &Settings,
+        now: Instant,
+    ) -> Self {
+        let limits = match is_sidecar {
+            true => &settings.mesh,
+            false => &settings.workload,
+        };
+        match (speaks, role) {
+            (Speaks::Http1, Role::Server) => {
+                let conn = h1::Connection::new(h1::Role::Server, &settings.http1);
+                Self::Http1(Box::new(conn))
+            }
+            (Speaks::Http1, Role::Client) => {
+                let conn = h1::Connection::new(h1::Role::Client, &settings.http1);
+                Self::Http1(Box::new(conn))
+            }
+            (Speaks::Http2, Role::Server) => {
+                let conn = h2::Connection::new(h2::Role::Server, limits, now);
+                Self::Http2(Box::new(conn))
+            }
+            (Speaks::Http2, Role::Client) => {
+                let conn = h2::Connection::new(h2::Role::Client, limits, now);
+                Self::Http2(Box::new(conn))
+            }
+        }
+    }
+
+    pub(super) fn receive<'a>(
+        &mut self,
+        input: &mut Input<'a>,
+        heads: &mut Heads,
+        now: Instant,
+    ) -> Result<Option<Event<'a>>, Fault> {
+        Ok(match self {
+            Self::Http1(conn) => conn.receive(input, heads, now)?,
+            Self::Http2(conn) => conn.receive(input, heads, now)?,
+        })
+    }
+
+    /// The other side has ended its direction. `false`: nothing can come of the connection any
+    /// more (HTTP/2 has no half-closed connections).
+    pub(super) fn ended(&mut self) -> bool {
+        match self {
+            Self::Http1(conn) => {
+                conn.ended();
+                true
+            }
+            Self::Http2(_) => false,
+        }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// Nothing was sent.
+    pub(super) fn open(
+        &mut self,
+        head: &Head,
+        form: h1::Form,
+        then: Then,
+        heads: &mut Heads,
+    ) -> Result<StreamId, h1::Refusal> {
+        match self {
+            Self::Http1(conn) => conn.open(head, form, then),
+            Self::Http2(conn) => conn.open(head, then, heads).ok_or(h1::Refusal::Busy),
+        }
+    }
+
+    pub(super) fn send_head(
+        &mut self,
+        stream: StreamId,
+        head: &Head,
+        then: Then,
+        heads: &mut Heads,
+    ) {
+        match self {
+            Self::Http1(conn) => conn.send_head(stream, head, then),
+            Self::Http2(conn) => conn.send_head(stream, head, then, heads),
+        }
+    }
+
+    /// How many bytes have gone at once.
+    pub(super) fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
+        match self {
+            Self::Http1(conn) => conn.send_data(stream, data, then),
+            Self::Http2(conn) => conn.send_data(stream, data, then),
+        }
+    }
+
+    pub(super) fn send_trailers(&mut self, stream: StreamId, head: &Head, heads: &mut Heads) {
+        match self {
+            Self::Http1(conn) => conn.send_trailers(stream, head),
+            Self::Http2(conn) => conn.send_trailers(stream, head, heads),
+        }
+    }
+
+    pub(super) fn reset(&mut self, stream: StreamId, code: Code) {
+        match self {
+            Self::Http1(conn) => conn.reset(stream),
+            Self::Http2(conn) => conn.reset(stream, code),
+        }
+    }
+
+    /// Nothing more is wanted of the stream; what is sent goes first.
+    pub(super) fn stop(&mut self, stream: StreamId) {
+        match self {
+            Self::Http1(conn) => conn.reset(stream),
+            Self::Http2(conn) => conn.stop(stream),
+        }
+    }
+
+    pub(super) fn release(&mut self, stream: StreamId, bytes: u32) {
+        match self {
+            Self::Http1(conn) => conn.release(stream, bytes),
+            Self::Http2(conn) => conn.release(stream, bytes),
+        }
+    }
+
+    pub(super) fn fill(&mut self, room: usize, heads: &mut Heads) {
+        match self {
+            Self::Http1(conn) => conn.fill(room),
+            Self::Http2(conn) => conn.fill(room, heads),
+        }
+    }
+
+    pub(super) fn next_written(&mut self) -> Option<Event<'static>> {
+        match self {
+            Self::Http1(conn) => conn.next_written(),
+            Self::Http2(conn) => conn.next_written(),
+        }
+    }
+
+    pub(super) fn output(&mut self) -> &mut Output {
+        match self {
+            Self::Http1(conn) => conn.output(),
+            Self::Http2(conn) => conn.output(),
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Instant) -> Result<(), Fault> {
+        match self {
+            Self::Http1(conn) => conn.expire(now)?,
+            Self::Http2(conn) => conn.expire(now)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Http1(conn) => conn.deadline(),
+            Self::Http2(conn) => conn.deadline(),
+        }
+    }
+
+    /// How many bytes may be handed in at once. In HTTP/2 its windows tell the other side.
+    pub(super) fn room(&self) -> usize {
+        match self {
+            Self::Http1(conn) => conn.room(),
+            Self::Http2(_) => usize::MAX,
+        }
+    }
+
+    /// Whether something that came before can be looked at now.
+    pub(super) fn is_ready(&self) -> bool {
+        match self {
+            Self::Http1(conn) => conn.is_ready(),
+            Self::Http2(_) => false,
+        }
+    }
+
+    /// Whether the protocol ends the connection, and how.
+    pub(super) fn ending(&self) -> h1::Ending {
+        match self {
+            Self::Http1(conn) => conn.ending(),
+            Self::Http2(_) => h1::Ending::Open,
+        }
+    }
+
+    /// How the request that came last was written.
+    pub(super) fn form(&self) -> h1::Form {
+        match self {
+            Self::Http1(conn) => conn.hop().form,
+            Self::Http2(_) => h1::Form::default(),
+        }
+    }
+
+    pub(super) fn version(&self) -> Version {
+        match self {
+            Self::Http1(_) => Version::Http1,
+            Self::Http2(_) => Version::Http2,
+        }
+    }
+
+    /// Whether a request sent now would be on its way soon: there is room for a stream, and what
+    /// was sent before does not pile up.
+    pub(super) fn takes_requests(&self) -> bool {
+        match self {
+            Self::Http1(conn) => conn.can_open(),
+            Self::Http2(conn) => {
+                conn.can_open() && conn.send_window() > 0 && conn.waiting_bytes() < WAITING_MAX
+            }
+        }
+    }
+
+    /// Whether anything of an answer to what was sent last has come. HTTP/2 says by itself what
+    /// was not processed.
+    pub(super) fn is_answered(&self) -> bool {
+        match self {
+            Self::Http1(conn) => conn.is_answered(),
+            Self::Http2(_) => true,
+        }
+    }
+}
+
+/// Unsent bytes of a connection to an endpoint from which on requests go to another one.
+const WAITING_MAX: usize = 256 * 1024;
