@@ -56,6 +56,7 @@ use crate::{
     head::Heads,
     input::Input,
     output::Output,
+    record::Direction,
     request::{Terms, Version},
     timer::Timers,
     view::View,
@@ -118,6 +119,8 @@ pub struct Dial {
     pub channel: ChannelId,
     /// Where to.
     pub endpoint: EndpointKey,
+    /// Inbound: to the workload's own port.
+    pub direction: Direction,
     /// Told to it as SNI.
     pub name: Arc<str>,
     /// What it is wanted for.
@@ -156,6 +159,8 @@ pub struct Relay {
     view_number: u64,
     conns: SlotMap<ConnId, Conn>,
     exchanges: SlotMap<ExchangeId, Exchange>,
+    /// By direction.
+    begun: [u64; 2],
     channels: Channels,
     timers: Timers<Due>,
     /// Exchanges whose destination has been asked for.
@@ -187,6 +192,7 @@ impl Relay {
             view_number: 0,
             conns: SlotMap::default(),
             exchanges: SlotMap::default(),
+            begun: [0; 2],
             channels: Channels::default(),
             timers: Timers::new(now),
             looking: Vec::new(),
@@ -382,6 +388,11 @@ impl Relay {
     pub fn streams_held(&self) -> usize {
         let conns = self.conns.values();
         conns.map(|conn| conn.exchanges.len()).sum()
+    }
+
+    /// Exchanges that have ever begun: outbound, inbound.
+    pub fn begun(&self) -> [u64; 2] {
+        self.begun
     }
 
     /// Exchanges under way.
