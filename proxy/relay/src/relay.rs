@@ -56,6 +56,7 @@ use crate::{
     head::Heads,
     input::Input,
     output::Output,
+    record::Direction,
     request::{Terms, Version},
     timer::Timers,
     view::View,
@@ -173,6 +174,8 @@ pub struct Relay {
     dirty: Vec<ConnId>,
     /// Connections that may be read from again, each once.
     resumed: Vec<ConnId>,
+    /// Exchanges that ever began, by direction.
+    begun: [u64; 2],
     tasks: VecDeque<Task>,
     records: VecDeque<Record>,
     rng: SmallRng,
@@ -197,6 +200,7 @@ impl Relay {
             rooms: Vec::new(),
             dirty: Vec::new(),
             resumed: Vec::new(),
+            begun: [0; 2],
             tasks: VecDeque::new(),
             records: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
@@ -382,6 +386,11 @@ impl Relay {
     pub fn streams_held(&self) -> usize {
         let conns = self.conns.values();
         conns.map(|conn| conn.exchanges.len()).sum()
+    }
+
+    /// Exchanges of this direction that ever began.
+    pub fn begun(&self, direction: Direction) -> u64 {
+        self.begun[direction as usize]
     }
 
     /// Exchanges under way.

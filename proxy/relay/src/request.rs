@@ -129,6 +129,11 @@ pub fn strip_ours(head: &mut Head) {
 
 impl Headers for Head {
     fn visit(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) {
+        // One field in HTTP/2, and both names for it (RFC 9113 section 8.3.1).
+        let name = match name {
+            "host" => ":authority",
+            name => name,
+        };
         let name = name.as_bytes();
         let token = Token::of(name);
         let named = self

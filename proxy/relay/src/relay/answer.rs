@@ -9,7 +9,7 @@ use heddle_policy::{
 
 use super::{
     ConnId, ExchangeId, Relay,
-    conn::Side,
+    conn::{Conn, Side},
     exchange::{Leg, Stage},
     route::Decided,
 };
@@ -32,17 +32,13 @@ impl Relay {
         let Some(leg) = exchange.leg() else {
             return self.heads.give(head);
         };
-        let is_sidecar = match &self.conns[leg.conn].side {
-            Side::Endpoint {
-                peer, is_sidecar, ..
-            } => {
-                if exchange.facts.direction == Direction::Outbound {
-                    exchange.facts.peer = peer.clone();
-                }
-                *is_sidecar
-            }
-            Side::Client(_) => false,
-        };
+        let conn = &self.conns[leg.conn];
+        let is_sidecar = conn.is_sidecar();
+        if let Side::Endpoint { peer, .. } = &conn.side
+            && exchange.facts.direction == Direction::Outbound
+        {
+            exchange.facts.peer = peer.clone();
+        }
         let answer = Answer::read(&head, is_sidecar);
         let policy = exchange
             .way
@@ -123,8 +119,12 @@ impl Relay {
     }
 
     /// The end of an answer's body has come.
-    pub(super) fn download_trailers(&mut self, id: ExchangeId, head: Head, now: Instant) {
+    pub(super) fn download_trailers(&mut self, id: ExchangeId, mut head: Head, now: Instant) {
         if let Some(exchange) = self.exchanges.get_mut(id) {
+            let conn = exchange.leg().and_then(|leg| self.conns.get(leg.conn));
+            if !conn.is_some_and(Conn::is_sidecar) {
+                request::strip_ours(&mut head);
+            }
             if let Some(status) = head.get(Token::GrpcStatus) {
                 exchange.facts.grpc_status = Some(grpc_status(status));
             }

@@ -445,7 +445,7 @@ impl Relay {
             reason: facts.reason,
             attempts: facts.attempts,
             bytes_received: facts.bytes_received,
-            bytes_sent: facts.bytes_sent,
+            bytes_sent: facts.bytes_sent.saturating_sub(facts.unsent),
             duration: now.saturating_duration_since(exchange.started),
             first_response: facts.first_response,
         });

@@ -75,6 +75,7 @@ impl Relay {
             (Side::Client(caller), Direction::Inbound) => caller.peer.clone(),
             _ => Peer::Anonymous,
         };
+        self.begun[direction as usize] += 1;
         let facts = Facts::new(direction, request::spoken(&head, version), peer);
         let upload = Upload::new(then, self.rooms.pop().unwrap_or_default());
         let client = Leg { conn, stream };

@@ -8,6 +8,7 @@ use crate::{
     head::{Head, Heads},
     input::Payload,
     output::Output,
+    request,
     token::Token,
 };
 
@@ -141,10 +142,11 @@ impl Relay {
     }
 
     /// The end of a request's body has come.
-    pub(super) fn upload_trailers(&mut self, id: ExchangeId, head: Head) {
+    pub(super) fn upload_trailers(&mut self, id: ExchangeId, mut head: Head) {
         let Some(exchange) = self.exchanges.get_mut(id) else {
-            return;
+            return self.heads.give(head);
         };
+        request::strip_ours(&mut head);
         exchange.upload.is_whole = true;
         if let Some(leg) = exchange.leg()
             && let Some(conn) = self.conns.get_mut(leg.conn)
