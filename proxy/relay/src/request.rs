@@ -88,6 +88,21 @@ impl Request {
         })
     }
 
+    /// Takes note of what was changed in `head` since.
+    ///
+    /// # Errors
+    /// When the request may not be forwarded so.
+    pub fn read_again(
+        &mut self,
+        head: &mut Head,
+        version: Version,
+        paths: Strictness,
+    ) -> Result<(), ProxyError> {
+        ready_authority(head, version)?;
+        self.path_bytes = ready_path(head, paths)?;
+        Ok(())
+    }
+
     /// For policies.
     pub fn judged<T>(&self, head: &Head, judge: impl FnOnce(&RequestHead<'_>) -> T) -> T {
         judge(&RequestHead {
