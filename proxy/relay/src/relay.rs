@@ -122,6 +122,8 @@ pub struct Dial {
     pub channel: ChannelId,
     /// Where to.
     pub endpoint: EndpointKey,
+    /// Inbound: to the workload's own port.
+    pub direction: Direction,
     /// Told to it as SNI.
     pub name: Arc<str>,
     /// What it is wanted for.
@@ -160,6 +162,8 @@ pub struct Relay {
     view_number: u64,
     conns: SlotMap<ConnId, Conn>,
     exchanges: SlotMap<ExchangeId, Exchange>,
+    /// By direction.
+    begun: [u64; 2],
     channels: Channels,
     timers: Timers<Due>,
     /// Exchanges whose destination has been asked for.
@@ -177,8 +181,6 @@ pub struct Relay {
     dirty: Vec<ConnId>,
     /// Connections that may be read from again, each once.
     resumed: Vec<ConnId>,
-    /// Exchanges that ever began, by direction.
-    begun: [u64; 2],
     tasks: VecDeque<Task>,
     records: VecDeque<Record>,
     rng: SmallRng,
@@ -398,9 +400,9 @@ impl Relay {
         conns.map(|conn| conn.exchanges.len()).sum()
     }
 
-    /// Exchanges of this direction that ever began.
-    pub fn begun(&self, direction: Direction) -> u64 {
-        self.begun[direction as usize]
+    /// Exchanges that have ever begun: outbound, inbound.
+    pub fn begun(&self) -> [u64; 2] {
+        self.begun
     }
 
     /// Exchanges under way.

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     cluster::EndpointState,
     error::{ConnectError, ProxyError},
+    record::Direction,
 };
 
 /// All of a worker.
@@ -44,6 +45,8 @@ struct Channel {
 #[derive(Clone, Debug)]
 pub(super) struct Reach {
     pub(super) endpoint: Arc<EndpointState>,
+    /// Which side dials.
+    pub(super) direction: Direction,
     pub(super) name: Arc<str>,
     pub(super) carries: Carries,
     pub(super) timeout: Duration,
@@ -174,6 +177,7 @@ impl Relay {
         self.tasks.push_back(Task::Dial(Dial {
             channel: id,
             endpoint: channel.reach.endpoint.key.clone(),
+            direction: channel.reach.direction,
             name: Arc::clone(&channel.reach.name),
             carries: channel.reach.carries,
             timeout: channel.reach.timeout,

@@ -31,6 +31,16 @@ pub struct Caller {
     pub speaks: Speaks,
 }
 
+impl Caller {
+    /// Which side of the sidecar it came to.
+    pub fn direction(&self) -> Direction {
+        match self.dialled {
+            Dialled::Destination(_) | Dialled::Authority => Direction::Outbound,
+            Dialled::Port(_) => Direction::Inbound,
+        }
+    }
+}
+
 /// Where a client wants to go.
 #[derive(Clone, Debug)]
 pub enum Dialled {
@@ -100,7 +110,7 @@ pub(super) struct Conn {
 
 #[derive(Debug)]
 pub(super) enum Side {
-    Client(Caller),
+    Client(Arc<Caller>),
     Endpoint {
         channel: ChannelId,
         peer: Peer,
@@ -112,7 +122,7 @@ impl Conn {
     pub(super) fn of_client(caller: Caller, settings: &Settings, now: Instant) -> Self {
         let (speaks, is_sidecar) = (caller.speaks, caller.is_sidecar);
         let codec = Codec::new(Role::Server, speaks, is_sidecar, settings, now);
-        Self::new(codec, Side::Client(caller))
+        Self::new(codec, Side::Client(Arc::new(caller)))
     }
 
     pub(super) fn of_endpoint(
@@ -170,11 +180,8 @@ impl Conn {
 
     pub(super) fn direction(&self) -> Direction {
         match &self.side {
-            Side::Client(Caller {
-                dialled: Dialled::Port(_),
-                ..
-            }) => Direction::Inbound,
-            Side::Client(_) | Side::Endpoint { .. } => Direction::Outbound,
+            Side::Client(caller) => caller.direction(),
+            Side::Endpoint { .. } => Direction::Outbound,
         }
     }
 }

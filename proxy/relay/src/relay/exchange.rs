@@ -17,7 +17,7 @@ use heddle_policy::{
 use slotmap::Key;
 
 use super::{
-    ConnId, Due, ExchangeId, Relay,
+    Caller, ConnId, Due, ExchangeId, Relay,
     channel::{Freshness, Reach},
     filter::{Pending, Point},
     upload::Upload,
@@ -152,6 +152,7 @@ pub(super) struct Attempt {
 /// What a record says of an exchange.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
+    pub(super) caller: Arc<Caller>,
     pub(super) direction: Direction,
     pub(super) spoken: Spoken,
     pub(super) endpoint: Option<SocketAddr>,
@@ -174,6 +175,8 @@ pub struct Record {
     pub direction: Direction,
     /// What was spoken.
     pub spoken: Spoken,
+    /// The client.
+    pub caller: Arc<Caller>,
     /// The request's head, as it was forwarded.
     pub head: Head,
     /// What was read from it, unless it could not be.
@@ -234,12 +237,17 @@ impl Attempt {
 
 impl Facts {
     /// Of a request that begins.
-    pub(super) fn new(direction: Direction, spoken: Spoken, peer: Peer) -> Self {
+    pub(super) fn new(caller: Arc<Caller>, spoken: Spoken) -> Self {
+        let direction = caller.direction();
         Self {
             direction,
             spoken,
             endpoint: None,
-            peer,
+            peer: match direction {
+                Direction::Inbound => caller.peer.clone(),
+                Direction::Outbound => Peer::Anonymous,
+            },
+            caller,
             status: None,
             grpc_status: None,
             reason: None,
@@ -510,6 +518,7 @@ impl Relay {
         self.records.push_back(Record {
             direction: facts.direction,
             spoken: facts.spoken,
+            caller: facts.caller,
             head: exchange.head,
             request: exchange.request,
             destination,

@@ -115,11 +115,7 @@ impl Relay {
         let limit = cluster.config.limits.requests_max;
         let slot = cluster.state.admission.acquire(Resource::Requests, limit);
         let Ok(slot) = slot else { return };
-        let facts = Facts::new(
-            exchange.facts.direction,
-            exchange.facts.spoken,
-            exchange.facts.peer.clone(),
-        );
+        let facts = Facts::new(Arc::clone(&exchange.facts.caller), exchange.facts.spoken);
         let nobody = Leg {
             conn: ConnId::null(),
             stream: StreamId(0),

@@ -44,7 +44,9 @@ impl Relay {
         then: Then,
         now: Instant,
     ) {
-        let id = self.start(conn, stream, head, then, now);
+        let Some(id) = self.start(conn, stream, head, then, now) else {
+            return;
+        };
         let exchange = &mut self.exchanges[id];
         let version = exchange.version;
         let terms = &self.settings.terms;
@@ -72,6 +74,7 @@ impl Relay {
         }
     }
 
+    /// `None`: it is no client's connection.
     fn start(
         &mut self,
         conn: ConnId,
@@ -79,24 +82,23 @@ impl Relay {
         head: Head,
         then: Then,
         now: Instant,
-    ) -> ExchangeId {
-        let caller = &mut self.conns[conn];
-        caller.uses = caller.uses.saturating_add(1);
-        let (version, direction) = (caller.codec.version(), caller.direction());
-        let peer = match (&caller.side, direction) {
-            (Side::Client(caller), Direction::Inbound) => caller.peer.clone(),
-            _ => Peer::Anonymous,
+    ) -> Option<ExchangeId> {
+        let client = &mut self.conns[conn];
+        client.uses = client.uses.saturating_add(1);
+        let Side::Client(caller) = &client.side else {
+            return None;
         };
-        self.begun[direction as usize] += 1;
-        let facts = Facts::new(direction, request::spoken(&head, version), peer);
+        let version = client.codec.version();
+        let facts = Facts::new(Arc::clone(caller), request::spoken(&head, version));
+        self.begun[client.direction() as usize] += 1;
         let upload = Upload::new(then, self.rooms.pop().unwrap_or_default());
-        let client = Leg { conn, stream };
-        let mut exchange = Exchange::new(client, head, upload, facts, now);
+        let leg = Leg { conn, stream };
+        let mut exchange = Exchange::new(leg, head, upload, facts, now);
         exchange.version = version;
-        exchange.form = caller.codec.form();
+        exchange.form = client.codec.form();
         let id = self.exchanges.insert(exchange);
-        self.conns[conn].exchanges.insert(stream.0, id);
-        id
+        client.exchanges.insert(stream.0, id);
+        Some(id)
     }
 
     /// What came over a connection of HTTP/1.1 is not HTTP: its client is told so while it can be,
@@ -116,7 +118,9 @@ impl Relay {
             (Some((_, exchange)), Some(_)) => self.fail(exchange, &malformed.into(), now),
             (None, Some(stream)) => {
                 let exchange = self.start(conn, stream, Head::new(), Then::End, now);
-                self.fail(exchange, &malformed.into(), now);
+                if let Some(exchange) = exchange {
+                    self.fail(exchange, &malformed.into(), now);
+                }
             }
             (None, None) => {}
         }
@@ -258,6 +262,7 @@ impl Relay {
         };
         exchange.attempt = Some(Attempt::start(Reach {
             endpoint: Arc::clone(endpoint),
+            direction: Direction::Inbound,
             name: Arc::clone(&self.nameless),
             carries,
             timeout: CONNECT_TIMEOUT,
@@ -312,6 +317,7 @@ impl Relay {
         };
         exchange.attempt = Some(Attempt::start(Reach {
             endpoint: Arc::clone(endpoint),
+            direction: Direction::Outbound,
             name: Arc::clone(&way.destination.config.name),
             carries,
             timeout: cluster.config.connect_timeout,
