@@ -19,6 +19,8 @@ mod channel;
 mod codec;
 mod conn;
 mod exchange;
+mod filter;
+mod rivals;
 mod route;
 mod upload;
 
@@ -42,16 +44,17 @@ use self::{
     channel::Channels,
     codec::Fault,
     conn::{ByStream, Conn, NumberHasher},
-    exchange::{Exchange, Lost},
+    exchange::{Exchange, Leg, Lost},
 };
 pub use self::{
     conn::{Caller, Carries, Dialled, Port, Speaks},
     exchange::Record,
+    filter::{Answer, Filter, Message, Plan, Verdict},
 };
 use crate::{
     cluster::EndpointState,
     error::ConnectError,
-    event::{Code, Event},
+    event::{Code, Event, StreamId},
     h1, h2,
     head::Heads,
     input::Input,
@@ -66,7 +69,7 @@ new_key_type! {
     /// A connection.
     pub struct ConnId;
     /// An exchange.
-    pub(crate) struct ExchangeId;
+    pub struct ExchangeId;
     /// Connections to one endpoint.
     pub struct ChannelId;
 }
@@ -181,6 +184,7 @@ pub struct Relay {
     tasks: VecDeque<Task>,
     records: VecDeque<Record>,
     rng: SmallRng,
+    filter: Option<Box<dyn Filter>>,
 }
 
 impl Relay {
@@ -192,7 +196,6 @@ impl Relay {
             view_number: 0,
             conns: SlotMap::default(),
             exchanges: SlotMap::default(),
-            begun: [0; 2],
             channels: Channels::default(),
             timers: Timers::new(now),
             looking: Vec::new(),
@@ -203,10 +206,19 @@ impl Relay {
             rooms: Vec::new(),
             dirty: Vec::new(),
             resumed: Vec::new(),
+            begun: [0; 2],
             tasks: VecDeque::new(),
             records: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
+            filter: None,
         }
+    }
+
+    /// Asks this one at the turning points of exchanges.
+    #[must_use]
+    pub fn with_filter(mut self, filter: Box<dyn Filter>) -> Self {
+        self.filter = Some(filter);
+        self
     }
 
     /// A client has connected.
@@ -377,10 +389,8 @@ impl Relay {
 
     /// Looks at a connection's output again.
     pub fn touch(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(id)
-            && !std::mem::replace(&mut conn.is_dirty, true)
-        {
-            self.dirty.push(id);
+        if let Some(conn) = self.conns.get_mut(id) {
+            touch(&mut self.dirty, conn, id);
         }
     }
 
@@ -471,10 +481,11 @@ impl Relay {
         if let Some(channel) = channel {
             self.channels.forget(channel, conn);
         }
-        for exchange in exchanges.into_values() {
+        for (stream, exchange) in exchanges {
+            let stream = StreamId(stream);
             match channel {
                 None => self.client_gone(exchange, now),
-                Some(_) => self.attempt_broke(exchange, lost, now),
+                Some(_) => self.attempt_broke(exchange, Leg { conn, stream }, lost, now),
             }
         }
         if let Some(channel) = channel {
@@ -539,8 +550,10 @@ impl Relay {
     fn endpoint_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {
         match event {
             Event::Head { stream, head, then } => {
-                if let Some(exchange) = self.conns[id].exchange(stream) {
-                    self.judge(exchange, head, then, now);
+                let leg = Leg { conn: id, stream };
+                match self.conns[id].exchange(stream) {
+                    Some(exchange) => self.judge(exchange, leg, head, then, now),
+                    None => self.heads.give(head),
                 }
             }
             Event::Interim { stream, head } => {
@@ -569,12 +582,19 @@ impl Relay {
                         Version::Http1 if code == Code::CANCEL && conn.uses > 1 => Lost::Stale,
                         Version::Http1 => Lost::Connection,
                     };
-                    self.attempt_broke(exchange, lost, now);
+                    let leg = Leg { conn: id, stream };
+                    self.attempt_broke(exchange, leg, lost, now);
                 }
             }
             Event::Goodbye { .. } | Event::StreamsMax(_) => self.channel_changed(id, now),
             Event::Writable { .. } | Event::Pong => {}
         }
+    }
+}
+
+fn touch(dirty: &mut Vec<ConnId>, conn: &mut Conn, id: ConnId) {
+    if !std::mem::replace(&mut conn.is_dirty, true) {
+        dirty.push(id);
     }
 }
 

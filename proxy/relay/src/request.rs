@@ -88,6 +88,21 @@ impl Request {
         })
     }
 
+    /// Takes note of what was changed in `head` since.
+    ///
+    /// # Errors
+    /// When the request may not be forwarded so.
+    pub fn read_again(
+        &mut self,
+        head: &mut Head,
+        version: Version,
+        paths: Strictness,
+    ) -> Result<(), ProxyError> {
+        ready_authority(head, version)?;
+        self.path_bytes = ready_path(head, paths)?;
+        Ok(())
+    }
+
     /// For policies.
     pub fn judged<T>(&self, head: &Head, judge: impl FnOnce(&RequestHead<'_>) -> T) -> T {
         judge(&RequestHead {
@@ -129,6 +144,11 @@ pub fn strip_ours(head: &mut Head) {
 
 impl Headers for Head {
     fn visit(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) {
+        // One field in HTTP/2, and both names for it (RFC 9113 section 8.3.1).
+        let name = match name {
+            "host" => ":authority",
+            name => name,
+        };
         let name = name.as_bytes();
         let token = Token::of(name);
         let named = self

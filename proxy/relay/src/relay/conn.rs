@@ -170,6 +170,14 @@ impl Conn {
         }
     }
 
+    /// Whether the other side is a sidecar of ours, whose words are to be believed.
+    pub(super) fn is_sidecar(&self) -> bool {
+        match &self.side {
+            Side::Client(caller) => caller.is_sidecar,
+            Side::Endpoint { is_sidecar, .. } => *is_sidecar,
+        }
+    }
+
     pub(super) fn direction(&self) -> Direction {
         match &self.side {
             Side::Client(caller) => caller.direction(),

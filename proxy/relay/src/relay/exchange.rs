@@ -14,9 +14,12 @@ use heddle_policy::{
     spiffe::Peer,
 };
 
+use slotmap::Key;
+
 use super::{
     Caller, ConnId, Due, ExchangeId, Relay,
     channel::{Freshness, Reach},
+    filter::{Pending, Point},
     upload::Upload,
 };
 use crate::{
@@ -26,7 +29,7 @@ use crate::{
     h1::Form,
     head::Head,
     record::{Direction, Spoken},
-    request::Request,
+    request::{Request, Version},
     timer::Timer,
     view::{InUse, LiveDestination},
 };
@@ -49,6 +52,8 @@ pub(super) enum Stage {
     Sent,
     /// It waits before another attempt.
     BackingOff,
+    /// A filter holds it.
+    Held(Point),
     /// Its answer has begun: nothing can be repeated.
     Committed,
     /// Its answer is whole, and on its way to the client.
@@ -61,6 +66,8 @@ pub(super) struct Exchange {
     pub(super) client: Leg,
     /// As it is forwarded.
     pub(super) head: Head,
+    /// What its client speaks.
+    pub(super) version: Version,
     /// How its client wrote it, if that was in HTTP/1.1.
     pub(super) form: Form,
     /// Once it was read.
@@ -71,13 +78,23 @@ pub(super) struct Exchange {
     pub(super) deadline: Option<Instant>,
     /// Whether its destination has been asked for.
     pub(super) is_asked: bool,
-    /// For the deadline, the attempt's time or the next attempt, whatever comes first.
+    /// For the deadline, the stage's own time or a hedge, whatever comes first.
     pub(super) timer: Option<Timer>,
+    /// Until when the stage may last: the attempt's time, or the next attempt.
+    pub(super) until: Option<Instant>,
+    /// When another endpoint is tried beside.
+    pub(super) hedge_at: Option<Instant>,
     /// Outbound, once it was routed.
     pub(super) way: Option<Way>,
     pub(super) retry: Retry,
     pub(super) upload: Upload,
     pub(super) attempt: Option<Attempt>,
+    /// Earlier ones that may still answer first; all of them have been sent.
+    pub(super) rivals: Vec<Attempt>,
+    /// An answer that a filter holds.
+    pub(super) pending: Option<Box<Pending>>,
+    /// An exchange without a client, which gets a copy of the request.
+    pub(super) mirror: Option<ExchangeId>,
     /// What was sent was not seen, and has been sent again, which happens once.
     pub(super) is_resent: bool,
     /// Bytes pass both ways, each until its end.
@@ -206,6 +223,16 @@ impl Attempt {
             reach,
         }
     }
+
+    fn address(&self) -> SocketAddr {
+        self.reach.endpoint.key.address
+    }
+
+    pub(super) fn report(&mut self, cluster: &LiveCluster, outcome: Outcome, now: Instant) {
+        if !std::mem::replace(&mut self.is_reported, true) {
+            cluster.observe(&self.reach.endpoint, outcome, now);
+        }
+    }
 }
 
 impl Facts {
@@ -245,6 +272,7 @@ impl Exchange {
         Self {
             client,
             head,
+            version: Version::Http2,
             form: Form::default(),
             request: None,
             stage: Stage::Looking,
@@ -252,16 +280,28 @@ impl Exchange {
             deadline: None,
             is_asked: false,
             timer: None,
+            until: None,
+            hedge_at: None,
             way: None,
             retry: Retry::new("", None),
             upload,
             attempt: None,
+            rivals: Vec::new(),
+            pending: None,
+            mirror: None,
             is_resent: false,
             is_tunnel: false,
             is_answered: false,
             held: Held::default(),
             facts,
         }
+    }
+
+    /// Whether all of an answer that a filter holds has come.
+    fn is_pending_whole(&self) -> bool {
+        self.pending
+            .as_ref()
+            .is_some_and(|pending| pending.is_whole())
     }
 
     /// Whether it may be sent again although it may have been seen (RFC 9110 section 9.2.2).
@@ -272,12 +312,24 @@ impl Exchange {
 
     /// How the attempt ended. Later reports are ignored.
     pub(super) fn report(&mut self, outcome: Outcome, now: Instant) {
-        let (Some(way), Some(attempt)) = (&self.way, &mut self.attempt) else {
-            return;
-        };
-        if !std::mem::replace(&mut attempt.is_reported, true) {
-            way.cluster.observe(&attempt.reach.endpoint, outcome, now);
+        if let (Some(way), Some(attempt)) = (&self.way, &mut self.attempt) {
+            attempt.report(&way.cluster, outcome, now);
         }
+    }
+
+    /// The rival that was sent over `leg` is the attempt from here on, and what was the attempt a
+    /// rival. Whether `leg` is an attempt's at all.
+    pub(super) fn prefer(&mut self, leg: Leg) -> bool {
+        if self.leg() == Some(leg) {
+            return true;
+        }
+        let found = self.rivals.iter_mut().find(|rival| rival.leg == Some(leg));
+        match (found, &mut self.attempt) {
+            (Some(rival), Some(attempt)) => std::mem::swap(rival, attempt),
+            (Some(_), None) | (None, _) => return false,
+        }
+        self.facts.endpoint = self.attempt.as_ref().map(Attempt::address);
+        true
     }
 
     /// Where the attempt was sent.
@@ -287,21 +339,35 @@ impl Exchange {
 }
 
 impl Relay {
-    /// Sets the exchange's timer for what is due first.
-    pub(super) fn arm(&mut self, id: ExchangeId, at: Option<Instant>) {
+    /// Sets the exchange's timer for what is due first; its stage may last until then.
+    pub(super) fn arm(&mut self, id: ExchangeId, until: Option<Instant>) {
         let exchange = &mut self.exchanges[id];
+        exchange.until = until;
         if let Some(timer) = exchange.timer.take() {
             self.timers.cancel(timer);
         }
-        let due = [at, exchange.deadline].into_iter().flatten().min();
+        let due = [until, exchange.deadline, exchange.hedge_at];
+        let due = due.into_iter().flatten().min();
         exchange.timer = due.map(|at| self.timers.set(at, Due::Exchange(id)));
     }
 
     pub(super) fn exchange_due(&mut self, id: ExchangeId, now: Instant) {
         let exchange = &mut self.exchanges[id];
         exchange.timer = None;
-        let is_over = exchange.deadline.is_some_and(|deadline| deadline <= now);
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let is_over = is_due(exchange.deadline);
+        if !is_over && is_due(exchange.hedge_at) {
+            exchange.hedge_at = None;
+            self.hedge(id, now);
+            let exchange = &mut self.exchanges[id];
+            let until = exchange.until;
+            if exchange.timer.is_some() || !is_due(until) {
+                return self.arm(id, until);
+            }
+        }
+        let exchange = &mut self.exchanges[id];
         match exchange.stage {
+            Stage::Held(_) => self.fail(id, &ProxyError::Deadline, now),
             Stage::Looking if is_over => self.fail(id, &ProxyError::Deadline, now),
             Stage::Looking => {
                 let wait = self.settings.lookup_wait;
@@ -340,32 +406,34 @@ impl Relay {
     }
 
     /// The stream that the attempt was sent over is no more.
-    pub(super) fn attempt_broke(&mut self, id: ExchangeId, lost: Lost, now: Instant) {
-        let Some(exchange) = self.exchanges.get_mut(id) else {
-            return;
-        };
-        let leg = exchange
-            .attempt
-            .as_mut()
-            .and_then(|attempt| attempt.leg.take());
-        let conn = leg.and_then(|leg| self.conns.get_mut(leg.conn));
-        if let (Some(leg), Some(conn)) = (leg, conn) {
+    pub(super) fn attempt_broke(&mut self, id: ExchangeId, leg: Leg, lost: Lost, now: Instant) {
+        if let Some(conn) = self.conns.get_mut(leg.conn) {
             conn.exchanges.remove(&leg.stream.0);
             self.channel_changed(leg.conn, now);
         }
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return;
         };
+        if exchange.leg() != Some(leg) {
+            return self.rival_broke(id, leg, now);
+        }
+        if let Some(attempt) = &mut exchange.attempt {
+            attempt.leg = None;
+        }
         match exchange.stage {
+            // All of the answer is here.
+            Stage::Held(Point::Answer) if exchange.is_pending_whole() => {}
             Stage::Committed => {
                 exchange.report(Outcome::Reset, now);
                 self.cut(id, crate::error::RESET, grpc::UNAVAILABLE, now);
             }
             // All of the answer is here.
             Stage::Ending => {}
-            Stage::Looking | Stage::Connecting | Stage::Sent | Stage::BackingOff => {
-                self.send_again_or_fail(id, lost, now);
-            }
+            Stage::Looking
+            | Stage::Connecting
+            | Stage::Sent
+            | Stage::BackingOff
+            | Stage::Held(_) => self.send_again_or_fail(id, lost, now),
         }
     }
 
@@ -422,11 +490,16 @@ impl Relay {
             | Stage::Connecting
             | Stage::Sent
             | Stage::BackingOff
+            | Stage::Held(_)
             | Stage::Committed => self.part(client, Some(Code::CANCEL)),
         }
-        if let Some(leg) = exchange.leg() {
+        let attempts = exchange.attempt.iter().chain(&exchange.rivals);
+        for leg in attempts.filter_map(|attempt| attempt.leg) {
             self.part(leg, Some(Code::CANCEL));
             self.channel_changed(leg.conn, now);
+        }
+        if let Some(mirror) = exchange.mirror {
+            self.end_mirror(mirror, now);
         }
         if self.rooms.len() < ROOMS_KEPT {
             let (room, trailers) = exchange.upload.into_room();
@@ -438,6 +511,10 @@ impl Relay {
             None => (None, None, None),
         };
         let facts = exchange.facts;
+        if client.conn.is_null() {
+            // Nobody asked for it.
+            return self.heads.give(exchange.head);
+        }
         self.records.push_back(Record {
             direction: facts.direction,
             spoken: facts.spoken,
@@ -454,7 +531,7 @@ impl Relay {
             reason: facts.reason,
             attempts: facts.attempts,
             bytes_received: facts.bytes_received,
-            bytes_sent: facts.bytes_sent,
+            bytes_sent: facts.bytes_sent.saturating_sub(facts.unsent),
             duration: now.saturating_duration_since(exchange.started),
             first_response: facts.first_response,
         });

@@ -1,6 +1,7 @@
 //! The relay among simulated peers, network and clock. A failure names its seed.
 
 mod peer;
+mod policies;
 mod scene;
 mod world;
 
@@ -8,7 +9,10 @@ use std::{num::NonZeroU32, time::Duration};
 
 use heddle_policy::retry::{RetryOn, RetryPolicy};
 
-use crate::world::{Behaviour, Plan, World};
+use crate::{
+    policies::{HEDGE_AFTER, Treatment, VERDICT_TIME},
+    world::{Behaviour, Plan, World},
+};
 
 /// Plays `plan` for many seeds: as many as `HEDDLE_SIM_SEEDS` says, or the one that
 /// `HEDDLE_SIM_SEED` names.
@@ -210,5 +214,107 @@ fn every_exchange_ends_once_in_a_world_that_breaks() {
             ..Plan::default()
         },
         |world| assert!(world.outcomes("ok") > 0),
+    );
+}
+
+#[test]
+fn a_verdict_that_takes_its_time_holds_up_what_it_is_about() {
+    play(
+        |_| Plan {
+            requests: 30,
+            body_bytes_max: 300_000,
+            treatment: Some(|number| Treatment::Delayed(number % 3)),
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 30);
+            assert_eq!(world.ledger.borrow().holds, 30);
+            assert_eq!(world.ledger.borrow().trailers, 30);
+            let quickest = world.records.iter().map(|record| record.duration).min();
+            assert!(quickest >= Some(VERDICT_TIME), "{quickest:?}");
+        },
+    );
+}
+
+#[test]
+fn what_a_filter_answers_goes_nowhere() {
+    play(
+        |_| Plan {
+            requests: 30,
+            treatment: Some(|_| Treatment::Answered),
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("status 7"), 30);
+            assert_eq!(world.asked, 0);
+        },
+    );
+}
+
+#[test]
+fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
+    play(
+        |_| Plan {
+            requests: 30,
+            body_bytes_max: 30_000,
+            treatment: Some(|_| Treatment::Mirrored),
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 30);
+            assert_eq!(world.records.len(), 30);
+            assert_eq!(world.asked, 60);
+        },
+    );
+}
+
+#[test]
+fn of_a_hedge_the_first_answer_counts_and_the_other_is_cancelled() {
+    play(
+        |_| Plan {
+            requests: 20,
+            body_bytes_max: 20_000,
+            endpoints: vec![Behaviour::Echo, Behaviour::Late],
+            treatment: Some(|_| Treatment::Hedged),
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 20);
+            // Late ones take 1.5 s.
+            let slowest = world.records.iter().map(|record| record.duration).max();
+            assert!(slowest < Some(Duration::from_secs(1)), "{slowest:?}");
+            let hedged = world.records.iter().filter(|record| record.attempts > 1);
+            assert!(hedged.clone().count() > 0);
+            assert!(hedged.clone().all(|record| record.duration >= HEDGE_AFTER));
+        },
+    );
+}
+
+#[test]
+fn filters_leave_nothing_behind_in_a_world_that_breaks() {
+    play(
+        |_| Plan {
+            requests: 60,
+            body_bytes_max: 200_000,
+            endpoints: vec![
+                Behaviour::Echo,
+                Behaviour::Late,
+                Behaviour::BreakInAnswer,
+                Behaviour::RefuseStreams,
+                Behaviour::ResetLongUploads,
+            ],
+            retry: retrying("5xx"),
+            timeout: Some(Duration::from_secs(3)),
+            cancels: 0.2,
+            breaks: 0.01,
+            treatment: Some(|number| match number % 6 {
+                3 => Treatment::Answered,
+                4 => Treatment::Mirrored,
+                5 => Treatment::Hedged,
+                point => Treatment::Delayed(point),
+            }),
+            ..Plan::default()
+        },
+        |_| {},
     );
 }

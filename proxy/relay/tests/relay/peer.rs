@@ -48,6 +48,8 @@ pub(crate) struct Peer {
     pub(crate) behaviour: Option<Behaviour>,
     /// Bytes of bodies that were handed to the codec, by stream.
     pub(crate) handed: BTreeMap<u32, u64>,
+    /// Endpoint: requests that came.
+    pub(crate) asked: usize,
     /// Exchanges that are over, and how.
     pub(crate) done: Vec<(u32, String)>,
 }
@@ -73,6 +75,7 @@ impl Peer {
             streams: BTreeMap::new(),
             handed: BTreeMap::new(),
             behaviour,
+            asked: 0,
             done: Vec::new(),
         }
     }
@@ -294,6 +297,7 @@ impl Peer {
     }
 
     fn begun(&mut self, behaviour: Behaviour, stream: StreamId, head: &Head, then: Then) {
+        self.asked += 1;
         let path = text(head, Token::Path).expect("it has a path");
         let id = path.rsplit('/').next().and_then(|id| id.parse().ok());
         let id: u32 = id.expect("it has the exchange's number");

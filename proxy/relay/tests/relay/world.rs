@@ -1,8 +1,10 @@
 //! A relay, its clients and its endpoints, and a network that delivers in pieces and late.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,12 +14,16 @@ use heddle_relay::{
     error::ConnectError,
     h2,
     input::Input,
-    relay::{ConnId, Connected, Dial, Relay, Speaks, Task},
+    relay::{ConnId, Connected, Dial, ExchangeId, Relay, Speaks, Task, Verdict},
     view::{self, View},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use crate::{peer::Peer, scene};
+use crate::{
+    peer::Peer,
+    policies::{Ledger, Treating, Treatment, VERDICT_TIME},
+    scene,
+};
 
 /// What an endpoint does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +72,8 @@ pub(crate) struct Plan {
     pub(crate) cancels: f64,
     /// Share of steps in which a connection breaks.
     pub(crate) breaks: f64,
+    /// What a filter does to an exchange.
+    pub(crate) treatment: Option<fn(u32) -> Treatment>,
 }
 
 impl Default for Plan {
@@ -84,6 +92,7 @@ impl Default for Plan {
             stalls: false,
             cancels: 0.0,
             breaks: 0.0,
+            treatment: None,
         }
     }
 }
@@ -122,6 +131,11 @@ pub(crate) struct World {
     /// How the clients saw them end.
     done: Vec<(u32, String)>,
     pub(crate) records: Vec<Seen>,
+    /// Requests that came to endpoints.
+    pub(crate) asked: usize,
+    pub(crate) ledger: Rc<RefCell<Ledger>>,
+    /// Until when the filter holds what.
+    held: Vec<(Instant, ExchangeId)>,
 }
 
 impl World {
@@ -144,9 +158,14 @@ impl World {
             now,
         );
         let view = Arc::new(view);
+        let ledger = Rc::<RefCell<Ledger>>::default();
+        let mut relay = Relay::new(scene::settings(), Arc::clone(&view), seed, now);
+        if let Some(treatment) = plan.treatment {
+            relay = relay.with_filter(Box::new(Treating::new(treatment, &ledger)));
+        }
         let mut world = Self {
             rng: SmallRng::seed_from_u64(seed),
-            relay: Relay::new(scene::settings(), Arc::clone(&view), seed, now),
+            relay,
             now,
             view,
             links: Vec::new(),
@@ -155,6 +174,9 @@ impl World {
             started: 0,
             done: Vec::new(),
             records: Vec::new(),
+            asked: 0,
+            ledger,
+            held: Vec::new(),
             plan,
         };
         for _ in 0..world.plan.clients {
@@ -191,6 +213,7 @@ impl World {
     fn step(&mut self) {
         self.now += Duration::from_millis(self.rng.random_range(0..20));
         self.relay.expire(self.now);
+        self.decide();
         let may_call = !self.plan.one_at_a_time || self.is_quiet();
         if may_call && self.started < self.plan.requests && self.rng.random_bool(0.3) {
             self.call();
@@ -210,9 +233,23 @@ impl World {
             self.break_link(index);
         }
         for link in &mut self.links {
+            self.asked += std::mem::take(&mut link.peer.asked);
             if link.is_client {
                 self.done.append(&mut link.peer.done);
             }
+        }
+    }
+
+    /// The verdicts that the filter was waiting for.
+    fn decide(&mut self) {
+        let held = std::mem::take(&mut self.ledger.borrow_mut().held);
+        let until = self.now + VERDICT_TIME;
+        self.held.extend(held.into_iter().map(|id| (until, id)));
+        let (due, held) = self.held.iter().partition(|(at, _)| *at <= self.now);
+        self.held = held;
+        let due: Vec<(Instant, ExchangeId)> = due;
+        for (_, id) in due {
+            self.relay.resume(id, Verdict::Pass, self.now);
         }
     }
 
