@@ -1,13 +1,15 @@
 //! Heddle's sidecar.
 //!
 //! ```text
-//! outbound:  accept ─ original destination ─ lookup ─ route ─ admit ─ deadline ─┐
-//!              commit ◄─ decide ◄─ send (mTLS) ◄─ pick ◄────────────────────────┘
-//! inbound:   accept ─ TLS or plaintext ─ peer ─ authz ─ the workload's own port
+//! outbound:  accept ─ original destination ─ lookup ─┐
+//!                                                    ├─ HTTP ─► driver ◄─► heddle-relay
+//! inbound:   accept ─ TLS or plaintext ─ peer ───────┤
+//!                                                    └─ bytes ─► relay
 //! ```
 //!
-//! Read `outbound`, then `inbound`, then `exchange`. Every policy is a pure value of
-//! `heddle-policy`; this crate is the I/O around it.
+//! Read `outbound`, then `inbound`, then `driver`; what happens to a request is in
+//! `heddle-relay`'s `relay`. Every policy is a pure value of `heddle-policy`; this crate is the I/O
+//! around both.
 
 pub mod admin;
 pub mod app;
