@@ -78,8 +78,8 @@ pub(super) struct Exchange {
     pub(super) deadline: Option<Instant>,
     /// Whether its destination has been asked for.
     pub(super) is_asked: bool,
-    /// For the deadline, the stage's own time or a hedge, whatever comes first.
-    pub(super) timer: Option<Timer>,
+    /// For what is [`Exchange::due`], or earlier.
+    pub(super) timer: Option<(Timer, Instant)>,
     /// Until when the stage may last: the attempt's time, or the next attempt.
     pub(super) until: Option<Instant>,
     /// When another endpoint is tried beside.
@@ -297,6 +297,13 @@ impl Exchange {
         }
     }
 
+    /// When something is to be done: at the deadline, when the stage's own time is over, or for a
+    /// hedge.
+    fn due(&self) -> Option<Instant> {
+        let due = [self.until, self.deadline, self.hedge_at];
+        due.into_iter().flatten().min()
+    }
+
     /// Whether all of an answer that a filter holds has come.
     fn is_pending_whole(&self) -> bool {
         self.pending
@@ -339,33 +346,37 @@ impl Exchange {
 }
 
 impl Relay {
-    /// Sets the exchange's timer for what is due first; its stage may last until then.
+    /// The stage may last until then. A timer that is set for an earlier time stays: it looks
+    /// again when it expires, which costs less than to set it anew for each stage.
     pub(super) fn arm(&mut self, id: ExchangeId, until: Option<Instant>) {
         let exchange = &mut self.exchanges[id];
         exchange.until = until;
-        if let Some(timer) = exchange.timer.take() {
-            self.timers.cancel(timer);
+        let Some(due) = exchange.due() else { return };
+        match exchange.timer {
+            Some((_, at)) if at <= due => return,
+            Some((timer, _)) => _ = self.timers.cancel(timer),
+            None => {}
         }
-        let due = [until, exchange.deadline, exchange.hedge_at];
-        let due = due.into_iter().flatten().min();
-        exchange.timer = due.map(|at| self.timers.set(at, Due::Exchange(id)));
+        exchange.timer = Some((self.timers.set(due, Due::Exchange(id)), due));
     }
 
+    /// The exchange's timer has expired.
     pub(super) fn exchange_due(&mut self, id: ExchangeId, now: Instant) {
         let exchange = &mut self.exchanges[id];
         exchange.timer = None;
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let is_over = is_due(exchange.deadline);
-        if !is_over && is_due(exchange.hedge_at) {
-            exchange.hedge_at = None;
-            self.hedge(id, now);
-            let exchange = &mut self.exchanges[id];
-            let until = exchange.until;
-            if exchange.timer.is_some() || !is_due(until) {
-                return self.arm(id, until);
+        let (is_over, until) = (is_due(exchange.deadline), exchange.until);
+        if !is_over && !is_due(until) {
+            if is_due(exchange.hedge_at) {
+                exchange.hedge_at = None;
+                self.hedge(id, now);
             }
+            if let Some(exchange) = self.exchanges.get(id) {
+                let until = exchange.until;
+                self.arm(id, until);
+            }
+            return;
         }
-        let exchange = &mut self.exchanges[id];
         match exchange.stage {
             Stage::Held(_) => self.fail(id, &ProxyError::Deadline, now),
             Stage::Looking if is_over => self.fail(id, &ProxyError::Deadline, now),
@@ -480,7 +491,7 @@ impl Relay {
         let Some(exchange) = self.exchanges.remove(id) else {
             return;
         };
-        if let Some(timer) = exchange.timer {
+        if let Some((timer, _)) = exchange.timer {
             self.timers.cancel(timer);
         }
         let client = exchange.client;
