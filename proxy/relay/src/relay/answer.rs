@@ -254,7 +254,13 @@ impl Relay {
     }
 
     /// Ends an answer that has begun: in words where the protocol has them.
-    pub(super) fn cut(&mut self, id: ExchangeId, reason: &'static str, status: u32, now: Instant) {
+    pub(super) fn break_off(
+        &mut self,
+        id: ExchangeId,
+        reason: &'static str,
+        status: u32,
+        now: Instant,
+    ) {
         let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
         exchange.deadline = None;

@@ -15,7 +15,7 @@ use heddle_policy::{
 };
 
 use super::{
-    ConnId, Due, ExchangeId, Relay,
+    ChannelId, ConnId, Due, ExchangeId, Relay,
     channel::{Freshness, Reach},
     upload::Upload,
 };
@@ -86,6 +86,8 @@ pub(super) struct Exchange {
     pub(super) is_answered: bool,
     pub(super) held: Held,
     pub(super) facts: Facts,
+    /// Bytes on the worker's account.
+    pub(super) charged: usize,
 }
 
 /// Where an outbound exchange goes.
@@ -123,6 +125,10 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) reach: Reach,
+    /// Where it waits for a connection.
+    pub(super) waits_in: Option<ChannelId>,
+    /// While our own limits have it wait.
+    pub(super) pending: Option<Slot>,
     /// Where it was sent.
     pub(super) leg: Option<Leg>,
     /// Bytes of the request's body that have gone.
@@ -196,6 +202,8 @@ impl Attempt {
     /// Counts the endpoint as one more in flight.
     pub(super) fn start(reach: Reach) -> Self {
         Self {
+            waits_in: None,
+            pending: None,
             leg: None,
             passed: 0,
             is_reported: false,
@@ -253,6 +261,7 @@ impl Exchange {
             is_answered: false,
             held: Held::default(),
             facts,
+            charged: 0,
         }
     }
 
@@ -270,6 +279,11 @@ impl Exchange {
         if !std::mem::replace(&mut attempt.is_reported, true) {
             way.cluster.observe(&attempt.reach.endpoint, outcome, now);
         }
+    }
+
+    /// Bytes that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.head.memory_bytes() + self.upload.kept_bytes()
     }
 
     /// Where the attempt was sent.
@@ -290,6 +304,7 @@ impl Relay {
     }
 
     pub(super) fn exchange_due(&mut self, id: ExchangeId, now: Instant) {
+        let is_queued = self.is_queued(id);
         let exchange = &mut self.exchanges[id];
         exchange.timer = None;
         let is_over = exchange.deadline.is_some_and(|deadline| deadline <= now);
@@ -301,6 +316,12 @@ impl Relay {
             }
             Stage::BackingOff if is_over => self.fail(id, &ProxyError::Deadline, now),
             Stage::BackingOff => self.try_again(id, now),
+            Stage::Connecting if is_queued && is_over => {
+                self.fail(id, &ProxyError::Queued, now);
+            }
+            Stage::Connecting if is_queued => {
+                self.attempt_failed(id, ProxyError::Queued, now);
+            }
             Stage::Connecting | Stage::Sent if is_over => {
                 exchange.report(Outcome::TimedOut, now);
                 self.fail(id, &ProxyError::Deadline, now);
@@ -310,7 +331,7 @@ impl Relay {
             }
             Stage::Committed => {
                 exchange.report(Outcome::TimedOut, now);
-                self.cut(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
+                self.break_off(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
             }
             Stage::Ending => {
                 exchange.facts.reason.get_or_insert(DEADLINE);
@@ -319,6 +340,13 @@ impl Relay {
                 self.finish(id, now);
             }
         }
+    }
+
+    /// Whether it waits because of our own limits.
+    fn is_queued(&self, id: ExchangeId) -> bool {
+        let attempt = self.exchanges[id].attempt.as_ref();
+        let channel = attempt.and_then(|attempt| attempt.waits_in);
+        channel.is_some_and(|channel| self.channels.is_blocked(channel))
     }
 
     /// The client does not want it any more.
@@ -351,7 +379,7 @@ impl Relay {
         match exchange.stage {
             Stage::Committed => {
                 exchange.report(Outcome::Reset, now);
-                self.cut(id, crate::error::RESET, grpc::UNAVAILABLE, now);
+                self.break_off(id, crate::error::RESET, grpc::UNAVAILABLE, now);
             }
             // All of the answer is here.
             Stage::Ending => {}
@@ -407,6 +435,7 @@ impl Relay {
         if let Some(timer) = exchange.timer {
             self.timers.cancel(timer);
         }
+        self.account.refund(exchange.charged);
         let client = exchange.client;
         match exchange.stage {
             Stage::Ending => self.part(client, None),

@@ -60,7 +60,7 @@ impl Relay {
         }
     }
 
-    fn start(
+    pub(super) fn start(
         &mut self,
         conn: ConnId,
         stream: StreamId,

@@ -54,6 +54,12 @@ impl Upload {
         !self.is_given_up
     }
 
+    /// Bytes that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let trailers = self.trailers.as_ref().map_or(0, Head::memory_bytes);
+        self.kept.len() + trailers
+    }
+
     /// Whether its end has come.
     pub(super) fn is_whole(&self) -> bool {
         self.is_whole
