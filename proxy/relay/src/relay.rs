@@ -117,7 +117,7 @@ pub enum Task {
     Dial(Dial),
     /// Shut our direction of it when its output has been written; what comes is read on.
     Shut(ConnId),
-    /// Close it; it is not lost by that.
+    /// Close it; it is not lost by that. One that is finishing may be aborted yet.
     Close(ConnId, Closing),
     /// Ask the control plane about a destination; the answer is [`Relay::configured`].
     Ask(DestinationKey),
@@ -279,12 +279,14 @@ impl Relay {
 
     /// Bytes have come.
     pub fn received(&mut self, id: ConnId, mut input: Input<'_>, now: Instant) {
+        if let Some(conn) = self.conns.get_mut(id).filter(|_| !input.is_empty()) {
+            conn.life.heard(now);
+        }
         loop {
             let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
                 return;
             };
             let is_client = conn.channel().is_none();
-            conn.life.heard(now);
             match conn.codec.receive(&mut input, &mut self.heads, now) {
                 Ok(Some(event)) if is_client => self.client_event(id, event, now),
                 Ok(Some(event)) => self.endpoint_event(id, event, now),
@@ -502,6 +504,9 @@ impl Relay {
     fn close(&mut self, id: ConnId, closing: Closing, now: Instant) {
         let conn = &mut self.conns[id];
         if std::mem::replace(&mut conn.is_closing, true) {
+            if closing == Closing::Abort {
+                self.tasks.push_back(Task::Close(id, closing));
+            }
             return;
         }
         let lost = conn.losses(Lost::Connection);
