@@ -17,7 +17,7 @@ use heddle_policy::{
 use slotmap::Key;
 
 use super::{
-    Caller, ConnId, Due, ExchangeId, Relay,
+    Caller, ChannelId, ConnId, Due, ExchangeId, Relay,
     channel::{Freshness, Reach},
     filter::{Pending, Point},
     upload::Upload,
@@ -103,6 +103,8 @@ pub(super) struct Exchange {
     pub(super) is_answered: bool,
     pub(super) held: Held,
     pub(super) facts: Facts,
+    /// Bytes on the worker's account.
+    pub(super) charged: usize,
 }
 
 /// Where an outbound exchange goes.
@@ -140,6 +142,10 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) reach: Reach,
+    /// Where it waits for a connection.
+    pub(super) waits_in: Option<ChannelId>,
+    /// While our own limits have it wait.
+    pub(super) pending: Option<Slot>,
     /// Where it was sent.
     pub(super) leg: Option<Leg>,
     /// Bytes of the request's body that have gone.
@@ -216,6 +222,8 @@ impl Attempt {
     /// Counts the endpoint as one more in flight.
     pub(super) fn start(reach: Reach) -> Self {
         Self {
+            waits_in: None,
+            pending: None,
             leg: None,
             passed: 0,
             is_reported: false,
@@ -294,6 +302,7 @@ impl Exchange {
             is_answered: false,
             held: Held::default(),
             facts,
+            charged: 0,
         }
     }
 
@@ -339,6 +348,13 @@ impl Exchange {
         true
     }
 
+    /// Bytes that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let pending = self.pending.as_ref();
+        let pending = pending.map_or(0, |pending| pending.kept_bytes());
+        self.head.memory_bytes() + self.upload.kept_bytes() + pending
+    }
+
     /// Where the attempt was sent.
     pub(super) fn leg(&self) -> Option<Leg> {
         self.attempt.as_ref().and_then(|attempt| attempt.leg)
@@ -362,6 +378,7 @@ impl Relay {
 
     /// The exchange's timer has expired.
     pub(super) fn exchange_due(&mut self, id: ExchangeId, now: Instant) {
+        let is_queued = self.is_queued(id);
         let exchange = &mut self.exchanges[id];
         exchange.timer = None;
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -386,6 +403,12 @@ impl Relay {
             }
             Stage::BackingOff if is_over => self.fail(id, &ProxyError::Deadline, now),
             Stage::BackingOff => self.try_again(id, now),
+            Stage::Connecting if is_queued && is_over => {
+                self.fail(id, &ProxyError::Queued, now);
+            }
+            Stage::Connecting if is_queued => {
+                self.attempt_failed(id, ProxyError::Queued, now);
+            }
             Stage::Connecting | Stage::Sent if is_over => {
                 exchange.report(Outcome::TimedOut, now);
                 self.fail(id, &ProxyError::Deadline, now);
@@ -395,7 +418,7 @@ impl Relay {
             }
             Stage::Committed => {
                 exchange.report(Outcome::TimedOut, now);
-                self.cut(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
+                self.break_off(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
             }
             Stage::Ending => {
                 exchange.facts.reason.get_or_insert(DEADLINE);
@@ -404,6 +427,13 @@ impl Relay {
                 self.finish(id, now);
             }
         }
+    }
+
+    /// Whether it waits because of our own limits.
+    fn is_queued(&self, id: ExchangeId) -> bool {
+        let attempt = self.exchanges[id].attempt.as_ref();
+        let channel = attempt.and_then(|attempt| attempt.waits_in);
+        channel.is_some_and(|channel| self.channels.is_blocked(channel))
     }
 
     /// The client does not want it any more.
@@ -436,7 +466,7 @@ impl Relay {
             Stage::Held(Point::Answer) if exchange.is_pending_whole() => {}
             Stage::Committed => {
                 exchange.report(Outcome::Reset, now);
-                self.cut(id, crate::error::RESET, grpc::UNAVAILABLE, now);
+                self.break_off(id, crate::error::RESET, grpc::UNAVAILABLE, now);
             }
             // All of the answer is here.
             Stage::Ending => {}
@@ -494,6 +524,7 @@ impl Relay {
         if let Some((timer, _)) = exchange.timer {
             self.timers.cancel(timer);
         }
+        self.account.refund(exchange.charged);
         let client = exchange.client;
         match exchange.stage {
             Stage::Ending => self.part(client, None),
