@@ -324,6 +324,16 @@ impl Connection {
         self.hop
     }
 
+    /// Gives back memory that a connection at rest does not need.
+    pub fn shrink(&mut self) {
+        self.kept.shrink();
+    }
+
+    /// Bytes that it keeps of what has come or is to be sent.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept.memory_bytes() + self.output.len()
+    }
+
     /// Bytes of memory that it takes, without what is in its output.
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>() + self.kept.memory_bytes() + self.asked.as_ref().map_or(0, |a| a.len())

@@ -277,6 +277,17 @@ impl Connection {
         self.pieces.waiting_bytes()
     }
 
+    /// As a client: whether the head of the request has gone into the output. What has not, the
+    /// peer cannot know of.
+    pub fn has_begun(&self, stream: StreamId) -> bool {
+        stream.0 <= self.highest
+    }
+
+    /// Bytes that it keeps of what has come or is to be sent.
+    pub fn kept_bytes(&self) -> usize {
+        self.partial.len() + self.block.len() + self.pieces.waiting_bytes() + self.output.len()
+    }
+
     /// What the whole connection may still send: at zero, its streams wait for the peer.
     pub fn send_window(&self) -> usize {
         self.send_window.left()

@@ -37,6 +37,18 @@ impl Output {
         self.len == 0
     }
 
+    /// Gives back the room that is not in use.
+    pub fn shrink(&mut self) {
+        self.small.shrink_to_fit();
+        self.large.shrink_to_fit();
+    }
+
+    /// Bytes of memory that it takes, what it refers to included.
+    pub fn memory_bytes(&self) -> usize {
+        let large: usize = self.large.iter().map(|large| large.bytes.len()).sum();
+        self.small.capacity() + self.large.capacity() * size_of::<Large>() + large
+    }
+
     /// Appends what `write` appends to the buffer that it is given, and only that.
     pub fn write<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let before = self.small.len();

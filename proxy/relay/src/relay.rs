@@ -16,10 +16,12 @@
 
 mod answer;
 mod channel;
+mod charge;
 mod codec;
 mod conn;
 mod exchange;
 mod filter;
+mod lifetime;
 mod rivals;
 mod route;
 mod upload;
@@ -29,7 +31,7 @@ use std::{
     hash::BuildHasherDefault,
     net::SocketAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use heddle_policy::{
@@ -43,7 +45,7 @@ use slotmap::{SlotMap, new_key_type};
 use self::{
     channel::Channels,
     codec::Fault,
-    conn::{ByStream, Conn, NumberHasher},
+    conn::{Conn, NumberHasher},
     exchange::{Exchange, Leg, Lost},
 };
 pub use self::{
@@ -52,6 +54,7 @@ pub use self::{
     filter::{Answer, Filter, Message, Plan, Verdict},
 };
 use crate::{
+    budget::{Account, Budget},
     cluster::EndpointState,
     error::ConnectError,
     event::{Code, Event, StreamId},
@@ -88,7 +91,26 @@ pub struct Settings {
     /// Request bytes kept for a retry, each exchange.
     pub replay_bytes_max: usize,
     /// For the answer to a destination nobody asked for before.
-    pub lookup_wait: std::time::Duration,
+    pub lookup_wait: Duration,
+    /// How long connections live.
+    pub bounds: Bounds,
+    /// What this process may keep.
+    pub budget: Arc<Budget>,
+}
+
+/// How long connections live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// A client's connection of HTTP/1.1 without a request is closed after this.
+    pub idle: Duration,
+    /// A connection to an endpoint without a request is closed after this.
+    pub endpoint_idle: Duration,
+    /// A connection of HTTP/1.1 to an endpoint which has been without a request for this long is
+    /// not used for one that may not be repeated, because the endpoint may be closing it by now.
+    /// Sidecars are not meant.
+    pub unrepeatable_idle: Duration,
+    /// A connection is retired at this age, give or take 20 %. Tunnels are not.
+    pub connection_age: Duration,
 }
 
 /// What a driver has to do.
@@ -98,7 +120,7 @@ pub enum Task {
     Dial(Dial),
     /// Shut our direction of it when its output has been written; what comes is read on.
     Shut(ConnId),
-    /// Close it; it is not lost by that.
+    /// Close it; it is not lost by that. One that is finishing may be aborted yet.
     Close(ConnId, Closing),
     /// Ask the control plane about a destination; the answer is [`Relay::configured`].
     Ask(DestinationKey),
@@ -129,7 +151,7 @@ pub struct Dial {
     /// What it is wanted for.
     pub carries: Carries,
     /// For TCP and TLS together.
-    pub timeout: std::time::Duration,
+    pub timeout: Duration,
 }
 
 /// A connection that was wanted.
@@ -151,6 +173,7 @@ type Turns = HashMap<usize, Turn, BuildHasherDefault<NumberHasher>>;
 enum Due {
     Exchange(ExchangeId),
     Conn(ConnId),
+    Channel(ChannelId),
 }
 
 /// See the module.
@@ -166,6 +189,11 @@ pub struct Relay {
     begun: [u64; 2],
     channels: Channels,
     timers: Timers<Due>,
+    account: Account,
+    /// Directions whose clients are to go; at most both.
+    retired: Vec<Direction>,
+    /// Nothing may live any more.
+    is_cut: bool,
     /// Exchanges whose destination has been asked for.
     looking: Vec<ExchangeId>,
     /// What is in flight to the workload's own ports; as many as it has.
@@ -191,13 +219,15 @@ impl Relay {
     /// One without connections.
     pub fn new(settings: Settings, view: Arc<View>, seed: u64, now: Instant) -> Self {
         Self {
-            settings,
             view,
             view_number: 0,
             conns: SlotMap::default(),
             exchanges: SlotMap::default(),
             channels: Channels::default(),
             timers: Timers::new(now),
+            account: Account::new(&settings.budget),
+            retired: Vec::new(),
+            is_cut: false,
             looking: Vec::new(),
             applications: HashMap::new(),
             turns: Turns::default(),
@@ -211,6 +241,7 @@ impl Relay {
             records: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
             filter: None,
+            settings,
         }
     }
 
@@ -223,8 +254,16 @@ impl Relay {
 
     /// A client has connected.
     pub fn accepted(&mut self, caller: Caller, now: Instant) -> ConnId {
-        let conn = Conn::of_client(caller, &self.settings, now);
-        self.add(conn)
+        let age = self.age_share();
+        let conn = Conn::of_client(caller, &self.settings, age, now);
+        let is_late = self.retired.contains(&conn.direction());
+        let id = self.add(conn);
+        if self.is_cut {
+            self.close(id, Closing::Abort, now);
+        } else if is_late {
+            self.leave_after_one(id, now);
+        }
+        id
     }
 
     /// A connection that was asked for is there, or will not be.
@@ -234,14 +273,21 @@ impl Relay {
         result: Result<Connected, ConnectError>,
         now: Instant,
     ) -> Option<ConnId> {
+        let slot = self.channels.dialled(channel);
         match result {
             Ok(connected) => {
-                let conn = Conn::of_endpoint(channel, connected, &self.settings, now);
+                let age = self.age_share();
+                let settings = &self.settings;
+                let conn = Conn::of_endpoint(channel, connected, slot, settings, age, now);
                 let conn = self.add(conn);
                 self.connected(channel, conn, now);
+                if self.is_cut {
+                    self.close(conn, Closing::Abort, now);
+                }
                 Some(conn)
             }
             Err(error) => {
+                drop(slot);
                 self.not_connected(channel, &error, now);
                 None
             }
@@ -250,6 +296,9 @@ impl Relay {
 
     /// Bytes have come.
     pub fn received(&mut self, id: ConnId, mut input: Input<'_>, now: Instant) {
+        if let Some(conn) = self.conns.get_mut(id).filter(|_| !input.is_empty()) {
+            conn.life.heard(now);
+        }
         loop {
             let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
                 return;
@@ -267,7 +316,6 @@ impl Relay {
             "no more was handed in than there was room for"
         );
         self.touch(id);
-        self.arm_conn(id);
     }
 
     /// A connection's other side has ended its direction in order (over TLS: by a
@@ -306,13 +354,20 @@ impl Relay {
         if let Some(timer) = conn.timer {
             self.timers.cancel(timer);
         }
+        self.account.refund(conn.charged);
         let channel = conn.channel();
         let is_stale = conn.uses > 1 && !conn.codec.is_answered();
         let lost = match is_stale {
             true => Lost::Stale,
             false => Lost::Connection,
         };
-        self.abort(conn.exchanges, channel, id, lost, now);
+        let lost = conn.losses(lost);
+        // With it its place among the connections of its cluster.
+        drop(conn);
+        if let Some(channel) = channel {
+            self.channels.ended(channel);
+        }
+        self.abort(lost, channel, id, now);
     }
 
     /// Another view is in force.
@@ -330,8 +385,12 @@ impl Relay {
     pub fn expire(&mut self, now: Instant) {
         while let Some(due) = self.timers.expired(now) {
             match due {
-                Due::Exchange(exchange) => self.exchange_due(exchange, now),
+                Due::Exchange(exchange) => {
+                    self.exchange_due(exchange, now);
+                    self.charge_exchange(exchange);
+                }
                 Due::Conn(conn) => self.conn_due(conn, now),
+                Due::Channel(channel) => self.channel_due(channel, now),
             }
         }
     }
@@ -370,10 +429,8 @@ impl Relay {
             }
             self.attend(id, now);
             // A window that opened makes room for requests too.
-            let channel = self.conns.get(id).and_then(Conn::channel);
-            if let Some(channel) = channel.filter(|channel| self.channels.has_waiting(*channel)) {
-                self.serve_waiting(channel, now);
-            }
+            self.channel_changed(id, now);
+            self.charge_conn(id);
             let output = self.conns.get_mut(id).map(|conn| conn.codec.output());
             if output.is_some_and(|output| !output.is_empty()) {
                 return Some(id);
@@ -433,16 +490,24 @@ impl Relay {
             conn.is_stopped = false;
             self.resumed.push(id);
         }
+        conn.shut_since = match conn.codec.is_shut() {
+            true => conn.shut_since.or(Some(now)),
+            false => None,
+        };
+        conn.life.look(conn.uses, conn.exchanges.is_empty(), now);
         let ending = conn.codec.ending();
-        if ending == std::mem::replace(&mut conn.ending, ending) {
-            return;
+        if ending != std::mem::replace(&mut conn.ending, ending) {
+            match ending {
+                h1::Ending::Open => {}
+                h1::Ending::HalfClosed => self.tasks.push_back(Task::Shut(id)),
+                h1::Ending::Finishing => self.close(id, Closing::Finish, now),
+                h1::Ending::Aborted => self.close(id, Closing::Abort, now),
+            }
+        } else if self.has_left(id) {
+            self.close(id, Closing::Finish, now);
         }
-        match ending {
-            h1::Ending::Open => {}
-            h1::Ending::HalfClosed => self.tasks.push_back(Task::Shut(id)),
-            h1::Ending::Finishing => self.close(id, Closing::Finish, now),
-            h1::Ending::Aborted => self.close(id, Closing::Abort, now),
-        }
+        self.fit_windows(id, now);
+        self.arm_conn(id);
     }
 
     /// What came cannot be understood. Where the protocol has an answer to that, it is given.
@@ -459,30 +524,43 @@ impl Relay {
     fn close(&mut self, id: ConnId, closing: Closing, now: Instant) {
         let conn = &mut self.conns[id];
         if std::mem::replace(&mut conn.is_closing, true) {
+            if closing == Closing::Abort {
+                self.tasks.push_back(Task::Close(id, closing));
+            }
             return;
         }
-        let exchanges = std::mem::take(&mut conn.exchanges);
+        let lost = conn.losses(Lost::Connection);
+        conn.exchanges.clear();
         let channel = conn.channel();
+        if let Some(timer) = conn.timer.take() {
+            self.timers.cancel(timer);
+        }
         self.tasks.push_back(Task::Close(id, closing));
         self.touch(id);
-        self.arm_conn(id);
-        self.abort(exchanges, channel, id, Lost::Connection, now);
+        self.abort(lost, channel, id, now);
     }
 
     /// The connection carries nothing any more.
     fn abort(
         &mut self,
-        exchanges: ByStream,
+        lost: Vec<(StreamId, ExchangeId, Lost)>,
         channel: Option<ChannelId>,
         conn: ConnId,
-        lost: Lost,
         now: Instant,
     ) {
         if let Some(channel) = channel {
             self.channels.forget(channel, conn);
         }
-        for (stream, exchange) in exchanges {
-            let stream = StreamId(stream);
+        if channel.is_none() {
+            // None of them is sent in the place of another that ends.
+            for (_, exchange, _) in &lost {
+                let exchange = self.exchanges.get_mut(*exchange);
+                if let Some(attempt) = exchange.and_then(|exchange| exchange.attempt.as_mut()) {
+                    attempt.waits_in = None;
+                }
+            }
+        }
+        for (stream, exchange, lost) in lost {
             match channel {
                 None => self.client_gone(exchange, now),
                 Some(_) => self.attempt_broke(exchange, Leg { conn, stream }, lost, now),
@@ -493,46 +571,33 @@ impl Relay {
         }
     }
 
-    /// Sets the connection's timer for what is due, unless it is set so.
-    fn arm_conn(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else {
-            return;
-        };
-        let due = conn.codec.deadline().filter(|_| !conn.is_closing);
-        if due == conn.due {
-            return;
-        }
-        conn.due = due;
-        if let Some(timer) = conn.timer.take() {
-            self.timers.cancel(timer);
-        }
-        conn.timer = due.map(|at| self.timers.set(at, Due::Conn(id)));
-    }
-
-    fn conn_due(&mut self, id: ConnId, now: Instant) {
-        let conn = &mut self.conns[id];
-        (conn.timer, conn.due) = (None, None);
-        match conn.codec.expire(now) {
-            Ok(()) => self.arm_conn(id),
-            Err(fault) => self.broke(id, fault, now),
-        }
-    }
-
     fn client_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {
         match event {
-            Event::Head { stream, head, then } => self.begin(id, stream, head, then, now),
+            Event::Head { stream, head, then } => {
+                self.asked(id, now);
+                if self.is_out_of_room() {
+                    return self.turn_away(id, stream, head, then, now);
+                }
+                self.begin(id, stream, head, then, now);
+                if let Some(exchange) = self.conns[id].exchange(stream) {
+                    self.charge_exchange(exchange);
+                }
+            }
             Event::Data {
                 stream, data, then, ..
             } => {
                 if let Some(exchange) = self.conns[id].exchange(stream) {
                     self.upload(exchange, data, then, now);
+                    self.charge_exchange(exchange);
                 }
             }
             Event::Trailers { stream, head } => {
                 if let Some(exchange) = self.conns[id].exchange(stream) {
                     self.upload_trailers(exchange, head);
+                    self.charge_exchange(exchange);
                 }
             }
+            Event::Pong => self.ponged(id),
             Event::Reset { stream, .. } => {
                 if let Some(exchange) = self.conns[id].exchange(stream) {
                     self.client_gone(exchange, now);
@@ -542,7 +607,6 @@ impl Relay {
             Event::Interim { .. }
             | Event::Writable { .. }
             | Event::Goodbye { .. }
-            | Event::Pong
             | Event::StreamsMax(_) => {}
         }
     }
@@ -552,7 +616,10 @@ impl Relay {
             Event::Head { stream, head, then } => {
                 let leg = Leg { conn: id, stream };
                 match self.conns[id].exchange(stream) {
-                    Some(exchange) => self.judge(exchange, leg, head, then, now),
+                    Some(exchange) => {
+                        self.judge(exchange, leg, head, then, now);
+                        self.charge_exchange(exchange);
+                    }
                     None => self.heads.give(head),
                 }
             }
@@ -584,10 +651,16 @@ impl Relay {
                     };
                     let leg = Leg { conn: id, stream };
                     self.attempt_broke(exchange, leg, lost, now);
+                    self.charge_exchange(exchange);
                 }
             }
-            Event::Goodbye { .. } | Event::StreamsMax(_) => self.channel_changed(id, now),
-            Event::Writable { .. } | Event::Pong => {}
+            Event::Goodbye { .. } => {
+                self.leave(id, now);
+                self.channel_changed(id, now);
+            }
+            Event::StreamsMax(_) => self.channel_changed(id, now),
+            Event::Pong => self.ponged(id),
+            Event::Writable { .. } => {}
         }
     }
 }

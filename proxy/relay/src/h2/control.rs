@@ -253,9 +253,11 @@ impl Connection {
         self.stream_window = after;
         self.recent.grow(after.saturating_sub(before));
         self.each_stream(|connection, slot| {
-            connection.streams[slot]
-                .receive_window
-                .resize(before, after);
+            let it = &mut connection.streams[slot];
+            it.receive_window.resize(before, after);
+            // What was collected of a larger window may be all of a smaller one.
+            let stream = StreamId(it.id);
+            connection.release(stream, 0);
             Ok(())
         })?;
         self.say_stream_window(now);

@@ -125,7 +125,8 @@ impl Relay {
         };
         let len = data.len() as u64;
         if let Some(pending) = &mut exchange.pending {
-            return pending.push(data, then);
+            pending.push(data, then);
+            return self.charge_exchange(id);
         }
         let (client, leg) = (exchange.client, exchange.leg());
         exchange.facts.bytes_sent += len;
@@ -149,7 +150,8 @@ impl Relay {
                 request::strip_ours(&mut head);
             }
             if let Some(pending) = &mut exchange.pending {
-                return pending.end(head);
+                pending.end(head);
+                return self.charge_exchange(id);
             }
             if let Some(filter) = &mut self.filter {
                 filter.trailers(id, Message::Answer, &mut head);
@@ -303,7 +305,13 @@ impl Relay {
     }
 
     /// Ends an answer that has begun: in words where the protocol has them.
-    pub(super) fn cut(&mut self, id: ExchangeId, reason: &'static str, status: u32, now: Instant) {
+    pub(super) fn break_off(
+        &mut self,
+        id: ExchangeId,
+        reason: &'static str,
+        status: u32,
+        now: Instant,
+    ) {
         let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
         exchange.deadline = None;

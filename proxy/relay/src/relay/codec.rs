@@ -244,14 +244,94 @@ impl Codec {
         }
     }
 
-    /// Whether a request sent now would be on its way soon: there is room for a stream, and what
-    /// was sent before does not pile up.
-    pub(super) fn takes_requests(&self) -> bool {
+    /// Whether there is room for another request.
+    pub(super) fn can_open(&self) -> bool {
         match self {
             Self::Http1(conn) => conn.can_open(),
+            Self::Http2(conn) => conn.can_open(),
+        }
+    }
+
+    /// Bytes that wait for windows or for their turn.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        match self {
+            Self::Http1(_) => 0,
+            Self::Http2(conn) => conn.waiting_bytes(),
+        }
+    }
+
+    /// Whether the other side lets nothing be sent over any stream.
+    pub(super) fn is_shut(&self) -> bool {
+        match self {
+            Self::Http1(_) => false,
+            Self::Http2(conn) => conn.send_window() == 0,
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        match self {
+            Self::Http1(conn) => conn.is_idle(),
+            Self::Http2(conn) => conn.is_idle(),
+        }
+    }
+
+    /// Whether the request's head has gone into the output. In HTTP/1.1 it has at once.
+    pub(super) fn has_begun(&self, stream: StreamId) -> bool {
+        match self {
+            Self::Http1(_) => true,
+            Self::Http2(conn) => conn.has_begun(stream),
+        }
+    }
+
+    /// A server's in HTTP/2: asks for no more requests, and for an answer to that.
+    pub(super) fn goodbye_soon(&mut self) {
+        match self {
+            Self::Http1(_) => {}
             Self::Http2(conn) => {
-                conn.can_open() && conn.send_window() > 0 && conn.waiting_bytes() < WAITING_MAX
+                conn.goodbye_soon();
+                conn.ping();
             }
+        }
+    }
+
+    /// What is under way is the last. In HTTP/1.1 a connection with nothing under way ends.
+    pub(super) fn goodbye(&mut self) {
+        match self {
+            Self::Http1(conn) => conn.goodbye(),
+            Self::Http2(conn) => conn.goodbye(Code::NO_ERROR),
+        }
+    }
+
+    /// Asks for a sign of life, where the protocol has one.
+    pub(super) fn ping(&mut self) {
+        match self {
+            Self::Http1(_) => {}
+            Self::Http2(conn) => conn.ping(),
+        }
+    }
+
+    /// What streams that begin may receive, where that is told before they do.
+    pub(super) fn set_stream_window(&mut self, bytes: u32, now: Instant) {
+        match self {
+            Self::Http1(_) => {}
+            Self::Http2(conn) => conn.set_stream_window(bytes, now),
+        }
+    }
+
+    pub(super) fn shrink(&mut self) {
+        match self {
+            Self::Http1(conn) => conn.shrink(),
+            Self::Http2(conn) => conn.shrink(),
+        }
+        self.output().shrink();
+    }
+
+    /// Bytes of messages that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        match self {
+            Self::Http1(conn) => conn.kept_bytes(),
+            Self::Http2(conn) => conn.kept_bytes(),
         }
     }
 
@@ -264,6 +344,3 @@ impl Codec {
         }
     }
 }
-
-/// Unsent bytes of a connection to an endpoint from which on requests go to another one.
-const WAITING_MAX: usize = 256 * 1024;

@@ -8,13 +8,22 @@ use std::{
     time::Instant,
 };
 
-use heddle_policy::{snapshot::DestinationKey, spiffe::Peer};
+use heddle_policy::{admission::Slot, snapshot::DestinationKey, spiffe::Peer};
 
 use super::{
     ChannelId, Connected, ExchangeId, Settings,
     codec::{Codec, Role},
+    exchange::Lost,
+    lifetime::Life,
 };
-use crate::{event::StreamId, h1, record::Direction, timer::Timer, view::LiveDestination};
+use crate::{
+    budget::Room,
+    event::{Code, StreamId},
+    h1,
+    record::Direction,
+    timer::Timer,
+    view::LiveDestination,
+};
 
 /// A client's connection, as it was accepted.
 #[derive(Clone, Debug)]
@@ -106,6 +115,15 @@ pub(super) struct Conn {
     pub(super) ending: h1::Ending,
     /// Requests that were sent over it, or came.
     pub(super) uses: u32,
+    pub(super) life: Life,
+    /// Since when an endpoint has let nothing be sent.
+    pub(super) shut_since: Option<Instant>,
+    /// Of the connections that its cluster may have; held to its end.
+    pub(super) _slot: Option<Slot>,
+    /// Bytes on the worker's account.
+    pub(super) charged: usize,
+    /// What its client was told last of the room for streams.
+    pub(super) room: Room,
 }
 
 #[derive(Debug)]
@@ -119,16 +137,28 @@ pub(super) enum Side {
 }
 
 impl Conn {
-    pub(super) fn of_client(caller: Caller, settings: &Settings, now: Instant) -> Self {
+    /// `age` is the share of `connection_age` that it lives.
+    pub(super) fn of_client(caller: Caller, settings: &Settings, age: f64, now: Instant) -> Self {
         let (speaks, is_sidecar) = (caller.speaks, caller.is_sidecar);
         let codec = Codec::new(Role::Server, speaks, is_sidecar, settings, now);
-        Self::new(codec, Side::Client(Arc::new(caller)))
+        let version = codec.version();
+        let life = Life::new(
+            Role::Server,
+            version,
+            is_sidecar,
+            &settings.bounds,
+            age,
+            now,
+        );
+        Self::new(codec, Side::Client(Arc::new(caller)), life, None)
     }
 
     pub(super) fn of_endpoint(
         channel: ChannelId,
         connected: Connected,
+        slot: Option<Slot>,
         settings: &Settings,
+        age: f64,
         now: Instant,
     ) -> Self {
         let (speaks, is_sidecar) = (connected.speaks, connected.is_sidecar);
@@ -138,10 +168,19 @@ impl Conn {
             peer: connected.peer,
             is_sidecar,
         };
-        Self::new(codec, side)
+        let version = codec.version();
+        let life = Life::new(
+            Role::Client,
+            version,
+            is_sidecar,
+            &settings.bounds,
+            age,
+            now,
+        );
+        Self::new(codec, side, life, slot)
     }
 
-    fn new(codec: Codec, side: Side) -> Self {
+    fn new(codec: Codec, side: Side, life: Life, slot: Option<Slot>) -> Self {
         Self {
             codec,
             side,
@@ -154,6 +193,44 @@ impl Conn {
             is_stopped: false,
             ending: h1::Ending::Open,
             uses: 0,
+            life,
+            shut_since: None,
+            _slot: slot,
+            charged: 0,
+            room: Room::Ample,
+        }
+    }
+
+    /// Gives back memory that it does not need at rest.
+    pub(super) fn shrink(&mut self) {
+        self.codec.shrink();
+        if self.exchanges.is_empty() {
+            self.exchanges = HashMap::default();
+        }
+    }
+
+    /// What the exchanges over it lose with it: those whose requests never began to go, nothing.
+    pub(super) fn losses(&self, lost: Lost) -> Vec<(StreamId, ExchangeId, Lost)> {
+        let exchanges = self.exchanges.iter().map(|(stream, exchange)| {
+            let stream = StreamId(*stream);
+            match self.channel().is_none() || self.codec.has_begun(stream) {
+                true => (stream, *exchange, lost),
+                false => (stream, *exchange, Lost::Stream(Code::REFUSED_STREAM)),
+            }
+        });
+        exchanges.collect()
+    }
+
+    /// Bytes that it keeps beside what a connection at rest does.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.codec.kept_bytes()
+    }
+
+    /// Who the other side is.
+    pub(super) fn peer(&self) -> &Peer {
+        match &self.side {
+            Side::Client(caller) => &caller.peer,
+            Side::Endpoint { peer, .. } => peer,
         }
     }
 

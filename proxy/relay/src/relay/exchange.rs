@@ -17,7 +17,7 @@ use heddle_policy::{
 use slotmap::Key;
 
 use super::{
-    Caller, ConnId, Due, ExchangeId, Relay,
+    Caller, ChannelId, ConnId, Due, ExchangeId, Relay,
     channel::{Freshness, Reach},
     filter::{Pending, Point},
     upload::Upload,
@@ -78,8 +78,8 @@ pub(super) struct Exchange {
     pub(super) deadline: Option<Instant>,
     /// Whether its destination has been asked for.
     pub(super) is_asked: bool,
-    /// For the deadline, the stage's own time or a hedge, whatever comes first.
-    pub(super) timer: Option<Timer>,
+    /// For what is [`Exchange::due`], or earlier.
+    pub(super) timer: Option<(Timer, Instant)>,
     /// Until when the stage may last: the attempt's time, or the next attempt.
     pub(super) until: Option<Instant>,
     /// When another endpoint is tried beside.
@@ -103,6 +103,8 @@ pub(super) struct Exchange {
     pub(super) is_answered: bool,
     pub(super) held: Held,
     pub(super) facts: Facts,
+    /// Bytes on the worker's account.
+    pub(super) charged: usize,
 }
 
 /// Where an outbound exchange goes.
@@ -140,6 +142,10 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) reach: Reach,
+    /// Where it waits for a connection.
+    pub(super) waits_in: Option<ChannelId>,
+    /// While our own limits have it wait.
+    pub(super) pending: Option<Slot>,
     /// Where it was sent.
     pub(super) leg: Option<Leg>,
     /// Bytes of the request's body that have gone.
@@ -216,6 +222,8 @@ impl Attempt {
     /// Counts the endpoint as one more in flight.
     pub(super) fn start(reach: Reach) -> Self {
         Self {
+            waits_in: None,
+            pending: None,
             leg: None,
             passed: 0,
             is_reported: false,
@@ -294,7 +302,15 @@ impl Exchange {
             is_answered: false,
             held: Held::default(),
             facts,
+            charged: 0,
         }
+    }
+
+    /// When something is to be done: at the deadline, when the stage's own time is over, or for a
+    /// hedge.
+    fn due(&self) -> Option<Instant> {
+        let due = [self.until, self.deadline, self.hedge_at];
+        due.into_iter().flatten().min()
     }
 
     /// Whether all of an answer that a filter holds has come.
@@ -332,6 +348,13 @@ impl Exchange {
         true
     }
 
+    /// Bytes that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let pending = self.pending.as_ref();
+        let pending = pending.map_or(0, |pending| pending.kept_bytes());
+        self.head.memory_bytes() + self.upload.kept_bytes() + pending
+    }
+
     /// Where the attempt was sent.
     pub(super) fn leg(&self) -> Option<Leg> {
         self.attempt.as_ref().and_then(|attempt| attempt.leg)
@@ -339,33 +362,38 @@ impl Exchange {
 }
 
 impl Relay {
-    /// Sets the exchange's timer for what is due first; its stage may last until then.
+    /// The stage may last until then. A timer that is set for an earlier time stays: it looks
+    /// again when it expires, which costs less than to set it anew for each stage.
     pub(super) fn arm(&mut self, id: ExchangeId, until: Option<Instant>) {
         let exchange = &mut self.exchanges[id];
         exchange.until = until;
-        if let Some(timer) = exchange.timer.take() {
-            self.timers.cancel(timer);
+        let Some(due) = exchange.due() else { return };
+        match exchange.timer {
+            Some((_, at)) if at <= due => return,
+            Some((timer, _)) => _ = self.timers.cancel(timer),
+            None => {}
         }
-        let due = [until, exchange.deadline, exchange.hedge_at];
-        let due = due.into_iter().flatten().min();
-        exchange.timer = due.map(|at| self.timers.set(at, Due::Exchange(id)));
+        exchange.timer = Some((self.timers.set(due, Due::Exchange(id)), due));
     }
 
+    /// The exchange's timer has expired.
     pub(super) fn exchange_due(&mut self, id: ExchangeId, now: Instant) {
+        let is_queued = self.is_queued(id);
         let exchange = &mut self.exchanges[id];
         exchange.timer = None;
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let is_over = is_due(exchange.deadline);
-        if !is_over && is_due(exchange.hedge_at) {
-            exchange.hedge_at = None;
-            self.hedge(id, now);
-            let exchange = &mut self.exchanges[id];
-            let until = exchange.until;
-            if exchange.timer.is_some() || !is_due(until) {
-                return self.arm(id, until);
+        let (is_over, until) = (is_due(exchange.deadline), exchange.until);
+        if !is_over && !is_due(until) {
+            if is_due(exchange.hedge_at) {
+                exchange.hedge_at = None;
+                self.hedge(id, now);
             }
+            if let Some(exchange) = self.exchanges.get(id) {
+                let until = exchange.until;
+                self.arm(id, until);
+            }
+            return;
         }
-        let exchange = &mut self.exchanges[id];
         match exchange.stage {
             Stage::Held(_) => self.fail(id, &ProxyError::Deadline, now),
             Stage::Looking if is_over => self.fail(id, &ProxyError::Deadline, now),
@@ -375,6 +403,12 @@ impl Relay {
             }
             Stage::BackingOff if is_over => self.fail(id, &ProxyError::Deadline, now),
             Stage::BackingOff => self.try_again(id, now),
+            Stage::Connecting if is_queued && is_over => {
+                self.fail(id, &ProxyError::Queued, now);
+            }
+            Stage::Connecting if is_queued => {
+                self.attempt_failed(id, ProxyError::Queued, now);
+            }
             Stage::Connecting | Stage::Sent if is_over => {
                 exchange.report(Outcome::TimedOut, now);
                 self.fail(id, &ProxyError::Deadline, now);
@@ -384,7 +418,7 @@ impl Relay {
             }
             Stage::Committed => {
                 exchange.report(Outcome::TimedOut, now);
-                self.cut(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
+                self.break_off(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
             }
             Stage::Ending => {
                 exchange.facts.reason.get_or_insert(DEADLINE);
@@ -393,6 +427,13 @@ impl Relay {
                 self.finish(id, now);
             }
         }
+    }
+
+    /// Whether it waits because of our own limits.
+    fn is_queued(&self, id: ExchangeId) -> bool {
+        let attempt = self.exchanges[id].attempt.as_ref();
+        let channel = attempt.and_then(|attempt| attempt.waits_in);
+        channel.is_some_and(|channel| self.channels.is_blocked(channel))
     }
 
     /// The client does not want it any more.
@@ -425,7 +466,7 @@ impl Relay {
             Stage::Held(Point::Answer) if exchange.is_pending_whole() => {}
             Stage::Committed => {
                 exchange.report(Outcome::Reset, now);
-                self.cut(id, crate::error::RESET, grpc::UNAVAILABLE, now);
+                self.break_off(id, crate::error::RESET, grpc::UNAVAILABLE, now);
             }
             // All of the answer is here.
             Stage::Ending => {}
@@ -480,9 +521,10 @@ impl Relay {
         let Some(exchange) = self.exchanges.remove(id) else {
             return;
         };
-        if let Some(timer) = exchange.timer {
+        if let Some((timer, _)) = exchange.timer {
             self.timers.cancel(timer);
         }
+        self.account.refund(exchange.charged);
         let client = exchange.client;
         match exchange.stage {
             Stage::Ending => self.part(client, None),

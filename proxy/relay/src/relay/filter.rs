@@ -126,6 +126,12 @@ impl Pending {
     pub(super) fn is_whole(&self) -> bool {
         self.is_whole
     }
+
+    /// Bytes that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let trailers = self.trailers.as_ref().map_or(0, Head::memory_bytes);
+        self.head.memory_bytes() + self.body.len() + trailers
+    }
 }
 
 impl Relay {
@@ -135,7 +141,7 @@ impl Relay {
             return;
         };
         if !self.heed(id, point, verdict, now) {
-            return;
+            return self.charge_exchange(id);
         }
         match point {
             Point::Request => {
@@ -149,6 +155,7 @@ impl Relay {
             }
             Point::Answer => self.commit_pending(id, now),
         }
+        self.charge_exchange(id);
     }
 
     /// Whether a request may be judged and routed at once.

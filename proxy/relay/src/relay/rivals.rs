@@ -137,6 +137,7 @@ impl Relay {
         let mirror = self.exchanges.insert(mirror);
         self.exchanges[id].mirror = Some(mirror);
         self.try_again(mirror, now);
+        self.charge_exchange(mirror);
     }
 
     /// A piece of a request's body for its mirror, which is given up when it does not keep up.
@@ -156,6 +157,7 @@ impl Relay {
             return self.client_gone(mirror, now);
         }
         self.upload(mirror, data, then, now);
+        self.charge_exchange(mirror);
     }
 
     /// The request that a mirror copies has ended, whole or not.

@@ -75,7 +75,7 @@ impl Relay {
     }
 
     /// `None`: it is no client's connection.
-    fn start(
+    pub(super) fn start(
         &mut self,
         conn: ConnId,
         stream: StreamId,

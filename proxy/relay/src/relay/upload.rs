@@ -76,6 +76,12 @@ impl Upload {
         }
     }
 
+    /// Bytes that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let trailers = self.trailers.as_ref().map_or(0, Head::memory_bytes);
+        self.kept.len() + trailers
+    }
+
     /// Whether its end has come.
     pub(super) fn is_whole(&self) -> bool {
         self.is_whole
@@ -193,6 +199,7 @@ impl Relay {
         if let Some(mirror) = exchange.mirror {
             let copy = self.heads.copy(&head);
             self.upload_trailers(mirror, copy);
+            self.charge_exchange(mirror);
         }
         if let Some(exchange) = self.exchanges.get_mut(id) {
             exchange.upload.trailers = Some(head);

@@ -48,10 +48,10 @@ pub(crate) struct Peer {
     pub(crate) behaviour: Option<Behaviour>,
     /// Bytes of bodies that were handed to the codec, by stream.
     pub(crate) handed: BTreeMap<u32, u64>,
-    /// Endpoint: requests that came.
-    pub(crate) asked: usize,
     /// Exchanges that are over, and how.
     pub(crate) done: Vec<(u32, String)>,
+    /// Endpoint: requests that came.
+    pub(crate) asked: u32,
 }
 
 impl Peer {
@@ -75,8 +75,8 @@ impl Peer {
             streams: BTreeMap::new(),
             handed: BTreeMap::new(),
             behaviour,
-            asked: 0,
             done: Vec::new(),
+            asked: 0,
         }
     }
 
@@ -163,7 +163,15 @@ impl Peer {
         self.done.push((stream.id, "cancelled".into()));
     }
 
+    /// Whether nothing comes of it any more, not even an answer to a ping.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.behaviour == Some(Behaviour::Dies) && self.asked > 0
+    }
+
     pub(crate) fn receive(&mut self, bytes: &[u8], now: Instant) {
+        if self.is_dead() {
+            return;
+        }
         let mut input = Input::lent(bytes);
         loop {
             let event = self.codec.receive(&mut input, &mut self.heads, now);
@@ -314,7 +322,8 @@ impl Peer {
                 // Nothing else of it is wanted.
                 return self.codec.reset(stream, Code::NO_ERROR);
             }
-            Behaviour::Silent | Behaviour::Late | Behaviour::ResetLongUploads => {}
+            Behaviour::Silent | Behaviour::Dies | Behaviour::Late | Behaviour::ResetLongUploads => {
+            }
             Behaviour::Echo
             | Behaviour::BreakInAnswer
             | Behaviour::Stuck

@@ -9,6 +9,11 @@ use heddle_relay::{
     token::Token,
 };
 
+use crate::{
+    play, retrying,
+    world::{Behaviour, Plan as Play},
+};
+
 /// What is done to an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Treatment {
@@ -108,4 +113,106 @@ impl Filter for Treating {
         self.ledger.borrow_mut().trailers += 1;
         head.push(b"x-seen", b"1", Indexing::Allowed);
     }
+}
+
+#[test]
+fn a_verdict_that_takes_its_time_holds_up_what_it_is_about() {
+    play(
+        |_| Play {
+            requests: 30,
+            body_bytes_max: 300_000,
+            treatment: Some(|number| Treatment::Delayed(number % 3)),
+            ..Play::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 30);
+            assert_eq!(world.ledger.borrow().holds, 30);
+            assert_eq!(world.ledger.borrow().trailers, 30);
+            let quickest = world.records.iter().map(|record| record.duration).min();
+            assert!(quickest >= Some(VERDICT_TIME), "{quickest:?}");
+        },
+    );
+}
+
+#[test]
+fn what_a_filter_answers_goes_nowhere() {
+    play(
+        |_| Play {
+            requests: 30,
+            treatment: Some(|_| Treatment::Answered),
+            ..Play::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("status 7"), 30);
+            assert_eq!(world.asked(), 0);
+        },
+    );
+}
+
+#[test]
+fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
+    play(
+        |_| Play {
+            requests: 30,
+            body_bytes_max: 30_000,
+            treatment: Some(|_| Treatment::Mirrored),
+            ..Play::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 30);
+            assert_eq!(world.records.len(), 30);
+            assert_eq!(world.asked(), 60);
+        },
+    );
+}
+
+#[test]
+fn of_a_hedge_the_first_answer_counts_and_the_other_is_cancelled() {
+    play(
+        |_| Play {
+            requests: 20,
+            body_bytes_max: 20_000,
+            endpoints: vec![Behaviour::Echo, Behaviour::Late],
+            treatment: Some(|_| Treatment::Hedged),
+            ..Play::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 20);
+            // Late ones take 1.5 s.
+            let slowest = world.records.iter().map(|record| record.duration).max();
+            assert!(slowest < Some(Duration::from_secs(1)), "{slowest:?}");
+            let hedged = world.records.iter().filter(|record| record.attempts > 1);
+            assert!(hedged.clone().count() > 0);
+            assert!(hedged.clone().all(|record| record.duration >= HEDGE_AFTER));
+        },
+    );
+}
+
+#[test]
+fn filters_leave_nothing_behind_in_a_world_that_breaks() {
+    play(
+        |_| Play {
+            requests: 60,
+            body_bytes_max: 200_000,
+            endpoints: vec![
+                Behaviour::Echo,
+                Behaviour::Late,
+                Behaviour::BreakInAnswer,
+                Behaviour::RefuseStreams,
+                Behaviour::ResetLongUploads,
+            ],
+            retry: retrying("5xx"),
+            timeout: Some(Duration::from_secs(3)),
+            cancels: 0.2,
+            breaks: 0.01,
+            treatment: Some(|number| match number % 6 {
+                3 => Treatment::Answered,
+                4 => Treatment::Mirrored,
+                5 => Treatment::Hedged,
+                point => Treatment::Delayed(point),
+            }),
+            ..Play::default()
+        },
+        |_| {},
+    );
 }

@@ -13,8 +13,9 @@ use heddle_policy::{
     spiffe::Peer,
 };
 use heddle_relay::{
+    budget::Budget,
     h1, h2,
-    relay::{Caller, Dialled, Settings, Speaks},
+    relay::{Bounds, Caller, Dialled, Settings, Speaks},
     request::Terms,
 };
 
@@ -29,6 +30,13 @@ pub(crate) fn settings() -> Settings {
         http1: h1::Limits::default(),
         replay_bytes_max: 64 * 1024,
         lookup_wait: Duration::from_secs(2),
+        bounds: Bounds {
+            idle: Duration::from_hours(1),
+            endpoint_idle: Duration::from_mins(5),
+            unrepeatable_idle: Duration::from_secs(1),
+            connection_age: Duration::from_hours(1),
+        },
+        budget: Budget::new(32 * 1024 * 1024),
     }
 }
 
