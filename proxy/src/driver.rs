@@ -25,6 +25,7 @@ use std::{
 
 use heddle_policy::snapshot::DestinationKey;
 use heddle_relay::{
+    budget::Budget,
     error::ConnectError,
     h1, h2,
     record::Direction,
@@ -87,6 +88,8 @@ struct State {
 pub struct Parts {
     /// Patience and bounds.
     pub bounds: Bounds,
+    /// What the process may keep.
+    pub budget: Arc<Budget>,
     /// Of the relay's generator.
     pub seed: u64,
     /// What the relay decides by.
@@ -107,10 +110,12 @@ impl Driver {
         let now = clock::now();
         let mut views = parts.views.reader();
         let view = Arc::clone(views.get());
-        let settings = settings(&parts.bounds);
+        let settings = settings(&parts.bounds, parts.budget);
         let generation = parts.configs.borrow_mut().generation();
+        let mut relay = Relay::new(settings, Arc::clone(&view), parts.seed, now);
+        relay.credentials(generation, now);
         let state = State {
-            relay: Relay::new(settings, Arc::clone(&view), parts.seed, now),
+            relay,
             conns: SecondaryMap::new(),
             buffer: vec![0; BUFFER_BYTES].into(),
             views,
@@ -227,8 +232,8 @@ impl State {
         let generation = configs.generation();
         if generation != self.generation {
             self.generation = generation;
-            // until merged: self.relay.credentials(generation, now);
-            // until merged: self.relay.revoke(&|id| configs.revokes(id), now);
+            self.relay.credentials(generation, now);
+            self.relay.revoke(&|id| configs.revokes(id), now);
         }
     }
 
@@ -239,7 +244,7 @@ impl State {
     }
 }
 
-fn settings(bounds: &Bounds) -> relay::Settings {
+fn settings(bounds: &Bounds, budget: Arc<Budget>) -> relay::Settings {
     relay::Settings {
         terms: Terms {
             paths: bounds.paths,
@@ -253,6 +258,13 @@ fn settings(bounds: &Bounds) -> relay::Settings {
         },
         replay_bytes_max: bounds.replay_bytes_max,
         lookup_wait: bounds.lookup_wait,
+        bounds: relay::Bounds {
+            idle: bounds.idle,
+            endpoint_idle: bounds.endpoint_idle,
+            unrepeatable_idle: bounds.unrepeatable_idle,
+            connection_age: bounds.connection_age,
+        },
+        budget,
     }
 }
 

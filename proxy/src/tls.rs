@@ -224,12 +224,12 @@ impl Configs {
 
     /// Whether `peer` must not be talked to.
     pub fn is_revoked(&mut self, peer: &Peer) -> bool {
+        self.refresh();
         peer.id().is_some_and(|id| self.revokes(id))
     }
 
-    /// Whether nobody of this identity is to be talked to.
-    pub fn revokes(&mut self, id: &SpiffeId) -> bool {
-        self.refresh();
+    /// Whether nobody of this identity is to be talked to, as far as the last look says.
+    pub fn revokes(&self, id: &SpiffeId) -> bool {
         let current = (*self.current).as_ref();
         current.is_some_and(|current| current.revokes(id))
     }

@@ -14,6 +14,7 @@ use std::{
 
 use heddle_policy::{balance::Turn, retry::Tried, snapshot::ClusterName};
 use heddle_relay::{
+    budget::Budget,
     cluster::LiveCluster,
     error::{ProxyError, RESET},
     view::View,
@@ -163,6 +164,7 @@ impl DataPlane {
                 .into_iter()
                 .flatten(),
         );
+        let budget = Budget::new(inputs.settings.bounds.kept_bytes_max);
         let (ended, running) = watch::channel(());
         let (doors, works) = (0..workers)
             .map(|index| {
@@ -174,6 +176,7 @@ impl DataPlane {
                 let work = Work {
                     inputs: inputs.clone(),
                     guard: guard.clone(),
+                    budget: Arc::clone(&budget),
                     accepted,
                     seed: seed.wrapping_add(index as u64),
                     running: ended.clone(),
@@ -201,6 +204,7 @@ impl DataPlane {
 struct Work {
     inputs: Inputs,
     guard: LoopGuard,
+    budget: Arc<Budget>,
     accepted: mpsc::Receiver<Accepted>,
     seed: u64,
     running: watch::Sender<()>,
@@ -210,7 +214,7 @@ impl Work {
     /// One worker's life: serves what comes until nothing comes any more, then waits for the
     /// rest.
     async fn run(mut self) {
-        let worker = Rc::new(Worker::new(self.inputs, self.guard, self.seed));
+        let worker = Rc::new(Worker::new(self.inputs, self.guard, self.budget, self.seed));
         let driver = &worker.driver;
         let mut driving = Tasks::new();
         driving.spawn_local("flusher", Rc::clone(driver).flush());
@@ -319,7 +323,7 @@ impl Worker {
         exchange.relayed(&passed);
     }
 
-    fn new(inputs: Inputs, guard: LoopGuard, seed: u64) -> Self {
+    fn new(inputs: Inputs, guard: LoopGuard, budget: Arc<Budget>, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let bounds = &inputs.settings.bounds;
         let configs = Configs::new(inputs.credentials, bounds.renewal_wait);
@@ -327,6 +331,7 @@ impl Worker {
         let dialler = Rc::new(Dialler::new(Rc::clone(&configs)));
         let driver = Driver::new(driver::Parts {
             bounds: *bounds,
+            budget,
             seed: rng.random(),
             views: Arc::clone(&inputs.views),
             configs: Rc::clone(&configs),

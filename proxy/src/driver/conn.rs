@@ -120,6 +120,14 @@ impl Conn {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
+    /// An error when the relay does not want it to end in order any more.
+    pub(super) fn check_cut(&self) -> io::Result<()> {
+        match self.closing {
+            Some(Closing::Abort) => Err(ABORTED.into()),
+            Some(Closing::Finish) | None => Ok(()),
+        }
+    }
+
     /// It ends by RST when it is dropped.
     pub(super) fn reset(&self) {
         intercept::reset(self.stream.socket());
@@ -137,6 +145,8 @@ pub(super) fn hand_in(read: &[u8], take: impl FnOnce(Input<'_>)) {
     take(Input::shared(&shared));
 }
 
+/// The relay has a connection cut that was ending in order.
+pub(super) const ABORTED: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 /// Slices in one system call; the kernel takes 1024, and more than a few are seldom there.
 const SLICES_MAX: usize = 64;
 /// A read from which on it most likely carries bodies.

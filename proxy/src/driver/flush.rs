@@ -61,18 +61,18 @@ impl Driver {
 
     /// Obeys a drain.
     pub async fn drain(self: Rc<Self>, mut draining: Draining) {
-        for (phase, _retired) in [
+        for (phase, retired) in [
             (Phase::Inbound, Direction::Inbound),
             (Phase::All, Direction::Outbound),
         ] {
             draining.reached(phase).await;
             let state = &mut *self.state.borrow_mut();
-            // until merged: state.relay.retire(retired, clock::now());
+            state.relay.retire(retired, clock::now());
             state.wake();
         }
         draining.reached(Phase::Cut).await;
         let state = &mut *self.state.borrow_mut();
-        // until merged: state.relay.cut(clock::now());
+        state.relay.cut(clock::now());
         state.wake();
     }
 
@@ -112,10 +112,10 @@ impl Driver {
         while let Some(id) = state.relay.next_resumed() {
             state.conns.get(id).inspect(|conn| conn.wake());
         }
-        self.report(state, now);
+        self.report(state);
     }
 
-    fn report(&self, state: &mut State, _now: Instant) {
+    fn report(&self, state: &mut State) {
         let begun = state.relay.begun();
         for direction in [Direction::Outbound, Direction::Inbound] {
             let at = direction as usize;

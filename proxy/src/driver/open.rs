@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     Driver, State,
-    conn::{Conn, Shut, Writer, hand_in},
+    conn::{ABORTED, Conn, Shut, Writer, hand_in},
 };
 
 /// A connection that the relay knows. It is lost when this is dropped.
@@ -46,7 +46,11 @@ impl Open {
         match poll_fn(|cx| self.poll(cx)).await {
             End::Lost => {}
             End::Close(Closing::Abort) => self.reset(),
-            End::Close(Closing::Finish) => Box::pin(self.finish()).await,
+            End::Close(Closing::Finish) => {
+                if !Box::pin(self.finish()).await {
+                    self.reset();
+                }
+            }
         }
     }
 
@@ -144,15 +148,14 @@ impl Open {
     }
 
     /// Says what there is to say, ends our direction, and reads what still comes for a while.
-    async fn finish(&self) {
+    /// `false`: that came to nothing, and half of an answer must not pass for all of it.
+    async fn finish(&self) -> bool {
         loop {
             let moved = timeout(WRITE_WAIT, poll_fn(|cx| self.poll_moved(cx)));
             match moved.await {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => break,
-                Ok(Err(_)) => return,
-                // Its reader has stopped: half of an answer must not pass for all of it.
-                Err(_elapsed) => return self.reset(),
+                Ok(Err(_)) | Err(_) => return false,
             }
         }
         let lingering = timeout(LINGER, async {
@@ -160,7 +163,8 @@ impl Open {
             let mut left = LINGER_BYTES_MAX;
             poll_fn(|cx| self.poll_rest(cx, &mut left)).await
         });
-        _ = lingering.await;
+        // Only the relay may still have it cut.
+        !matches!(lingering.await, Ok(Err(error)) if error.kind() == ABORTED)
     }
 
     /// Some output has gone: `true`; there is none: `false`.
@@ -170,6 +174,7 @@ impl Open {
             let (Some(conn), Some(output)) = (conns.get_mut(id), relay.output(id)) else {
                 return Poll::Ready(Ok(false));
             };
+            conn.check_cut()?;
             let before = output.len();
             match conn.poll_send(cx, output) {
                 Poll::Pending if output.len() < before => Poll::Ready(Ok(true)),
@@ -181,7 +186,10 @@ impl Open {
 
     fn poll_shut(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with_conn(|state, id| match state.conns.get_mut(id) {
-            Some(conn) if conn.shut != Shut::Done => conn.poll_shut(cx),
+            Some(conn) if conn.shut != Shut::Done => {
+                conn.check_cut()?;
+                conn.poll_shut(cx)
+            }
             Some(_) | None => Poll::Ready(Ok(())),
         })
     }
@@ -192,6 +200,7 @@ impl Open {
             let Some(conn) = state.conns.get_mut(id).filter(|conn| !conn.is_ended) else {
                 return Poll::Ready(Ok(()));
             };
+            conn.check_cut()?;
             while *left > 0 {
                 match ready!(conn.poll_read(cx, &mut state.buffer))? {
                     0 => break,

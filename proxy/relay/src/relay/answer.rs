@@ -237,6 +237,13 @@ impl Relay {
         } = error.disposition();
         let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
+        if exchange.facts.spoken == Spoken::Http1
+            && error.is_malformed()
+            && let Some(conn) = self.conns.get_mut(exchange.client.conn)
+        {
+            // Where the next request of such a client begins is anybody's guess.
+            conn.codec.goodbye();
+        }
         let mut head = self.heads.take();
         let mut put = |token: Token, value: &[u8]| head.set(token, value);
         let text = error.text();
