@@ -55,7 +55,7 @@ mod tests;
 
 use std::{fmt, time::Instant};
 
-pub use self::limits::{Limits, Rate};
+pub use self::limits::{ADDED_BYTES_MAX, ADDED_FIELDS_MAX, Limits, Rate, Upgrade};
 use self::{
     flow::{ReceiveWindow, SendWindow},
     frame::MAX_31_BITS,

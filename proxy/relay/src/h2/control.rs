@@ -54,8 +54,8 @@ impl Connection {
         let before = self.peer;
         self.peer = before.after(payload, self.role)?;
         self.has_settings = true;
-        if self.peer.table_bytes_max != before.table_bytes_max {
-            self.encoder.set_table_bytes_max(self.peer.table_bytes_max);
+        for size in [self.peer.table_bytes_lowest, self.peer.table_bytes_max] {
+            self.encoder.set_table_bytes_max(size);
         }
         if self.peer.stream_window != before.stream_window {
             self.resize_send_windows(before.stream_window, self.peer.stream_window)?;

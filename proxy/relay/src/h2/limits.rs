@@ -38,6 +38,17 @@ pub struct Limits {
     pub idle_frames: Rate,
     /// Bytes of output from which on heads and bodies wait within.
     pub output_bytes: usize,
+    /// What `:protocol` means on requests.
+    pub upgrade: Upgrade,
+}
+
+/// What `:protocol` means on a request, as both sides of a connection know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upgrade {
+    /// It makes the request malformed (RFC 9113 section 8.3).
+    Refused,
+    /// Extended CONNECT (RFC 8441), which SETTINGS announce.
+    ExtendedConnect,
 }
 
 /// What may come at once, and how fast that is given back.
@@ -50,15 +61,28 @@ pub struct Rate {
 }
 
 impl Limits {
-    /// Towards other sidecars.
+    /// Towards other sidecars. Whatever one takes from its application, over HTTP/1.1 too, the next
+    /// one has to take with what was added on the way (a request id, a trace, who asks): so header
+    /// lists may be larger here by [`ADDED_BYTES_MAX`] and [`ADDED_FIELDS_MAX`].
     pub const fn of_mesh() -> Self {
+        let application = Self::of_application();
+        Self {
+            list_bytes_max: application.list_bytes_max + ADDED_BYTES_MAX,
+            fields_max: application.fields_max + ADDED_FIELDS_MAX,
+            stream_window: 256 * 1024,
+            ..application
+        }
+    }
+
+    /// Towards the application beside us: what it sends need not lie here, it is near.
+    pub const fn of_application() -> Self {
         Self {
             streams_max: 1_000,
             list_bytes_max: 64 * 1024,
             fields_max: 256,
             table_bytes_max: 4_096,
             frame_bytes_max: 16 * 1024,
-            stream_window: 256 * 1024,
+            stream_window: 64 * 1024,
             connection_window: 4 * 1024 * 1024,
             interims_max: 16,
             settings_timeout: Duration::from_secs(30),
@@ -74,14 +98,7 @@ impl Limits {
                 per_second: 1_000,
             },
             output_bytes: 64 * 1024,
-        }
-    }
-
-    /// Towards the application beside us: what it sends need not lie here, it is near.
-    pub const fn of_application() -> Self {
-        Self {
-            stream_window: 64 * 1024,
-            ..Self::of_mesh()
+            upgrade: Upgrade::Refused,
         }
     }
 
@@ -97,6 +114,12 @@ impl Limits {
         self.output_bytes + self.block_bytes_max() + 64 * 1024
     }
 }
+
+/// Bytes of header lists, as their limits count them, that sidecars may add to a message between
+/// two applications.
+pub const ADDED_BYTES_MAX: u32 = 8 * 1024;
+/// Fields that they may add.
+pub const ADDED_FIELDS_MAX: u32 = 32;
 
 /// A token bucket that is refilled when it is used up: at most twice its burst can be spent at
 /// once, and an ordinary token costs a subtraction.
@@ -160,6 +183,21 @@ mod tests {
         burst: 10,
         per_second: 2,
     };
+
+    #[test]
+    fn between_sidecars_there_is_room_for_what_is_added() {
+        let (mesh, h1) = (Limits::of_mesh(), crate::h1::Limits::default());
+        for (bytes, fields) in [
+            (
+                Limits::of_application().list_bytes_max,
+                Limits::of_application().fields_max,
+            ),
+            (h1.head_bytes_max, h1.fields_max),
+        ] {
+            assert!(mesh.list_bytes_max >= bytes + ADDED_BYTES_MAX);
+            assert!(mesh.fields_max >= fields + ADDED_FIELDS_MAX);
+        }
+    }
 
     #[test]
     fn a_burst_passes_and_then_the_rate() {

@@ -152,7 +152,7 @@ impl Connection {
             Err(Unusable::TooLarge) => return self.answer_too_large(stream, then, now),
             Err(Unusable::Malformed(why)) => return Err(Fault::malformed(stream, why)),
         }
-        let request = fields::request(head, then);
+        let request = fields::request(head, then, self.limits.upgrade);
         let (asked, length) = request.map_err(|why| Fault::malformed(stream, why))?;
         let mut new = self.stream(stream, asked);
         new.length = length;

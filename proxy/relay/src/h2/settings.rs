@@ -4,7 +4,7 @@ use super::{
     Role,
     fault::Fault,
     frame::{self, Kind, MAX_31_BITS},
-    limits::Limits,
+    limits::{Limits, Upgrade},
 };
 use crate::event::Code;
 
@@ -26,6 +26,9 @@ pub(super) const FRAME_BYTES_MIN: u32 = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) table_bytes_max: u32,
+    /// The smallest that it was to be in the last frame: if it is 0 and 4,096 at once, the table has
+    /// to be emptied (RFC 7541 section 4.2).
+    pub(super) table_bytes_lowest: u32,
     /// Without a limit until the peer sets one (section 6.5.2), which `Limits::streams_max` does.
     pub(super) streams_max: u32,
     pub(super) stream_window: u32,
@@ -38,6 +41,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             table_bytes_max: 4_096,
+            table_bytes_lowest: 4_096,
             streams_max: u32::MAX,
             stream_window: INITIAL_WINDOW,
             frame_bytes_max: FRAME_BYTES_MIN,
@@ -48,13 +52,18 @@ impl Default for Settings {
 
 impl Settings {
     /// What is said after a frame with `payload`, whose length has been checked. Only the last of
-    /// many values for one setting has an effect: so a frame costs its length.
+    /// many values for one setting has an effect, but for the smallest table: so a frame costs its
+    /// length.
     pub(super) fn after(mut self, payload: &[u8], role: Role) -> Result<Self, Fault> {
+        self.table_bytes_lowest = self.table_bytes_max;
         for setting in payload.as_chunks::<6>().0 {
             let [i1, i2, v1, v2, v3, v4] = *setting;
             let value = u32::from_be_bytes([v1, v2, v3, v4]);
             match u16::from_be_bytes([i1, i2]) {
-                HEADER_TABLE_SIZE => self.table_bytes_max = value,
+                HEADER_TABLE_SIZE => {
+                    self.table_bytes_max = value;
+                    self.table_bytes_lowest = self.table_bytes_lowest.min(value);
+                }
                 ENABLE_PUSH if value > 1 || (value == 1 && role == Role::Client) => {
                     return Err(Fault::protocol(
                         "ENABLE_PUSH is 0, or 1 of a client (6.5.2)",
@@ -91,9 +100,10 @@ impl Settings {
 /// Writes what a connection says first: as a client the preface; SETTINGS; and the connection's
 /// window, which SETTINGS do not change.
 pub(super) fn write_first(out: &mut Vec<u8>, role: Role, limits: &Limits) {
+    let has_connect_protocol = u32::from(limits.upgrade == Upgrade::ExtendedConnect);
     let of_role = match role {
         Role::Client => (ENABLE_PUSH, 0),
-        Role::Server => (ENABLE_CONNECT_PROTOCOL, 1),
+        Role::Server => (ENABLE_CONNECT_PROTOCOL, has_connect_protocol),
     };
     let settings = [
         of_role,

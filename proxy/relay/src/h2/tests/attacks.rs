@@ -166,7 +166,7 @@ fn continuations() {
         0 => frame(Kind::Headers, 0, 1, &[]),
         _ => frame(Kind::Continuation, 0, 1, &[0x20]),
     });
-    flood_server(10, |n| match n {
+    flood_server(11, |n| match n {
         0 => frame(Kind::Headers, 0, 1, &[]),
         _ => frame(Kind::Continuation, 0, 1, &[0; 16_000]),
     });
@@ -185,14 +185,14 @@ fn answers_that_are_asked_for_and_not_read() {
     };
     let probe = |role| Probe::new(role, &limits);
     for role in [Role::Server, Role::Client] {
-        flood(probe(role), Peer::DoesNotRead, 16_000, |_, _| {
+        flood(probe(role), Peer::DoesNotRead, 17_000, |_, _| {
             words(Kind::Ping, 0, 0, &[1, 2])
         });
-        flood(probe(role), Peer::DoesNotRead, 30_000, |_, _| {
+        flood(probe(role), Peer::DoesNotRead, 32_000, |_, _| {
             frame(Kind::Settings, 0, 0, &[])
         });
     }
-    flood(probe(Role::Server), Peer::DoesNotRead, 30_000, |_, n| {
+    flood(probe(Role::Server), Peer::DoesNotRead, 32_000, |_, n| {
         headers(2 * n + 1, Then::End, &[])
     });
     // Answers wait while the output is long, and their streams stay until then.
@@ -220,7 +220,7 @@ fn credit_that_is_given_and_not_read() {
     };
     let mut probe = Probe::new(Role::Server, &limits);
     probe.feed(&post(0));
-    flood(probe, Peer::DoesNotRead, 30_000, |probe, _| {
+    flood(probe, Peer::DoesNotRead, 32_000, |probe, _| {
         probe.connection.release(StreamId(1), 1);
         frame(Kind::Data, 0, 1, &[7])
     });

@@ -409,6 +409,31 @@ fn a_small_table_counts_from_when_the_peer_has_heard_of_it() {
 }
 
 #[test]
+fn a_table_that_is_emptied_and_allowed_again_is_emptied() {
+    let sizes = |sizes: &[u32]| {
+        let settings = sizes
+            .iter()
+            .map(|size| [&[0, 1], &size.to_be_bytes()[..]].concat());
+        frame(Kind::Settings, 0, 0, &settings.collect::<Vec<_>>().concat())
+    };
+    let check = |values: &[u32], expected: &[u8]| {
+        let mut probe = Probe::new(Role::Client, &mesh());
+        probe.feed(&sizes(values));
+        probe.take_output();
+        probe.open("GET", Then::End);
+        let block = probe.take_output().split_off(HEADER_BYTES);
+        let (updates, rest) = block.split_at(expected.len());
+        assert_eq!(updates, expected, "{values:?}");
+        assert_eq!(rest[0], 0x82, ":method is next");
+    };
+    check(&[], &[]);
+    check(&[4_096, 10_000], &[]);
+    check(&[100], &[0x3f, 69]);
+    check(&[0, 4_096], &[0x20, 0x3f, 0xe1, 31]);
+    check(&[10_000, 0, 100, 50], &[0x20, 0x3f, 19]);
+}
+
+#[test]
 fn what_is_overdue_ends_the_connection() {
     let check = |bytes: &[u8], expected: Option<(u64, Code)>| {
         let mut probe = Probe::fresh(Role::Server, &mesh());
