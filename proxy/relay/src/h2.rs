@@ -101,6 +101,7 @@ pub struct Connection {
     decoder: Decoder,
     receive_window: ReceiveWindow,
     resets: Budget,
+    resets_sent: Budget,
     idle_frames: Budget,
 
     /// The peer's, once its first SETTINGS have come.
@@ -157,6 +158,7 @@ impl Connection {
             decoder: Decoder::new(limits.table_bytes_max),
             receive_window: ReceiveWindow::new(limits.connection_window.max(INITIAL_WINDOW)),
             resets: Budget::new(limits.resets, now),
+            resets_sent: Budget::new(limits.resets_sent, now),
             idle_frames: Budget::new(limits.idle_frames, now),
             peer: Settings::default(),
             has_settings: false,
@@ -213,6 +215,13 @@ impl Connection {
         self.recent.shrink();
         self.partial.shrink_to_fit();
         self.block.shrink_to_fit();
+    }
+
+    /// As a client: whether so many streams were reset of late that more could make the peer end the
+    /// connection (it counts them against a flood, as [`Limits::resets`] does here): requests had
+    /// better go over another one.
+    pub fn is_worn(&mut self, now: Instant) -> bool {
+        self.role == Role::Client && self.resets_sent.is_used_up(now)
     }
 
     /// What is to be written. It may be taken from at any time.

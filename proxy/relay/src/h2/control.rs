@@ -9,7 +9,10 @@ use super::{
     frame::{self, ACK, FrameHeader, Kind, MAX_31_BITS, word},
     settings,
 };
-use crate::event::{Broken, By, Code, Event, StreamId};
+use crate::{
+    event::{Broken, By, Code, Event, StreamId},
+    head::Heads,
+};
 
 impl Connection {
     /// Asks for a sign of life; the answer is [`Event::Pong`].
@@ -44,6 +47,7 @@ impl Connection {
         &mut self,
         header: FrameHeader,
         payload: &[u8],
+        heads: &mut Heads,
         now: Instant,
     ) -> Result<Option<Event<'static>>, Fault> {
         if header.has(ACK) {
@@ -52,7 +56,12 @@ impl Connection {
         // A window that changes is changed in each stream.
         self.spend_idle_of(1 + self.streams.len() / 64, now)?;
         let before = self.peer;
-        self.peer = before.after(payload, self.role)?;
+        let after = before.after(payload, self.role)?;
+        if after.stream_window < before.stream_window {
+            // What is in frames was taken from larger windows, and goes before we acknowledge.
+            self.fill_heads(heads);
+        }
+        self.peer = after;
         self.has_settings = true;
         for size in [self.peer.table_bytes_lowest, self.peer.table_bytes_max] {
             self.encoder.set_table_bytes_max(size);
@@ -162,10 +171,15 @@ impl Connection {
             return Err(Broken { code, reason });
         }
         self.spend_reset(now)?;
-        self.write_reset(stream.0, code);
         let Some(slot) = self.streams.find(stream.0) else {
+            // An endpoint can send frames of streams that are over without end, too.
+            if self.role == Role::Client && !self.idle_frames.spend(1, now) {
+                return Err(TOO_IDLE);
+            }
+            self.write_reset(stream.0, code);
             return Ok(None);
         };
+        self.write_reset(stream.0, code);
         self.drop_stream(slot);
         Ok(Some(Event::Reset {
             stream,
@@ -198,7 +212,7 @@ impl Connection {
     fn spend_idle_of(&mut self, frames: u32, now: Instant) -> Result<(), Fault> {
         match self.idle_frames.spend(frames, now) {
             true => Ok(()),
-            false => Err(Fault::calm("too many frames that do nothing (10.5)")),
+            false => Err(Fault::Connection(TOO_IDLE)),
         }
     }
 
@@ -230,6 +244,7 @@ impl Connection {
     /// Resets a stream that the peer knows of; what is on its way of it will be ignored.
     pub(super) fn write_reset(&mut self, stream: u32, code: Code) {
         self.ignore(stream);
+        self.resets_sent.spend_what_is_left();
         self.control(|out| frame::write_words(out, Kind::RstStream, 0, stream, &[code.0]));
     }
 
@@ -290,6 +305,11 @@ fn window_overflow() -> Fault {
     let why = "a window above 2^31 - 1 (6.9.1)";
     Fault::connection(Code::FLOW_CONTROL_ERROR, why)
 }
+
+const TOO_IDLE: Broken = Broken {
+    code: Code::ENHANCE_YOUR_CALM,
+    reason: "too many frames that do nothing (10.5)",
+};
 
 /// So that an answer to nothing is not taken for one.
 const OUR_PING: [u32; 2] = [0x6865_6464, 0x6c65_2121];

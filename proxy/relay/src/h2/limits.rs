@@ -30,8 +30,13 @@ pub struct Limits {
     /// How long a header block may take from its first frame to its last.
     pub block_timeout: Duration,
     /// Streams that the peer resets, or makes us reset, before their end (CVE-2023-44487,
-    /// CVE-2025-8671): one stream that ends well pays for one of them.
+    /// CVE-2025-8671): one stream that an endpoint answers and that ends well pays for one of them.
     pub resets: Rate,
+    /// RST_STREAM that we send as a client before others are to be used, see
+    /// [`Connection::is_worn`].
+    ///
+    /// [`Connection::is_worn`]: super::Connection::is_worn
+    pub resets_sent: Rate,
     /// Frames that bring nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM, empty
     /// DATA, short CONTINUATION, unknown ones, and those of streams that are over. What is
     /// sent and received of messages pays for some of them.
@@ -70,6 +75,11 @@ impl Limits {
             list_bytes_max: application.list_bytes_max + ADDED_BYTES_MAX,
             fields_max: application.fields_max + ADDED_FIELDS_MAX,
             stream_window: 256 * 1024,
+            // Half of what the other end takes (`resets`).
+            resets_sent: Rate {
+                burst: 2_500,
+                per_second: 250,
+            },
             ..application
         }
     }
@@ -92,6 +102,11 @@ impl Limits {
             resets: Rate {
                 burst: 5_000,
                 per_second: 500,
+            },
+            // Netty takes 200 in 30 seconds, with 50 of them at once.
+            resets_sent: Rate {
+                burst: 25,
+                per_second: 5,
             },
             idle_frames: Rate {
                 burst: 10_000,
@@ -142,13 +157,7 @@ impl Budget {
     /// Takes `n`, if there are as many.
     pub(super) fn spend(&mut self, n: u32, now: Instant) -> bool {
         if self.left < n {
-            let elapsed = now.saturating_duration_since(self.filled_at);
-            let back = elapsed.as_millis() * u128::from(self.rate.per_second) / 1_000;
-            let Ok(back @ 1..) = u32::try_from(back.min(u128::from(self.rate.burst))) else {
-                return false;
-            };
-            self.earn(back);
-            self.filled_at = now;
+            self.refill(now);
         }
         let Some(left) = self.left.checked_sub(n) else {
             return false;
@@ -157,9 +166,30 @@ impl Budget {
         true
     }
 
+    /// Takes one, if there is one.
+    pub(super) fn spend_what_is_left(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    pub(super) fn is_used_up(&mut self, now: Instant) -> bool {
+        if self.left == 0 {
+            self.refill(now);
+        }
+        self.left == 0
+    }
+
     /// Gives back `n`.
     pub(super) fn earn(&mut self, n: u32) {
         self.left = self.left.saturating_add(n).min(self.rate.burst);
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.filled_at);
+        let back = elapsed.as_millis() * u128::from(self.rate.per_second) / 1_000;
+        if let Ok(back @ 1..) = u32::try_from(back.min(u128::from(self.rate.burst))) {
+            self.earn(back);
+            self.filled_at = now;
+        }
     }
 }
 

@@ -15,6 +15,9 @@ pub(super) struct Pieces {
     bytes: usize,
     /// Of heads, in memory.
     head_bytes: usize,
+    /// What [`Piece::Framed`] are of, until all of them have gone.
+    framed: Vec<u8>,
+    framed_pieces: u32,
 }
 
 /// The pieces of one stream, in order.
@@ -31,6 +34,8 @@ pub(super) struct Line {
 pub(super) enum First {
     Nothing,
     Head,
+    /// DATA frames, which go with the head before them.
+    Framed,
     Data,
 }
 
@@ -49,6 +54,11 @@ enum Piece {
     /// each.
     Copied(BytesMut),
     Shared(Bytes),
+    /// So much from a place on of `Pieces::framed`.
+    Framed {
+        start: usize,
+        len: usize,
+    },
 }
 
 impl Pieces {
@@ -82,12 +92,34 @@ impl Pieces {
         }
     }
 
+    /// Appends DATA frames. They come behind a head and before what is not in frames yet.
+    pub(super) fn push_framed(&mut self, line: &mut Line, header: &[u8], data: &[u8]) {
+        let start = self.framed.len();
+        self.framed.extend_from_slice(header);
+        self.framed.extend_from_slice(data);
+        let len = self.framed.len() - start;
+        self.framed_pieces += 1;
+        self.push(line, Piece::Framed { start, len });
+    }
+
+    /// Moves the frames that are first into `output`.
+    pub(super) fn move_framed(&mut self, line: &mut Line, output: &mut Output) {
+        while let Some((first, _)) = line.ends
+            && let Piece::Framed { start, len } = self.nodes[first as usize].piece
+        {
+            output.copy(&self.framed[start..start + len]);
+            self.pop(line);
+            self.framed_gone();
+        }
+    }
+
     pub(super) fn first(&self, line: &Line) -> First {
         let Some((first, _)) = line.ends else {
             return First::Nothing;
         };
         match self.nodes[first as usize].piece {
             Piece::Head(_) => First::Head,
+            Piece::Framed { .. } => First::Framed,
             Piece::Copied(_) | Piece::Shared(_) => First::Data,
             Piece::None => First::Nothing,
         }
@@ -97,7 +129,7 @@ impl Pieces {
     pub(super) fn take_head(&mut self, line: &mut Line) -> Option<Head> {
         match self.first(line) {
             First::Head => {}
-            First::Nothing | First::Data => return None,
+            First::Nothing | First::Framed | First::Data => return None,
         }
         let Piece::Head(head) = self.pop(line) else {
             return None;
@@ -114,7 +146,7 @@ impl Pieces {
             && let Some((first, _)) = line.ends
         {
             let moved = match &mut self.nodes[first as usize].piece {
-                Piece::None | Piece::Head(_) => break,
+                Piece::None | Piece::Head(_) | Piece::Framed { .. } => break,
                 Piece::Copied(bytes) => {
                     let n = left.min(bytes.len());
                     output.copy(&bytes[..n]);
@@ -141,8 +173,10 @@ impl Pieces {
     /// Forgets all of `line`.
     pub(super) fn clear(&mut self, line: &mut Line) {
         while line.ends.is_some() {
-            if let Piece::Head(head) = self.pop(line) {
-                self.head_bytes -= head.memory_bytes();
+            match self.pop(line) {
+                Piece::Head(head) => self.head_bytes -= head.memory_bytes(),
+                Piece::Framed { .. } => self.framed_gone(),
+                Piece::None | Piece::Copied(_) | Piece::Shared(_) => {}
             }
         }
         self.bytes -= line.bytes;
@@ -159,8 +193,21 @@ impl Pieces {
         self.bytes
     }
 
+    /// Bytes of frames that wait with their heads; those that have gone count while others wait.
+    pub(super) fn framed_bytes(&self) -> usize {
+        self.framed.len()
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
-        self.bytes + self.head_bytes + self.nodes.capacity() * size_of::<Node>()
+        let nodes = self.nodes.capacity() * size_of::<Node>();
+        self.bytes + self.head_bytes + self.framed.capacity() + nodes
+    }
+
+    fn framed_gone(&mut self) {
+        self.framed_pieces -= 1;
+        if self.framed_pieces == 0 {
+            self.framed.clear();
+        }
     }
 
     fn push(&mut self, line: &mut Line, piece: Piece) {

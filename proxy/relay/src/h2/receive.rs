@@ -215,7 +215,7 @@ impl Connection {
             Kind::Continuation => self.continuation(header, payload, heads, now),
             Kind::RstStream => self.rst_stream(header, payload, now),
             Kind::WindowUpdate => self.window_update(header, payload, now),
-            Kind::Settings => self.settings(header, payload, now),
+            Kind::Settings => self.settings(header, payload, heads, now),
             Kind::Ping => self.ping_frame(header, payload, now),
             Kind::GoAway => self.goaway(payload, now),
             Kind::Priority | Kind::Unknown | Kind::PushPromise => {

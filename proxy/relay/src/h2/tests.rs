@@ -118,6 +118,7 @@ impl Probe {
         let head = head(&request(method));
         let opened = self.connection.open(&head, then, &mut self.heads);
         assert!(opened.is_some());
+        self.connection.fill(usize::MAX, &mut self.heads);
     }
 }
 

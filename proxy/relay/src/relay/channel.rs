@@ -79,7 +79,7 @@ impl Relay {
     pub(super) fn connect(&mut self, exchange: ExchangeId, reach: Reach, now: Instant) {
         let id = self.channels.of(reach);
         let is_first = self.channels.all[id].waiting.is_empty();
-        if is_first && let Some(conn) = self.usable(id) {
+        if is_first && let Some(conn) = self.usable(id, now) {
             return self.send(exchange, conn, now);
         }
         self.exchanges[exchange].stage = Stage::Connecting;
@@ -134,7 +134,7 @@ impl Relay {
     /// Sends what waits while there is a connection that takes it, and dials for the rest.
     pub(super) fn serve_waiting(&mut self, id: ChannelId, now: Instant) {
         while self.channels.has_waiting(id)
-            && let Some(conn) = self.usable(id)
+            && let Some(conn) = self.usable(id, now)
         {
             let next = self.channels.all[id].waiting.pop_front();
             if let Some(exchange) = next.filter(|exchange| self.waits(*exchange, id)) {
@@ -163,14 +163,24 @@ impl Relay {
         }));
     }
 
-    /// The first that takes requests: the others empty, and close one day.
-    fn usable(&self, id: ChannelId) -> Option<ConnId> {
-        let mut conns = self.channels.all.get(id)?.conns.iter();
-        let takes = |id: &&ConnId| {
-            let conn = self.conns.get(**id);
-            conn.is_some_and(|conn| conn.codec.takes_requests())
-        };
-        conns.find(takes).copied()
+    /// The first that takes requests: the others empty, and close one day. A worn one does until
+    /// another is there.
+    fn usable(&mut self, id: ChannelId, now: Instant) -> Option<ConnId> {
+        let mut worn = None;
+        for id in &self.channels.all.get(id)?.conns {
+            let conn = self.conns.get_mut(*id);
+            let Some(conn) = conn.filter(|conn| conn.codec.takes_requests()) else {
+                continue;
+            };
+            if !conn.codec.is_worn(now) {
+                return Some(*id);
+            }
+            worn = worn.or(Some(*id));
+        }
+        if worn.is_some() {
+            self.dial(id);
+        }
+        worn
     }
 
     fn waits(&self, exchange: ExchangeId, id: ChannelId) -> bool {

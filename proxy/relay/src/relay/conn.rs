@@ -255,6 +255,20 @@ impl Codec {
         }
     }
 
+    /// An endpoint has answered.
+    pub(super) fn served(&mut self, stream: StreamId) {
+        match self {
+            Self::Http2(conn) => conn.served(stream),
+        }
+    }
+
+    /// Whether requests had better go over another connection.
+    pub(super) fn is_worn(&mut self, now: Instant) -> bool {
+        match self {
+            Self::Http2(conn) => conn.is_worn(now),
+        }
+    }
+
     /// Whether a request sent now would be on its way soon: there is room for a stream, and what
     /// was sent before does not pile up.
     pub(super) fn takes_requests(&self) -> bool {

@@ -76,9 +76,54 @@ fn answer(probe: &mut Probe, stream: u32, then: Then) {
 
 #[test]
 fn rapid_resets() {
-    flood_server(5_001, |n| {
-        [get(n), words(Kind::RstStream, 0, 2 * n + 1, &[8])].concat()
+    let rapid = |n| [get(n), words(Kind::RstStream, 0, 2 * n + 1, &[8])].concat();
+    flood_server(5_001, rapid);
+    // Answers that are ours pay for nothing.
+    let probe = Probe::new(Role::Server, &Limits::of_mesh());
+    flood(probe, Peer::Reads, 5_001, |probe, n| {
+        let answered = 4 * n + 1;
+        probe.feed(&get(2 * n));
+        answer(probe, answered, Then::End);
+        rapid(2 * n + 1)
     });
+}
+
+#[test]
+fn a_connection_is_worn_by_what_we_reset_and_recovers() {
+    let limits = Limits {
+        resets_sent: Rate {
+            burst: 25,
+            per_second: 5,
+        },
+        ..Limits::of_mesh()
+    };
+    let mut probe = Probe::new(Role::Client, &limits);
+    let reset = |probe: &mut Probe, streams| {
+        for _ in 0..streams {
+            probe.open("GET", Then::End);
+            let last = probe.connection.next_id - 2;
+            probe.connection.reset(StreamId(last), Code::CANCEL);
+        }
+        probe.take_output();
+        probe.connection.is_worn(probe.now)
+    };
+    assert!(!reset(&mut probe, 24));
+    assert!(reset(&mut probe, 1));
+    assert!(reset(&mut probe, 10));
+    probe.now += Duration::from_secs(1);
+    assert!(!reset(&mut probe, 0));
+    assert!(reset(&mut probe, 5));
+    probe.now += Duration::from_secs(60);
+    assert!(!reset(&mut probe, 0));
+    assert!(!reset(&mut probe, 24));
+    assert!(reset(&mut probe, 1));
+    // What a server resets does not wear it.
+    let mut probe = Probe::new(Role::Server, &limits);
+    for n in 0..100 {
+        probe.feed(&get(n));
+        probe.connection.reset(StreamId(2 * n + 1), Code::CANCEL);
+    }
+    assert!(!probe.connection.is_worn(probe.now));
 }
 
 #[test]
@@ -145,6 +190,35 @@ fn frames_that_do_nothing() {
             |n| if n == 0 { begin.clone() } else { frame.clone() },
         );
     }
+    let ended = headers(1, Then::End, &[(":status", "200")]);
+    let over = [
+        words(Kind::RstStream, 0, 1, &[8]),
+        words(Kind::WindowUpdate, 0, 1, &[1 << 20]),
+        frame(Kind::Priority, 0, 1, &[0; 5]),
+        frame(Kind::Data, 0, 1, &[]),
+        ended.clone(),
+    ];
+    for frame in over {
+        for is_ended in [false, true] {
+            let mut probe = Probe::new(Role::Client, &Limits::of_mesh());
+            probe.open("POST", Then::End);
+            match is_ended {
+                true => probe.feed(&ended),
+                false => probe.connection.reset(StreamId(1), Code::CANCEL),
+            }
+            flood(probe, Peer::Reads, 10_001, |_, _| frame.clone());
+        }
+    }
+    // Each of another stream.
+    let mut probe = Probe::new(Role::Client, &Limits::of_mesh());
+    for n in 0..10_000 {
+        probe.open("POST", Then::End);
+        probe.feed(&headers(2 * n + 1, Then::End, &[(":status", "200")]));
+        probe.take_output();
+    }
+    flood(probe, Peer::Reads, 10_001, |_, n| {
+        headers(2 * (n % 10_000) + 1, Then::End, &[(":status", "200")])
+    });
     // Windows that change are changed in each stream.
     let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
     for n in 0..1_000 {
@@ -341,6 +415,7 @@ fn half_of_all_requests_may_be_cancelled() {
         let id = 4 * n + 1;
         probe.feed(&get(2 * n));
         probe.feed(&get(2 * n + 1));
+        probe.connection.served(StreamId(id));
         answer(&mut probe, id, Then::End);
         probe.feed(&words(Kind::RstStream, 0, id + 2, &[8]));
         assert_eq!(probe.broken, None, "round {n}");

@@ -206,6 +206,7 @@ fn a_large_head_is_cut_and_put_together() {
             .connection
             .open(&head(&fields), Then::End, &mut client.heads);
         assert_eq!(opened, Some(StreamId(stream)));
+        client.connection.fill(usize::MAX, &mut client.heads);
         let output = client.take_output();
         let kinds = frames(&output);
         assert_eq!(kinds[0], format!("> HEADERS {stream} end"));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::*;
 use crate::{event::StreamId, h2::frame::MAX_31_BITS, input::Payload};
 
@@ -372,6 +374,110 @@ fn a_stream_that_the_peer_has_not_heard_of_is_not_reset() {
         unblock_output(&mut probe);
         probe.check(&["> GOAWAY 0 PROTOCOL_ERROR"]);
     }
+}
+
+/// As a client, without writing.
+fn begin(probe: &mut Probe, then: Then) -> StreamId {
+    let head = head(&request("POST"));
+    let opened = probe.connection.open(&head, then, &mut probe.heads);
+    opened.expect("there is room")
+}
+
+#[test]
+fn a_request_that_is_cancelled_before_it_was_written_is_never_heard_of() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    for n in 0..2_000 {
+        let stream = begin(&mut probe, Then::More);
+        // Within the windows and the output, or beyond them.
+        for _ in 0..n % 5 {
+            probe.send(stream.0, 20_000, Then::More);
+        }
+        if n % 2 == 0 {
+            probe.trailers(stream.0);
+        }
+        probe.connection.reset(stream, Code::CANCEL);
+    }
+    assert!(probe.connection.is_idle());
+    assert_eq!(probe.connection.waiting_bytes(), 0);
+    probe.check(&[]);
+    // And nothing of the connection's window is lost.
+    let stream = begin(&mut probe, Then::More);
+    probe.send(stream.0, 65_535, Then::End);
+    probe.check(&[
+        "> HEADERS 4001",
+        "> DATA 4001 16384",
+        "> DATA 4001 16384",
+        "> DATA 4001 16384",
+        "> DATA 4001 16383 end",
+    ]);
+}
+
+#[test]
+fn a_request_goes_in_one_piece_with_what_is_there_of_its_body() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    probe.feed(&words(Kind::WindowUpdate, 0, 0, &[1 << 20]));
+    let streams = [(); 7].map(|()| begin(&mut probe, Then::More).0);
+    let [one, two, three, four, five, six, seven] = streams;
+    assert_eq!(probe.send(one, 10, Then::End), 10);
+    assert_eq!(probe.send(two, 20, Then::More), 20);
+    assert_eq!(probe.send(three, 0, Then::End), 0);
+    assert_eq!(probe.send(four, 5, Then::More), 5);
+    probe.trailers(four);
+    assert_eq!(probe.send(two, 0, Then::End), 0);
+    // References wait, as a copy would cost more.
+    let shared = Payload::Shared(Bytes::from(vec![7; 3_000]));
+    assert_eq!(
+        probe
+            .connection
+            .send_data(StreamId(five), shared, Then::More),
+        0
+    );
+    assert_eq!(probe.send(five, 4, Then::End), 0);
+    // No more than the output takes.
+    assert_eq!(probe.send(six, 65_535, Then::End), 65_535);
+    assert_eq!(probe.send(seven, 1, Then::End), 0);
+    probe.check(&[
+        "> HEADERS 1",
+        "> DATA 1 10 end",
+        "> HEADERS 3",
+        "> DATA 3 20",
+        "> DATA 3 0 end",
+        "> HEADERS 5 end",
+        "> HEADERS 7",
+        "> DATA 7 5",
+        "> HEADERS 9",
+        "> HEADERS 11",
+        "> DATA 11 16384",
+        "> DATA 11 16384",
+        "> DATA 11 16384",
+        "> DATA 11 16383 end",
+    ]);
+    probe.check(&[
+        "9 sent 3004",
+        "13 sent 1",
+        "> HEADERS 13",
+        "> HEADERS 7 end",
+        "> DATA 9 3004 end",
+        "> DATA 13 1 end",
+    ]);
+}
+
+#[test]
+fn what_fitted_a_larger_window_goes_before_the_smaller_one_is_acknowledged() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    let stream = begin(&mut probe, Then::More);
+    assert_eq!(probe.send(stream.0, 10, Then::More), 10);
+    let window = [&4_u16.to_be_bytes()[..], &5_u32.to_be_bytes()].concat();
+    probe.feed(&frame(Kind::Settings, 0, 0, &window));
+    assert_eq!(probe.send(stream.0, 7, Then::More), 0);
+    probe.feed(&words(Kind::WindowUpdate, 0, 1, &[6]));
+    probe.check(&[
+        "1 sent 1",
+        "> HEADERS 1",
+        "> DATA 1 10",
+        "> Settings 0 ack",
+        "> DATA 1 1",
+    ]);
 }
 
 #[test]
