@@ -3,7 +3,11 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::{head::Head, input::Payload, output::Output};
+use crate::{
+    head::Head,
+    input::{Payload, SHARED_MIN},
+    output::Output,
+};
 
 /// The pieces that wait. How many bytes that may be is the relay's to bound: a piece of a body
 /// waits only within the window that its source was given.
@@ -50,7 +54,7 @@ enum Piece {
     /// A place that is free.
     None,
     Head(Head),
-    /// Of lent pieces, which are collected: a peer that sends a byte at a time makes no piece of
+    /// Of lent or short pieces, which are collected: a peer that sends a byte at a time makes no piece of
     /// each.
     Copied(BytesMut),
     Shared(Bytes),
@@ -76,20 +80,23 @@ impl Pieces {
         self.bytes += len;
         line.bytes += len;
         match payload {
-            Payload::Shared(bytes) => self.push(line, Piece::Shared(bytes)),
-            Payload::Lent(bytes) => {
-                let last = line
-                    .ends
-                    .map(|(_, last)| &mut self.nodes[last as usize].piece);
-                if let Some(Piece::Copied(last)) = last
-                    && last.len() + len <= COPIED_BYTES_MAX
-                {
-                    last.extend_from_slice(bytes);
-                    return;
-                }
-                self.push(line, Piece::Copied(BytesMut::from(bytes)));
-            }
+            Payload::Shared(bytes) if len >= SHARED_MIN => self.push(line, Piece::Shared(bytes)),
+            Payload::Shared(bytes) => self.push_copy(line, &bytes),
+            Payload::Lent(bytes) => self.push_copy(line, bytes),
         }
+    }
+
+    fn push_copy(&mut self, line: &mut Line, bytes: &[u8]) {
+        let last = line
+            .ends
+            .map(|(_, last)| &mut self.nodes[last as usize].piece);
+        if let Some(Piece::Copied(last)) = last
+            && last.len() + bytes.len() <= COPIED_BYTES_MAX
+        {
+            last.extend_from_slice(bytes);
+            return;
+        }
+        self.push(line, Piece::Copied(BytesMut::from(bytes)));
     }
 
     /// Appends DATA frames. They come behind a head and before what is not in frames yet.
@@ -155,7 +162,13 @@ impl Pieces {
                 }
                 Piece::Shared(bytes) => {
                     let n = left.min(bytes.len());
-                    output.push(Payload::Shared(bytes.split_to(n)));
+                    match n < SHARED_MIN {
+                        true => {
+                            output.copy(&bytes[..n]);
+                            bytes.advance(n);
+                        }
+                        false => output.push(Payload::Shared(bytes.split_to(n))),
+                    }
                     (n, bytes.is_empty())
                 }
             };
