@@ -215,6 +215,7 @@ impl Connection {
         self.recent.shrink();
         self.partial.shrink_to_fit();
         self.block.shrink_to_fit();
+        self.output.shrink();
     }
 
     /// As a client: whether so many streams were reset of late that more could make the peer end the
@@ -301,7 +302,7 @@ impl Connection {
             + self.streams.memory_bytes()
             + self.recent.memory_bytes()
             + self.pieces.memory_bytes()
-            + self.output.len()
+            + self.output.memory_bytes()
     }
 
     /// Why the last stream that we found malformed was reset, with the section of RFC 9113.

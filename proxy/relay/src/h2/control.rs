@@ -53,10 +53,17 @@ impl Connection {
         if header.has(ACK) {
             return self.settings_taken(now).map(|()| None);
         }
-        // A window that changes is changed in each stream.
-        self.spend_idle_of(1 + self.streams.len() / 64, now)?;
         let before = self.peer;
         let after = before.after(payload, self.role)?;
+        // A window that changes is changed in each stream, and one that opens by a few bytes may
+        // have each stream send a frame of them.
+        let opened = after.stream_window.wrapping_sub(before.stream_window);
+        let per_frame = if (1..UPDATE_MIN).contains(&opened) {
+            8
+        } else {
+            64
+        };
+        self.spend_idle_of(1 + self.streams.len() / per_frame, now)?;
         if after.stream_window < before.stream_window {
             // What is in frames was taken from larger windows, and goes before we acknowledge.
             self.fill_heads(heads);

@@ -344,7 +344,10 @@ impl Connection {
         };
         it.send_window.take(n);
         self.send_window.take(n);
-        self.idle_frames.earn(EARNED_BY_SENDING);
+        // Nothing for what a window cut: whoever opens it by single bytes would be paid for that.
+        if is_last || (it.send_window.left() > 0 && self.send_window.left() > 0) {
+            self.idle_frames.earn(EARNED_BY_SENDING);
+        }
         frame::header(Kind::Data, flags, it.id, n)
     }
 }
