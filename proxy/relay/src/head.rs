@@ -201,6 +201,13 @@ impl Head {
             .sum()
     }
 
+    /// Whether [`Self::list_bytes`] is above `max`. For what is far below it costs no look at the
+    /// fields.
+    pub fn is_list_over(&self, max: usize) -> bool {
+        let at_most = self.bytes.len() + self.fields.len() * (Token::NAME_BYTES_MAX + 32);
+        at_most > max && self.list_bytes() > max
+    }
+
     /// Bytes of memory that it takes.
     pub fn memory_bytes(&self) -> usize {
         self.bytes.capacity() + self.fields.capacity() * size_of::<Entry>()
@@ -354,6 +361,15 @@ mod tests {
         assert_eq!(head.get(Token::Path), None);
         let names_and_values: usize = FIELDS.iter().map(|(n, v)| n.len() + v.len()).sum();
         assert_eq!(head.list_bytes(), names_and_values + 32 * 5);
+        for max in [
+            0,
+            head.list_bytes() - 1,
+            head.list_bytes(),
+            1_000,
+            usize::MAX,
+        ] {
+            assert_eq!(head.is_list_over(max), head.list_bytes() > max, "{max}");
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub use self::{
 };
 use crate::{
     cluster::EndpointState,
-    error::ConnectError,
+    error::{ConnectError, ProxyError},
     event::{Broken, Event},
     h2,
     head::Heads,
@@ -400,7 +400,11 @@ impl Relay {
 
     fn client_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {
         match event {
-            Event::Head { stream, head, then } => self.begin(id, stream, head, then, now),
+            Event::Head { stream, head, then } => self.begin(id, stream, head, then, None, now),
+            Event::TooLarge { stream, head, then } => {
+                let fault = Some(ProxyError::HeadersTooLarge);
+                self.begin(id, stream, head, then, fault, now);
+            }
             Event::Data {
                 stream, data, then, ..
             } => {
@@ -457,7 +461,8 @@ impl Relay {
                 }
             }
             Event::Goodbye { .. } | Event::StreamsMax(_) => self.channel_changed(id, now),
-            Event::Writable { .. } | Event::Pong => {}
+            // Endpoints' are reset.
+            Event::TooLarge { .. } | Event::Writable { .. } | Event::Pong => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    Connection, Role,
+    Connection, Role, Unacknowledged,
     fault::Fault,
     flow::Overflow,
     frame::{self, ACK, FrameHeader, Kind, MAX_31_BITS, word},
@@ -24,9 +24,9 @@ impl Connection {
 
     /// Lets streams have windows of `bytes`, at most 2^31 - 1, from when the peer has heard of it.
     /// Those of streams that are open change by the difference (RFC 9113 section 6.9.2).
-    pub fn set_stream_window(&mut self, bytes: u32, now: Instant) {
+    pub fn set_stream_window(&mut self, bytes: u32) {
         self.stream_window_wanted = bytes.min(MAX_31_BITS);
-        self.say_stream_window(now);
+        self.say_stream_window();
     }
 
     /// As a server: asks the client to open no more streams; those that are on their way are
@@ -266,9 +266,10 @@ impl Connection {
 
     /// The peer knows our settings: from here on its windows are as large as we said.
     fn settings_taken(&mut self, now: Instant) -> Result<(), Fault> {
-        if self.settings_due.take().is_none() {
+        if self.unacknowledged == Unacknowledged::None {
             return self.spend_idle(now);
         }
+        self.unacknowledged = Unacknowledged::None;
         self.decoder
             .set_table_bytes_max(self.limits.table_bytes_max);
         let (before, after) = (self.stream_window, self.stream_window_said);
@@ -280,18 +281,18 @@ impl Connection {
                 .resize(before, after);
             Ok(())
         })?;
-        self.say_stream_window(now);
+        self.say_stream_window();
         Ok(())
     }
 
     /// One SETTINGS at a time is on its way, so that the peer makes us remember no more.
-    fn say_stream_window(&mut self, now: Instant) {
+    fn say_stream_window(&mut self) {
         let bytes = self.stream_window_wanted;
-        if self.settings_due.is_some() || bytes == self.stream_window_said {
+        if self.unacknowledged != Unacknowledged::None || bytes == self.stream_window_said {
             return;
         }
         self.stream_window_said = bytes;
-        self.settings_due = Some(now + self.limits.settings_timeout);
+        self.unacknowledged = Unacknowledged::Later;
         self.control(|out| settings::write_stream_window(out, bytes));
     }
 

@@ -10,7 +10,7 @@ pub struct Limits {
     /// the peer's. At least 1.
     pub streams_max: u32,
     /// Bytes of a header list, 32 of them per field (SETTINGS_MAX_HEADER_LIST_SIZE). Above it a
-    /// request is answered with 431; a compressed block of twice as much ends the connection.
+    /// request is told as too large; a compressed block of twice as much ends the connection.
     pub list_bytes_max: u32,
     /// Fields of a header list; cookies come in crumbs (RFC 9113 section 8.2.3).
     pub fields_max: u32,
@@ -25,9 +25,10 @@ pub struct Limits {
     pub connection_window: u32,
     /// Interim answers before a final one.
     pub interims_max: u8,
-    /// How long the acknowledgement of our SETTINGS may take.
+    /// How long the acknowledgement of our first SETTINGS may take.
     pub settings_timeout: Duration,
-    /// How long a header block may take from its first frame to its last.
+    /// How long a header block may take from its first frame to its last, and a frame that is not
+    /// DATA from its first byte to its last.
     pub block_timeout: Duration,
     /// Streams that the peer resets, or makes us reset, before their end (CVE-2023-44487,
     /// CVE-2025-8671): one stream that an endpoint answers and that ends well pays for one of them.

@@ -13,9 +13,21 @@ use crate::{
     token::Token,
 };
 
+/// Why a stream was not opened. Nothing has been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// See [`Connection::can_open`].
+    #[error("the connection takes no more requests now")]
+    Busy,
+    /// The header list is larger than the peer's SETTINGS_MAX_HEADER_LIST_SIZE. To send it would be
+    /// allowed (RFC 9113 section 10.5.1), but there are peers that end the connection for it, which
+    /// others share.
+    #[error("the header list is larger than the endpoint takes")]
+    HeadTooLarge,
+}
+
 impl Connection {
-    /// As a client: sends a request. `None`, and nothing is sent, when there is no room: see
-    /// [`Connection::can_open`].
+    /// As a client: sends a request.
     ///
     /// It is written by [`Connection::fill`]: until then [`Connection::reset`] makes it vanish without
     /// a byte. Otherwise a client that begins and cancels requests would have us say as much to an
@@ -23,9 +35,20 @@ impl Connection {
     ///
     /// Heads are sent as they are: what HTTP/2 forbids in them (RFC 9113 section 8.2.2) is to be
     /// out of them.
-    pub fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn open(
+        &mut self,
+        head: &Head,
+        then: Then,
+        heads: &mut Heads,
+    ) -> Result<StreamId, Refusal> {
         if !self.can_open() {
-            return None;
+            return Err(Refusal::Busy);
+        }
+        if head.is_list_over(self.peer.list_bytes_max as usize) {
+            return Err(Refusal::HeadTooLarge);
         }
         let asked = match head.get(Token::Method) {
             Some(b"HEAD") => Asked::Head,
@@ -38,11 +61,15 @@ impl Connection {
         self.next_id += 2;
         let slot = self.streams.insert(stream);
         self.push_head(slot, head, then, heads);
-        Some(id)
+        Ok(id)
     }
 
     /// As a server: sends an answer, once, or an interim one before it. Nothing happens when the
     /// stream is over.
+    ///
+    /// An answer that is larger than the client's SETTINGS_MAX_HEADER_LIST_SIZE is sent all the same:
+    /// that is advice (RFC 9113 section 6.5.2), clients take more than they say or reset the stream,
+    /// and whatever they do harms nobody else, unlike a request. Envoy and the `h2` crate do the same.
     pub fn send_head(&mut self, stream: StreamId, head: &Head, then: Then, heads: &mut Heads) {
         let Some(slot) = self.sending(stream, Sending::Head) else {
             return;

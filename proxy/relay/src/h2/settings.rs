@@ -21,8 +21,7 @@ pub(super) const INITIAL_WINDOW: u32 = 65_535;
 /// The least that MAX_FRAME_SIZE can be.
 pub(super) const FRAME_BYTES_MIN: u32 = 16 * 1024;
 
-/// What the peer's SETTINGS say. Its MAX_HEADER_LIST_SIZE is advice that we cannot follow: what
-/// we send was sent to us.
+/// What the peer's SETTINGS say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) table_bytes_max: u32,
@@ -33,6 +32,8 @@ pub(super) struct Settings {
     pub(super) streams_max: u32,
     pub(super) stream_window: u32,
     pub(super) frame_bytes_max: u32,
+    /// Without a limit until the peer sets one. It is advice (section 6.5.2).
+    pub(super) list_bytes_max: u32,
     /// Whether extended CONNECT may be sent.
     pub(super) has_connect_protocol: bool,
 }
@@ -45,6 +46,7 @@ impl Default for Settings {
             streams_max: u32::MAX,
             stream_window: INITIAL_WINDOW,
             frame_bytes_max: FRAME_BYTES_MIN,
+            list_bytes_max: u32::MAX,
             has_connect_protocol: false,
         }
     }
@@ -79,6 +81,7 @@ impl Settings {
                     return Err(Fault::protocol("MAX_FRAME_SIZE out of its range (6.5.2)"));
                 }
                 MAX_FRAME_SIZE => self.frame_bytes_max = value,
+                MAX_HEADER_LIST_SIZE => self.list_bytes_max = value,
                 ENABLE_CONNECT_PROTOCOL if value > 1 => {
                     return Err(Fault::protocol(
                         "ENABLE_CONNECT_PROTOCOL is 0 or 1 (8441: 3)",

@@ -175,7 +175,12 @@ impl Codec {
         }
     }
 
-    pub(super) fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
+    pub(super) fn open(
+        &mut self,
+        head: &Head,
+        then: Then,
+        heads: &mut Heads,
+    ) -> Result<StreamId, h2::Refusal> {
         match self {
             Self::Http2(conn) => conn.open(head, then, heads),
         }

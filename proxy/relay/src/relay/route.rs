@@ -26,6 +26,7 @@ use crate::{
     cluster::{EndpointState, LiveCluster},
     error::ProxyError,
     event::{Code, StreamId, Then},
+    h2::Refusal,
     head::Head,
     record::{Direction, Spoken},
     request::{self, Request},
@@ -41,6 +42,7 @@ impl Relay {
         stream: StreamId,
         head: Head,
         then: Then,
+        fault: Option<ProxyError>,
         now: Instant,
     ) {
         let caller = &self.conns[conn];
@@ -80,7 +82,10 @@ impl Relay {
             },
         };
         let terms = &self.settings.terms;
-        let read = Request::ready(&mut exchange.head, version, terms, &mut self.rng);
+        let read = match fault {
+            Some(error) => Err(error),
+            None => Request::ready(&mut exchange.head, version, terms, &mut self.rng),
+        };
         exchange.request = read.as_ref().ok().copied();
         let id = self.exchanges.insert(exchange);
         self.conns[conn].exchanges.insert(stream.0, id);
@@ -282,9 +287,15 @@ impl Relay {
             false => Then::More,
         };
         let codec = &mut self.conns[conn].codec;
-        let Some(stream) = codec.open(&exchange.head, then, &mut self.heads) else {
-            let error = ProxyError::Refused("the connection has no room".into());
-            return self.attempt_failed(id, error, now);
+        let stream = match codec.open(&exchange.head, then, &mut self.heads) {
+            Ok(stream) => stream,
+            Err(Refusal::Busy) => {
+                let error = ProxyError::Refused("the connection has no room".into());
+                return self.attempt_failed(id, error, now);
+            }
+            Err(Refusal::HeadTooLarge) => {
+                return self.attempt_failed(id, ProxyError::HeadersTooLarge, now);
+            }
         };
         exchange.stage = Stage::Sent;
         let passed = exchange.upload.send(codec, stream, then, &mut self.heads);

@@ -66,6 +66,7 @@ fn take(heard: &mut Heard, connection: &mut Connection, event: &Event<'_>) {
         | Event::Writable { .. }
         | Event::Goodbye { .. }
         | Event::Pong
+        | Event::TooLarge { .. }
         | Event::StreamsMax(_) => {}
     }
 }
