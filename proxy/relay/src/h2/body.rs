@@ -128,6 +128,10 @@ impl Connection {
 
     /// Forgets a stream that was reset, and what waits on it.
     pub(super) fn drop_stream(&mut self, slot: Slot) {
+        let it = &self.streams[slot];
+        if it.id > self.highest {
+            self.send_window.give_back(it.framed);
+        }
         self.pieces.clear(&mut self.streams[slot].line);
         self.streams.remove(slot);
     }
@@ -146,7 +150,9 @@ impl Connection {
             return;
         }
         if it.receiving == Receiving::Ended {
-            self.resets.earn(1);
+            if it.is_served {
+                self.resets.earn(1);
+            }
             self.streams.remove(slot);
         } else if it.is_unwanted {
             let id = it.id;

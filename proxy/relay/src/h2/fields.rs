@@ -1,7 +1,7 @@
 //! What makes a message malformed (RFC 9113 sections 8.1 to 8.5, RFC 8441 section 4): rules about
 //! its fields together. What each name and value may be by itself, HPACK has checked.
 
-use super::streams::Asked;
+use super::{limits::Upgrade, streams::Asked};
 use crate::{event::Then, head::Head, token::Token};
 
 /// How much of a body is still to come.
@@ -28,8 +28,15 @@ pub(super) enum Answer {
 type Reason = &'static str;
 
 /// Checks a request's head; what it asks for, and how long its body is.
-pub(super) fn request(head: &Head, then: Then) -> Result<(Asked, Length), Reason> {
+pub(super) fn request(
+    head: &Head,
+    then: Then,
+    upgrade: Upgrade,
+) -> Result<(Asked, Length), Reason> {
     let fields = Fields::of(head)?;
+    if upgrade == Upgrade::Refused && fields.get(Token::Protocol).is_some() {
+        return Err(":protocol, and extended CONNECT is not announced (8.3, 8441: 3)");
+    }
     if fields.get(Token::Status).is_some() {
         return Err("a request with :status (8.3)");
     }

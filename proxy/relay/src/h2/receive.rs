@@ -133,7 +133,7 @@ impl Connection {
             .filter(|_| self.partial.is_empty());
         let header = match in_place {
             Some(bytes) => FrameHeader::parse(*bytes),
-            None if !self.collect_to(HEADER_BYTES, input) => return Ok(None),
+            None if !self.collect_to(HEADER_BYTES, input, now) => return Ok(None),
             None => {
                 let bytes = self.partial.first_chunk().expect("it was collected");
                 FrameHeader::parse(*bytes)
@@ -142,6 +142,7 @@ impl Connection {
         if let Err(fault) = self.admit(header) {
             input.take(if in_place.is_some() { HEADER_BYTES } else { 0 });
             self.partial.clear();
+            self.partial_due = None;
             self.skip(header.len);
             return self.found(fault, now);
         }
@@ -149,8 +150,9 @@ impl Connection {
         let mut collected = Vec::new();
         let frame = if in_place.is_some() && input.rest().len() >= whole {
             input.take(whole)
-        } else if self.collect_to(whole, input) {
+        } else if self.collect_to(whole, input, now) {
             collected = std::mem::take(&mut self.partial);
+            self.partial_due = None;
             &collected[..]
         } else {
             return Ok(None);
@@ -164,7 +166,9 @@ impl Connection {
         event
     }
 
-    fn collect_to(&mut self, len: usize, input: &mut Input<'_>) -> bool {
+    fn collect_to(&mut self, len: usize, input: &mut Input<'_>, now: Instant) -> bool {
+        let due = now + self.limits.block_timeout;
+        self.partial_due.get_or_insert(due);
         let missing = len.saturating_sub(self.partial.len());
         let n = missing.min(input.rest().len());
         self.partial.extend_from_slice(input.take(n));
@@ -215,7 +219,7 @@ impl Connection {
             Kind::Continuation => self.continuation(header, payload, heads, now),
             Kind::RstStream => self.rst_stream(header, payload, now),
             Kind::WindowUpdate => self.window_update(header, payload, now),
-            Kind::Settings => self.settings(header, payload, now),
+            Kind::Settings => self.settings(header, payload, heads, now),
             Kind::Ping => self.ping_frame(header, payload, now),
             Kind::GoAway => self.goaway(payload, now),
             Kind::Priority | Kind::Unknown | Kind::PushPromise => {

@@ -424,7 +424,8 @@ impl Relay {
         match room {
             Room::Ready => loop {
                 let conn = *channel.shared.get(channel.full)?;
-                if self.conns.get(conn).is_some_and(|conn| conn.is_ready(now)) {
+                let found = self.conns.get_mut(conn);
+                if found.is_some_and(|found| found.is_ready(now)) {
                     return Some(conn);
                 }
                 channel.full += 1;
@@ -444,9 +445,11 @@ impl Relay {
 
 impl Conn {
     /// Whether a request sent now would be on its way soon: there is room for a stream, and what
-    /// was sent before does not pile up.
-    fn is_ready(&self, now: Instant) -> bool {
+    /// was sent before does not pile up. One that many requests were cancelled on of late had
+    /// better rest.
+    fn is_ready(&mut self, now: Instant) -> bool {
         self.codec.can_open()
+            && !self.codec.is_worn(now)
             && self.codec.waiting_bytes() < WAITING_MAX
             && self.shut_since.is_none_or(|since| now < since + SHUT_MAX)
     }

@@ -34,6 +34,35 @@ pub(super) enum Fault {
     Http2,
 }
 
+/// Why a request was not sent. Nothing has gone.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unopened {
+    /// The connection takes none now.
+    Busy,
+    /// The endpoint takes no such large head.
+    HeadTooLarge,
+    /// The protocol cannot say it.
+    Malformed(&'static str),
+}
+
+impl From<h1::Refusal> for Unopened {
+    fn from(refusal: h1::Refusal) -> Self {
+        match refusal {
+            h1::Refusal::Busy => Self::Busy,
+            h1::Refusal::Malformed(why) => Self::Malformed(why),
+        }
+    }
+}
+
+impl From<h2::Refusal> for Unopened {
+    fn from(refusal: h2::Refusal) -> Self {
+        match refusal {
+            h2::Refusal::Busy => Self::Busy,
+            h2::Refusal::HeadTooLarge => Self::HeadTooLarge,
+        }
+    }
+}
+
 impl From<h1::Malformed> for Fault {
     fn from(malformed: h1::Malformed) -> Self {
         Self::Http1(malformed)
@@ -105,17 +134,32 @@ impl Codec {
     /// Sends a request.
     ///
     /// # Errors
-    /// Nothing was sent.
+    /// [`Unopened`].
     pub(super) fn open(
         &mut self,
         head: &Head,
         form: h1::Form,
         then: Then,
         heads: &mut Heads,
-    ) -> Result<StreamId, h1::Refusal> {
+    ) -> Result<StreamId, Unopened> {
+        Ok(match self {
+            Self::Http1(conn) => conn.open(head, form, then)?,
+            Self::Http2(conn) => conn.open(head, then, heads)?,
+        })
+    }
+
+    /// As a client's connection: an endpoint has answered.
+    pub(super) fn served(&mut self, stream: StreamId) {
+        if let Self::Http2(conn) = self {
+            conn.served(stream);
+        }
+    }
+
+    /// As an endpoint's connection: whether another had better be used for a while.
+    pub(super) fn is_worn(&mut self, now: Instant) -> bool {
         match self {
-            Self::Http1(conn) => conn.open(head, form, then),
-            Self::Http2(conn) => conn.open(head, then, heads).ok_or(h1::Refusal::Busy),
+            Self::Http1(_) => false,
+            Self::Http2(conn) => conn.is_worn(now),
         }
     }
 
@@ -312,10 +356,10 @@ impl Codec {
     }
 
     /// What streams that begin may receive, where that is told before they do.
-    pub(super) fn set_stream_window(&mut self, bytes: u32, now: Instant) {
+    pub(super) fn set_stream_window(&mut self, bytes: u32) {
         match self {
             Self::Http1(_) => {}
-            Self::Http2(conn) => conn.set_stream_window(bytes, now),
+            Self::Http2(conn) => conn.set_stream_window(bytes),
         }
     }
 

@@ -18,6 +18,7 @@ use rand::{Rng, RngExt};
 use super::{
     Carries, ConnId, ExchangeId, Relay, TURNS_MAX, Task, Turns,
     channel::{Freshness, Reach},
+    codec::Unopened,
     conn::{Dialled, Port, Side},
     exchange::{Attempt, Exchange, Facts, Leg, Lost, Stage, Way},
     upload::Upload,
@@ -358,10 +359,13 @@ impl Relay {
         let opened = codec.open(&exchange.head, exchange.form, then, &mut self.heads);
         let stream = match opened {
             Ok(stream) => stream,
-            Err(h1::Refusal::Malformed(why)) => {
+            Err(Unopened::Malformed(why)) => {
                 return self.fail(id, &ProxyError::BadRequest(why), now);
             }
-            Err(h1::Refusal::Busy) => {
+            Err(Unopened::HeadTooLarge) => {
+                return self.attempt_failed(id, ProxyError::HeadersTooLarge, now);
+            }
+            Err(Unopened::Busy) => {
                 let error = ProxyError::Refused("the connection has no room".into());
                 return self.attempt_failed(id, error, now);
             }
