@@ -18,6 +18,14 @@
 //!             both Ended, or RST_STREAM: it is over, and its place is free
 //! ```
 //!
+//! With [`Upgrade::Http1`] it carries HTTP/1.1 between two sidecars, upgrades too, which look as in
+//! [`crate::h1`]: `:protocol` stands beside the request's own method, and the request, which has no
+//! body, is told and sent as over (`Then::End`) though its stream stays open. 101 with `:protocol` is
+//! no interim answer but the final one, and from then on there are bytes in both directions until
+//! each has ended. With any other answer the codecs end the request's half by themselves. Whoever
+//! relays leaves `:protocol` out of a request by HEAD, by CONNECT, or with a body, which HTTP/1.1
+//! allows (RFC 9110 section 7.8).
+//!
 //! Output is written in the order control frames, heads, DATA: the first go straight to the
 //! output, heads pass what waits of bodies, and bodies take turns of 16 KiB. When nothing waits
 //! and the output is short, heads and bodies go straight to the output too.
@@ -29,8 +37,9 @@
 //! * a header block that is not whole: one, of twice `list_bytes_max` bytes;
 //! * output: `output_bytes`, one head or 16 KiB, and answers to control frames up to
 //!   [`Broken`] with ENHANCE_YOUR_CALM;
-//! * per stream (`streams_max` of them): what its source was given credit for, and the heads that
-//!   wait (interim ones: `interims_max` of them by our own client's limit).
+//! * heads that wait: `Limits::heads_bytes_max`, above which a client opens no stream, and a server
+//!   drops interim answers and takes no more frames;
+//! * per stream (`streams_max` of them): what its source was given credit for.
 //!
 //! Files: `receive` turns bytes into frames; `control` takes those of the connection, `message` heads
 //! and trailers, `body` what else streams have; `send` is the other direction. The rest are their
@@ -297,6 +306,7 @@ impl Connection {
             && self.peer_last.is_none()
             && self.next_id <= MAX_31_BITS
             && self.streams.len() < streams_max
+            && self.pieces.head_bytes() < self.limits.heads_bytes_max()
     }
 
     /// As a client: whether extended CONNECT may be sent (RFC 8441 section 3).
@@ -326,9 +336,17 @@ impl Connection {
         stream.0 <= self.highest
     }
 
-    /// Bytes that it keeps of what has come or is to be sent.
+    /// Bytes that it keeps for its streams, and because of its peer: what waits of bodies and heads,
+    /// the output, what is not whole of a frame or a header block. For a budget over all connections;
+    /// beside it are HPACK's tables and the places of streams, which their limits bound. A piece kept
+    /// by reference counts its own length, see [`crate::input::Payload`].
     pub fn kept_bytes(&self) -> usize {
-        self.partial.len() + self.block.len() + self.pieces.waiting_bytes() + self.output.len()
+        self.pieces.waiting_bytes()
+            + self.pieces.head_bytes()
+            + self.pieces.framed_bytes()
+            + self.output.len()
+            + self.partial.len()
+            + self.block.len()
     }
 
     /// What the whole connection may still send: at zero, its streams wait for the peer.

@@ -68,6 +68,11 @@ impl Connection {
                 Ok(None)
             }
             (0, Then::More) => self.spend_idle(now).map(|()| None),
+            (0, Then::End) if self.streams[slot].is_upgrade_due() => {
+                // Its message was told as over before.
+                self.receive_ended(slot);
+                Ok(None)
+            }
             (0, Then::End) => {
                 self.receive_ended(slot);
                 Ok(Some(Event::Data {

@@ -55,6 +55,9 @@ pub enum Upgrade {
     Refused,
     /// Extended CONNECT (RFC 8441), which SETTINGS announce.
     ExtendedConnect,
+    /// An upgrade of the HTTP/1.1 that is carried between two sidecars, beside the request's own
+    /// method; 101 grants it. See the module.
+    Http1,
 }
 
 /// What may come at once, and how fast that is given back.
@@ -122,6 +125,12 @@ impl Limits {
     /// list, so that one of twice the limit is no honest mistake.
     pub(super) fn block_bytes_max(&self) -> usize {
         2 * self.list_bytes_max as usize
+    }
+
+    /// Bytes of memory that heads may take which wait to be written: two of ordinary length for each
+    /// stream, and some long ones. A peer that makes us keep more does not read.
+    pub(super) fn heads_bytes_max(&self) -> usize {
+        1024 * 1024 + 8 * 1024 * self.streams_max as usize
     }
 
     /// Bytes of output above which a peer makes us answer and does not read: beside what goes by

@@ -115,6 +115,11 @@ impl Connection {
         let stream = StreamId(stream);
         match taken {
             Ok(Taken::Head) => Ok(Some(Event::Head { stream, head, then })),
+            Ok(Taken::Upgrade) => Ok(Some(Event::Head {
+                stream,
+                head,
+                then: Then::End,
+            })),
             Ok(Taken::TooLarge) => Ok(Some(Event::TooLarge { stream, head, then })),
             Ok(Taken::Interim) => Ok(Some(Event::Interim { stream, head })),
             Ok(Taken::Trailers) => Ok(Some(Event::Trailers { stream, head })),
@@ -170,7 +175,10 @@ impl Connection {
         };
         self.streams.insert(new);
         self.idle_frames.earn(EARNED_BY_HEAD);
-        Ok(taken)
+        match asked {
+            Asked::Upgrade => Ok(Taken::Upgrade),
+            Asked::Any | Asked::Head | Asked::Connect => Ok(taken),
+        }
     }
 
     /// A stream of ours or of the peer's, with the windows that new ones have.
@@ -222,8 +230,8 @@ impl Connection {
         if it.receiving == Receiving::Head {
             return self.answer(slot, then, head);
         }
-        if it.is_tunnel {
-            return Err(malformed("HEADERS in a tunnel (8.5)"));
+        if it.is_tunnel || it.is_upgrade_due() {
+            return Err(malformed("HEADERS in a tunnel (8.5), or before it"));
         }
         if then == Then::More {
             return Err(malformed("trailers that do not end the stream (8.1)"));
@@ -253,6 +261,9 @@ impl Connection {
             Answer::Tunnel => it.is_tunnel = true,
         }
         it.receiving = Receiving::Body;
+        if it.is_upgrade_due() {
+            self.end_upgrade(slot);
+        }
         self.idle_frames.earn(EARNED_BY_HEAD);
         if then == Then::End {
             self.receive_ended(slot);
@@ -287,6 +298,8 @@ enum Unusable {
 /// What became of a header block.
 enum Taken {
     Head,
+    /// A request that is over, of a stream that is not: it asks for an upgrade.
+    Upgrade,
     TooLarge,
     Interim,
     Trailers,

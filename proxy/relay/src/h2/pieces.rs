@@ -211,6 +211,11 @@ impl Pieces {
         self.framed.len()
     }
 
+    /// Bytes of heads that wait, in memory.
+    pub(super) fn head_bytes(&self) -> usize {
+        self.head_bytes
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         let nodes = self.nodes.capacity() * size_of::<Node>();
         self.bytes + self.head_bytes + self.framed.capacity() + nodes

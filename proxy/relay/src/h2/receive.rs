@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::{
-    Connection,
+    Connection, Role,
     fault::Fault,
     frame::{ACK, FrameHeader, HEADER_BYTES, Kind, PREFACE},
 };
@@ -196,7 +196,9 @@ impl Connection {
             (_, _) => {}
         }
         header.check(self.limits.frame_bytes_max)?;
-        if self.output.len() > self.limits.output_bytes_max() {
+        let are_heads_many =
+            self.role == Role::Server && self.pieces.head_bytes() > self.limits.heads_bytes_max();
+        if are_heads_many || self.output.len() > self.limits.output_bytes_max() {
             return Err(Fault::calm("answers are asked for and not read (10.5)"));
         }
         Ok(())

@@ -2,7 +2,9 @@
 
 use super::{
     Connection,
+    fields::Length,
     frame::{self, END_STREAM, HEADER_BYTES, Kind},
+    limits::Upgrade,
     pieces::First,
     streams::{Asked, Queue, Sending, Slot},
 };
@@ -50,10 +52,14 @@ impl Connection {
         if head.is_list_over(self.peer.list_bytes_max as usize) {
             return Err(Refusal::HeadTooLarge);
         }
-        let asked = match head.get(Token::Method) {
-            Some(b"HEAD") => Asked::Head,
-            Some(b"CONNECT") => Asked::Connect,
-            Some(_) | None => Asked::Any,
+        let carries_http1 = self.limits.upgrade == Upgrade::Http1;
+        let (asked, then) = match head.get(Token::Method) {
+            _ if carries_http1 && head.get(Token::Protocol).is_some() => {
+                (Asked::Upgrade, Then::More)
+            }
+            Some(b"HEAD") => (Asked::Head, then),
+            Some(b"CONNECT") => (Asked::Connect, then),
+            Some(_) | None => (Asked::Any, then),
         };
         let mut stream = self.stream(self.next_id, asked);
         stream.sending = Sending::Body;
@@ -74,13 +80,30 @@ impl Connection {
         let Some(slot) = self.sending(stream, Sending::Head) else {
             return;
         };
-        let is_interim = head
-            .get(Token::Status)
-            .is_some_and(|status| status.starts_with(b"1"));
-        if !is_interim {
-            self.streams[slot].sending = Sending::Body;
+        let status = head.get(Token::Status).unwrap_or_default();
+        let it = &mut self.streams[slot];
+        let grants = status == b"101" && it.is_upgrade_due();
+        if grants {
+            it.is_tunnel = true;
+            it.length = Length::Unknown;
+        }
+        if grants || !status.starts_with(b"1") {
+            it.sending = Sending::Body;
+        } else if self.pieces.head_bytes() > self.limits.heads_bytes_max() {
+            // The client does not read.
+            return;
         }
         self.queue_head(slot, head, then, heads);
+    }
+
+    /// As a client: the upgrade was not granted, and so the request is over.
+    pub(super) fn end_upgrade(&mut self, slot: Slot) {
+        let it = &mut self.streams[slot];
+        it.asked = Asked::Any;
+        if it.sending == Sending::Body {
+            it.sending = Sending::Ending;
+            self.write_data_header(slot, 0);
+        }
     }
 
     /// Sends a piece of a body. The result is how many bytes of it went into the output at once;

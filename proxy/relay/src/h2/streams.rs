@@ -21,7 +21,7 @@ pub(super) struct Stream {
     pub(super) sending: Sending,
     /// What its messages may be, from the request's method.
     pub(super) asked: Asked,
-    /// Whether CONNECT succeeded: from then on there is only DATA (RFC 9113 section 8.5).
+    /// Whether CONNECT or an upgrade succeeded: from then on there is only DATA (RFC 9113 section 8.5).
     pub(super) is_tunnel: bool,
     /// Whether an endpoint answered, see [`Connection::served`].
     ///
@@ -78,6 +78,8 @@ pub(super) enum Asked {
     Head,
     /// CONNECT, also the extended one.
     Connect,
+    /// An upgrade of HTTP/1.1.
+    Upgrade,
 }
 
 /// A place in the slab.
@@ -139,6 +141,12 @@ impl Stream {
             written: 0,
             links: [Link::OUT; Queue::ALL],
         }
+    }
+
+    /// Whether it asks for an upgrade which has not been granted: nothing may come of the request
+    /// but its end.
+    pub(super) fn is_upgrade_due(&self) -> bool {
+        self.asked == Asked::Upgrade && !self.is_tunnel
     }
 }
 

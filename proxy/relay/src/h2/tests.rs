@@ -6,6 +6,7 @@ mod messages;
 mod pair;
 mod sending;
 mod streams;
+mod upgrades;
 
 use std::{io::IoSlice, time::Instant};
 

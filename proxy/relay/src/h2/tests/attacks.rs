@@ -286,6 +286,77 @@ fn answers_that_are_asked_for_and_not_read() {
 }
 
 #[test]
+fn long_heads_that_are_not_read() {
+    let limits = Limits {
+        streams_max: 100,
+        ..Limits::of_mesh()
+    };
+    let bound = 1024 * 1024 + 100 * 8 * 1024 + 2 * 72 * 1024;
+    let long = "x".repeat(70_000);
+    let long_head = |first: (&str, &str)| head(&[first, ("a", &long)]);
+    let mut probe = Probe::new(Role::Server, &limits);
+    for n in 0..100 {
+        probe.feed(&get(n));
+    }
+    probe.events.clear();
+    let heads = &mut probe.heads;
+    for n in 0..1_000 {
+        let stream = StreamId(2 * (n % 100) + 1);
+        let interim = long_head((":status", "103"));
+        probe
+            .connection
+            .send_head(stream, &interim, Then::More, heads);
+        let held = probe.connection.kept_bytes();
+        assert!(held < bound + 140_000, "{held}");
+    }
+    assert!(probe.connection.kept_bytes() > bound / 2);
+    // Nobody asks for more when so much was not taken.
+    probe.feed(&words(Kind::Ping, 0, 0, &[1, 2]));
+    let code = probe.broken.map(|broken| broken.code);
+    assert_eq!(code, Some(Code::ENHANCE_YOUR_CALM));
+    // As a client we wait.
+    let mut probe = Probe::new(Role::Client, &limits);
+    let mut fields = request("GET").to_vec();
+    fields.push(("a", &long));
+    let long_head = head(&fields);
+    while probe.connection.can_open() {
+        let opened = probe
+            .connection
+            .open(&long_head, Then::End, &mut probe.heads);
+        assert!(opened.is_ok());
+    }
+    let held = probe.connection.kept_bytes();
+    assert!((bound / 2..bound).contains(&held), "{held}");
+    while !probe.connection.output().is_empty() || probe.connection.can_fill() {
+        probe.connection.fill(usize::MAX, &mut probe.heads);
+        probe.take_output();
+    }
+    assert_eq!(probe.connection.kept_bytes(), 0);
+    assert!(probe.connection.can_open());
+}
+
+/// What is told of memory is what there is.
+#[test]
+fn what_is_held_is_counted() {
+    let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+    probe.feed(&post(0));
+    answer(&mut probe, 1, Then::More);
+    probe.take_output();
+    assert_eq!(probe.connection.kept_bytes(), 0);
+    let held = |probe: &Probe| probe.connection.kept_bytes();
+    assert_eq!(probe.send(1, 70_000, Then::More), 65_535);
+    assert_eq!(held(&probe), 70_000 + 4 * HEADER_BYTES);
+    probe.take_output();
+    assert_eq!(held(&probe), 70_000 - 65_535);
+    probe.feed(&frame(Kind::Headers, 0, 3, &[0; 100]));
+    probe.feed(&frame(Kind::Continuation, 0, 3, &[0; 100])[..50]);
+    assert_eq!(held(&probe), 70_000 - 65_535 + 100 + 50);
+    probe.connection.reset(StreamId(1), Code::CANCEL);
+    probe.take_output();
+    assert_eq!(held(&probe), 100 + 50);
+}
+
+#[test]
 fn credit_that_is_given_and_not_read() {
     // A peer that uploads and never reads makes us say windows.
     let limits = Limits {
