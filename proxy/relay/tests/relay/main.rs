@@ -1,7 +1,10 @@
 //! The relay among simulated peers, network and clock. A failure names its seed.
 
+mod channels;
+mod lifetimes;
 mod peer;
 mod scene;
+mod stand;
 mod upheaval;
 mod world;
 

@@ -183,13 +183,19 @@ impl World {
             }
         }
         unreachable!(
-            "{} of {} ended; the relay has {} exchanges; {:?}",
+            "{} of {} ended; the relay has {} exchanges, {} streams; {:?}",
             self.done.len(),
             self.plan.requests,
             self.relay.exchanges_active(),
+            self.relay.streams_held(),
             self.links
                 .iter()
-                .map(|link| &link.peer.streams)
+                .map(|link| (
+                    link.closing,
+                    link.to_relay.len(),
+                    link.to_peer.len(),
+                    &link.peer
+                ))
                 .collect::<Vec<_>>()
         );
     }
