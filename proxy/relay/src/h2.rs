@@ -303,7 +303,7 @@ impl Connection {
             + self.streams.memory_bytes()
             + self.recent.memory_bytes()
             + self.pieces.memory_bytes()
-            + self.output.len()
+            + self.output.memory_bytes()
     }
 
     /// Why the last stream that we found malformed was reset, with the section of RFC 9113.

@@ -3,7 +3,14 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use heddle_policy::{admission::Resource, snapshot::Limits};
-use heddle_relay::{error::ConnectError, relay::Closing};
+use heddle_relay::{
+    error::ConnectError,
+    event::Then,
+    h2,
+    head::{Head, Heads, Indexing},
+    input::Payload,
+    relay::{Closing, ConnId, Speaks},
+};
 
 use crate::{
     stand::{Setup, Stand},
@@ -255,4 +262,95 @@ fn requests_go_over_connections_that_the_present_credentials_made() {
     stand.request(clients[0], "GET");
     assert_eq!(stand.asked(), Some(2));
     assert_eq!(stand.reasons, [None, None]);
+}
+
+/// A client of HTTP/2, whose connection is `conn`, with so many requests under way.
+fn asking(stand: &mut Stand, requests: usize, bytes: usize) -> ConnId {
+    let conn = stand.client();
+    let mut client = h2::Connection::new(h2::Role::Client, &h2::Limits::of_mesh(), stand.now);
+    let mut heads = Heads::default();
+    let mut head = Head::new();
+    for (name, value) in [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "echo.shop"),
+        (":path", "/"),
+    ] {
+        head.push(name.as_bytes(), value.as_bytes(), Indexing::Never);
+    }
+    for _ in 0..requests {
+        let stream = client.open(&head, Then::More, &mut heads);
+        let stream = stream.expect("there is room");
+        client.send_data(stream, Payload::Lent(&vec![7; bytes]), Then::End);
+    }
+    let bytes: Vec<Vec<u8>> = client
+        .output()
+        .payloads()
+        .map(|p| p.as_slice().to_vec())
+        .collect();
+    stand.send(conn, &bytes.concat());
+    conn
+}
+
+fn http2(answers_dials: bool) -> Stand {
+    Stand::new(Setup {
+        speaks: Speaks::Http2,
+        answers_dials,
+        limits: Limits {
+            connections_max: NonZeroU32::new(1),
+            ..Limits::UNLIMITED
+        },
+        ..Setup::default()
+    })
+}
+
+/// How many requests have begun in what was written, and how many were reset.
+fn begun_and_reset(mut written: &[u8]) -> (usize, usize) {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    written = written.strip_prefix(PREFACE).unwrap_or(written);
+    let (mut begun, mut reset) = (0, 0);
+    while let Some((head, rest)) = written.split_first_chunk::<9>() {
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        begun += usize::from(head[3] == 1);
+        reset += usize::from(head[3] == 3);
+        written = &rest[len..];
+    }
+    (begun, reset)
+}
+
+/// SETTINGS with MAX_CONCURRENT_STREAMS of 1.
+const ONE_STREAM: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x01";
+
+#[test]
+fn who_waits_is_not_sent_in_the_place_of_another_of_a_client_that_is_gone() {
+    let mut stand = http2(false);
+    let client = asking(&mut stand, 1, 10);
+    stand.dialled();
+    stand.settle();
+    let endpoint = stand.endpoints[0];
+    stand.send(endpoint, ONE_STREAM);
+    assert_eq!(begun_and_reset(&stand.taken(endpoint)), (1, 0));
+    let late = asking(&mut stand, 5, 10);
+    let last = asking(&mut stand, 1, 10);
+    stand.lose(client);
+    assert_eq!(begun_and_reset(&stand.taken(endpoint)), (1, 1));
+    stand.lose(late);
+    assert_eq!(begun_and_reset(&stand.taken(endpoint)), (1, 1));
+    assert_eq!(stand.relay.exchanges_active(), 1, "that of {last:?}");
+}
+
+#[test]
+fn what_never_began_is_not_lost_with_its_connection() {
+    let mut stand = http2(false);
+    // As much as the output and the endpoint's window take: what comes behind waits within.
+    asking(&mut stand, 2, 32_700);
+    asking(&mut stand, 1, 10);
+    stand.dialled();
+    stand.relay.lost(stand.endpoints[0], stand.now);
+    stand.settle();
+    assert_eq!(stand.reasons, [Some("reset"); 2]);
+    stand.dialled();
+    stand.settle();
+    let again = stand.taken(stand.endpoints[1]);
+    assert_eq!(begun_and_reset(&again), (1, 0));
 }
