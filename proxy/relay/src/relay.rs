@@ -20,7 +20,9 @@ mod charge;
 mod codec;
 mod conn;
 mod exchange;
+mod filter;
 mod lifetime;
+mod rivals;
 mod route;
 mod upload;
 
@@ -44,17 +46,18 @@ use self::{
     channel::Channels,
     codec::Fault,
     conn::{Conn, NumberHasher},
-    exchange::{Exchange, Lost},
+    exchange::{Exchange, Leg, Lost},
 };
 pub use self::{
     conn::{Caller, Carries, Dialled, Port, Speaks},
     exchange::Record,
+    filter::{Answer, Filter, Message, Plan, Verdict},
 };
 use crate::{
     budget::{Account, Budget},
     cluster::EndpointState,
     error::ConnectError,
-    event::{Code, Event},
+    event::{Code, Event, StreamId},
     h1, h2,
     head::Heads,
     input::Input,
@@ -69,7 +72,7 @@ new_key_type! {
     /// A connection.
     pub struct ConnId;
     /// An exchange.
-    pub(crate) struct ExchangeId;
+    pub struct ExchangeId;
     /// Connections to one endpoint.
     pub struct ChannelId;
 }
@@ -141,6 +144,8 @@ pub struct Dial {
     pub channel: ChannelId,
     /// Where to.
     pub endpoint: EndpointKey,
+    /// Inbound: to the workload's own port.
+    pub direction: Direction,
     /// Told to it as SNI.
     pub name: Arc<str>,
     /// What it is wanted for.
@@ -180,6 +185,8 @@ pub struct Relay {
     view_number: u64,
     conns: SlotMap<ConnId, Conn>,
     exchanges: SlotMap<ExchangeId, Exchange>,
+    /// By direction.
+    begun: [u64; 2],
     channels: Channels,
     timers: Timers<Due>,
     account: Account,
@@ -205,6 +212,7 @@ pub struct Relay {
     tasks: VecDeque<Task>,
     records: VecDeque<Record>,
     rng: SmallRng,
+    filter: Option<Box<dyn Filter>>,
 }
 
 impl Relay {
@@ -228,11 +236,20 @@ impl Relay {
             rooms: Vec::new(),
             dirty: Vec::new(),
             resumed: Vec::new(),
+            begun: [0; 2],
             tasks: VecDeque::new(),
             records: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
+            filter: None,
             settings,
         }
+    }
+
+    /// Asks this one at the turning points of exchanges.
+    #[must_use]
+    pub fn with_filter(mut self, filter: Box<dyn Filter>) -> Self {
+        self.filter = Some(filter);
+        self
     }
 
     /// A client has connected.
@@ -429,10 +446,8 @@ impl Relay {
 
     /// Looks at a connection's output again.
     pub fn touch(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(id)
-            && !std::mem::replace(&mut conn.is_dirty, true)
-        {
-            self.dirty.push(id);
+        if let Some(conn) = self.conns.get_mut(id) {
+            touch(&mut self.dirty, conn, id);
         }
     }
 
@@ -440,6 +455,11 @@ impl Relay {
     pub fn streams_held(&self) -> usize {
         let conns = self.conns.values();
         conns.map(|conn| conn.exchanges.len()).sum()
+    }
+
+    /// Exchanges that have ever begun: outbound, inbound.
+    pub fn begun(&self) -> [u64; 2] {
+        self.begun
     }
 
     /// Exchanges under way.
@@ -523,7 +543,7 @@ impl Relay {
     /// The connection carries nothing any more.
     fn abort(
         &mut self,
-        lost: Vec<(ExchangeId, Lost)>,
+        lost: Vec<(StreamId, ExchangeId, Lost)>,
         channel: Option<ChannelId>,
         conn: ConnId,
         now: Instant,
@@ -533,17 +553,17 @@ impl Relay {
         }
         if channel.is_none() {
             // None of them is sent in the place of another that ends.
-            for (exchange, _) in &lost {
+            for (_, exchange, _) in &lost {
                 let exchange = self.exchanges.get_mut(*exchange);
                 if let Some(attempt) = exchange.and_then(|exchange| exchange.attempt.as_mut()) {
                     attempt.waits_in = None;
                 }
             }
         }
-        for (exchange, lost) in lost {
+        for (stream, exchange, lost) in lost {
             match channel {
                 None => self.client_gone(exchange, now),
-                Some(_) => self.attempt_broke(exchange, lost, now),
+                Some(_) => self.attempt_broke(exchange, Leg { conn, stream }, lost, now),
             }
         }
         if let Some(channel) = channel {
@@ -594,9 +614,13 @@ impl Relay {
     fn endpoint_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {
         match event {
             Event::Head { stream, head, then } => {
-                if let Some(exchange) = self.conns[id].exchange(stream) {
-                    self.judge(exchange, head, then, now);
-                    self.charge_exchange(exchange);
+                let leg = Leg { conn: id, stream };
+                match self.conns[id].exchange(stream) {
+                    Some(exchange) => {
+                        self.judge(exchange, leg, head, then, now);
+                        self.charge_exchange(exchange);
+                    }
+                    None => self.heads.give(head),
                 }
             }
             Event::Interim { stream, head } => {
@@ -625,7 +649,8 @@ impl Relay {
                         Version::Http1 if code == Code::CANCEL && conn.uses > 1 => Lost::Stale,
                         Version::Http1 => Lost::Connection,
                     };
-                    self.attempt_broke(exchange, lost, now);
+                    let leg = Leg { conn: id, stream };
+                    self.attempt_broke(exchange, leg, lost, now);
                     self.charge_exchange(exchange);
                 }
             }
@@ -637,6 +662,12 @@ impl Relay {
             Event::Pong => self.ponged(id),
             Event::Writable { .. } => {}
         }
+    }
+}
+
+fn touch(dirty: &mut Vec<ConnId>, conn: &mut Conn, id: ConnId) {
+    if !std::mem::replace(&mut conn.is_dirty, true) {
+        dirty.push(id);
     }
 }
 

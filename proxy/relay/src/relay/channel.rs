@@ -44,7 +44,7 @@ use super::{
     Carries, ChannelId, Closing, ConnId, Dial, ExchangeId, Relay, Speaks, Task,
     conn::{Conn, NumberHasher},
 };
-use crate::{cluster::EndpointState, request::Version, timer::Timer};
+use crate::{cluster::EndpointState, record::Direction, request::Version, timer::Timer};
 
 /// All of a worker.
 #[derive(Debug, Default)]
@@ -98,6 +98,8 @@ pub(super) struct Reach {
     pub(super) endpoint: Arc<EndpointState>,
     pub(super) name: Arc<str>,
     pub(super) carries: Carries,
+    /// Which side of the sidecar.
+    pub(super) direction: Direction,
     pub(super) timeout: Duration,
 }
 
@@ -356,6 +358,7 @@ impl Relay {
                 endpoint: channel.reach.endpoint.key.clone(),
                 name: Arc::clone(&channel.reach.name),
                 carries: channel.reach.carries,
+                direction: channel.reach.direction,
                 timeout: channel.reach.timeout,
             }));
         }

@@ -96,7 +96,9 @@ impl Relay {
         then: Then,
         now: Instant,
     ) {
-        let id = self.start(conn, stream, head, then, now);
+        let Some(id) = self.start(conn, stream, head, then, now) else {
+            return;
+        };
         let error = ProxyError::Overloaded("this sidecar has no memory left for requests".into());
         let codec = &mut self.conns[conn].codec;
         match codec.version() {

@@ -40,6 +40,16 @@ pub struct Caller {
     pub speaks: Speaks,
 }
 
+impl Caller {
+    /// Which side of the sidecar it came to.
+    pub fn direction(&self) -> Direction {
+        match self.dialled {
+            Dialled::Destination(_) | Dialled::Authority => Direction::Outbound,
+            Dialled::Port(_) => Direction::Inbound,
+        }
+    }
+}
+
 /// Where a client wants to go.
 #[derive(Clone, Debug)]
 pub enum Dialled {
@@ -118,7 +128,7 @@ pub(super) struct Conn {
 
 #[derive(Debug)]
 pub(super) enum Side {
-    Client(Caller),
+    Client(Arc<Caller>),
     Endpoint {
         channel: ChannelId,
         peer: Peer,
@@ -140,7 +150,7 @@ impl Conn {
             age,
             now,
         );
-        Self::new(codec, Side::Client(caller), life, None)
+        Self::new(codec, Side::Client(Arc::new(caller)), life, None)
     }
 
     pub(super) fn of_endpoint(
@@ -200,11 +210,12 @@ impl Conn {
     }
 
     /// What the exchanges over it lose with it: those whose requests never began to go, nothing.
-    pub(super) fn losses(&self, lost: Lost) -> Vec<(ExchangeId, Lost)> {
+    pub(super) fn losses(&self, lost: Lost) -> Vec<(StreamId, ExchangeId, Lost)> {
         let exchanges = self.exchanges.iter().map(|(stream, exchange)| {
-            match self.channel().is_none() || self.codec.has_begun(StreamId(*stream)) {
-                true => (*exchange, lost),
-                false => (*exchange, Lost::Stream(Code::REFUSED_STREAM)),
+            let stream = StreamId(*stream);
+            match self.channel().is_none() || self.codec.has_begun(stream) {
+                true => (stream, *exchange, lost),
+                false => (stream, *exchange, Lost::Stream(Code::REFUSED_STREAM)),
             }
         });
         exchanges.collect()
@@ -229,13 +240,6 @@ impl Conn {
         }
     }
 
-    pub(super) fn is_sidecar(&self) -> bool {
-        match &self.side {
-            Side::Client(caller) => caller.is_sidecar,
-            Side::Endpoint { is_sidecar, .. } => *is_sidecar,
-        }
-    }
-
     /// Whose stream it is.
     pub(super) fn exchange(&self, stream: StreamId) -> Option<ExchangeId> {
         self.exchanges.get(&stream.0).copied()
@@ -249,13 +253,18 @@ impl Conn {
         }
     }
 
+    /// Whether the other side is a sidecar of ours, whose words are to be believed.
+    pub(super) fn is_sidecar(&self) -> bool {
+        match &self.side {
+            Side::Client(caller) => caller.is_sidecar,
+            Side::Endpoint { is_sidecar, .. } => *is_sidecar,
+        }
+    }
+
     pub(super) fn direction(&self) -> Direction {
         match &self.side {
-            Side::Client(Caller {
-                dialled: Dialled::Port(_),
-                ..
-            }) => Direction::Inbound,
-            Side::Client(_) | Side::Endpoint { .. } => Direction::Outbound,
+            Side::Client(caller) => caller.direction(),
+            Side::Endpoint { .. } => Direction::Outbound,
         }
     }
 }

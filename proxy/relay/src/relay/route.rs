@@ -44,22 +44,37 @@ impl Relay {
         then: Then,
         now: Instant,
     ) {
-        let id = self.start(conn, stream, head, then, now);
-        let version = self.conns[conn].codec.version();
+        let Some(id) = self.start(conn, stream, head, then, now) else {
+            return;
+        };
         let exchange = &mut self.exchanges[id];
+        let version = exchange.version;
         let terms = &self.settings.terms;
         let read = Request::ready(&mut exchange.head, version, terms, &mut self.rng);
         exchange.request = read.as_ref().ok().copied();
-        let direction = exchange.facts.direction;
-        let begun = read.and_then(|request| match direction {
+        match read {
+            Ok(_) if self.may_pass(id, now) => self.direct(id, now),
+            Ok(_) => {}
+            Err(error) => self.fail(id, &error, now),
+        }
+    }
+
+    /// Judges and routes what was read.
+    pub(super) fn direct(&mut self, id: ExchangeId, now: Instant) {
+        let exchange = &self.exchanges[id];
+        let Some(request) = exchange.request else {
+            return;
+        };
+        let directed = match exchange.facts.direction {
             Direction::Outbound => self.route(id, &request, now),
             Direction::Inbound => self.admit(id, &request, now),
-        });
-        if let Err(error) = begun {
+        };
+        if let Err(error) = directed {
             self.fail(id, &error, now);
         }
     }
 
+    /// `None`: it is no client's connection.
     pub(super) fn start(
         &mut self,
         conn: ConnId,
@@ -67,38 +82,45 @@ impl Relay {
         head: Head,
         then: Then,
         now: Instant,
-    ) -> ExchangeId {
-        let caller = &mut self.conns[conn];
-        caller.uses = caller.uses.saturating_add(1);
-        let (version, direction) = (caller.codec.version(), caller.direction());
-        let peer = match (&caller.side, direction) {
-            (Side::Client(caller), Direction::Inbound) => caller.peer.clone(),
-            _ => Peer::Anonymous,
+    ) -> Option<ExchangeId> {
+        let client = &mut self.conns[conn];
+        client.uses = client.uses.saturating_add(1);
+        let Side::Client(caller) = &client.side else {
+            return None;
         };
-        let facts = Facts::new(direction, request::spoken(&head, version), peer);
+        let version = client.codec.version();
+        let facts = Facts::new(Arc::clone(caller), request::spoken(&head, version));
+        self.begun[client.direction() as usize] += 1;
         let upload = Upload::new(then, self.rooms.pop().unwrap_or_default());
-        let client = Leg { conn, stream };
-        let mut exchange = Exchange::new(client, head, upload, facts, now);
-        exchange.form = caller.codec.form();
+        let leg = Leg { conn, stream };
+        let mut exchange = Exchange::new(leg, head, upload, facts, now);
+        exchange.version = version;
+        exchange.form = client.codec.form();
         let id = self.exchanges.insert(exchange);
-        self.conns[conn].exchanges.insert(stream.0, id);
-        id
+        client.exchanges.insert(stream.0, id);
+        Some(id)
     }
 
     /// What came over a connection of HTTP/1.1 is not HTTP: its client is told so while it can be,
     /// and its endpoint is not asked for more.
     pub(super) fn refuse(&mut self, conn: ConnId, malformed: h1::Malformed, now: Instant) {
         let is_client = self.conns[conn].channel().is_none();
-        let exchange = self.conns[conn].exchanges.values().next().copied();
+        let mut exchanges = self.conns[conn].exchanges.iter();
+        let exchange = exchanges
+            .next()
+            .map(|(stream, id)| (StreamId(*stream), *id));
         match (exchange, malformed.answer) {
-            (Some(exchange), _) if !is_client => {
-                self.attempt_broke(exchange, Lost::Answer(malformed.reason), now);
+            (Some((stream, exchange)), _) if !is_client => {
+                let leg = Leg { conn, stream };
+                self.attempt_broke(exchange, leg, Lost::Answer(malformed.reason), now);
             }
-            (Some(exchange), None) => self.client_gone(exchange, now),
-            (Some(exchange), Some(_)) => self.fail(exchange, &malformed.into(), now),
+            (Some((_, exchange)), None) => self.client_gone(exchange, now),
+            (Some((_, exchange)), Some(_)) => self.fail(exchange, &malformed.into(), now),
             (None, Some(stream)) => {
                 let exchange = self.start(conn, stream, Head::new(), Then::End, now);
-                self.fail(exchange, &malformed.into(), now);
+                if let Some(exchange) = exchange {
+                    self.fail(exchange, &malformed.into(), now);
+                }
             }
             (None, None) => {}
         }
@@ -133,6 +155,9 @@ impl Relay {
             route,
             cluster,
         });
+        if self.filter.is_some() {
+            return self.ask_before_sending(id, now);
+        }
         self.attempt(id, now)
     }
 
@@ -231,17 +256,21 @@ impl Relay {
         });
         exchange.facts.attempts += 1;
         exchange.facts.endpoint = Some(application);
-        let carries = match self.conns[exchange.client.conn].codec.version() {
+        let carries = match exchange.version {
             Version::Http1 => Carries::Http1,
             Version::Http2 => Carries::Http2,
         };
         exchange.attempt = Some(Attempt::start(Reach {
             endpoint: Arc::clone(endpoint),
+            direction: Direction::Inbound,
             name: Arc::clone(&self.nameless),
             carries,
             timeout: CONNECT_TIMEOUT,
         }));
         self.arm(id, None);
+        if self.filter.is_some() {
+            return self.ask_before_sending(id, now);
+        }
         let freshness = self.freshness(id);
         self.connect(id, freshness, now);
         Ok(())
@@ -249,15 +278,8 @@ impl Relay {
 
     /// The view has changed since the destination was asked for.
     pub(super) fn look_again(&mut self, id: ExchangeId, now: Instant) {
-        let exchange = &self.exchanges[id];
-        let Some(request) = exchange
-            .request
-            .filter(|_| exchange.stage == Stage::Looking)
-        else {
-            return;
-        };
-        if let Err(error) = self.route(id, &request, now) {
-            self.fail(id, &error, now);
+        if self.exchanges[id].stage == Stage::Looking {
+            self.direct(id, now);
         }
     }
 
@@ -268,7 +290,7 @@ impl Relay {
     }
 
     /// Picks an endpoint.
-    fn attempt(&mut self, id: ExchangeId, now: Instant) -> Result<(), ProxyError> {
+    pub(super) fn attempt(&mut self, id: ExchangeId, now: Instant) -> Result<(), ProxyError> {
         let exchange = &mut self.exchanges[id];
         let way = exchange.way.as_ref().ok_or(ProxyError::NoRoute)?;
         let cluster = &way.cluster;
@@ -288,14 +310,14 @@ impl Relay {
         exchange.facts.endpoint = Some(endpoint.key.address);
         // An upgrade is HTTP/1.1's own.
         let is_upgrade = exchange.head.get(Token::Protocol).is_some();
-        let version = self.conns[exchange.client.conn].codec.version();
-        let carries = match (version, cluster.config.protocol) {
+        let carries = match (exchange.version, cluster.config.protocol) {
             (Version::Http2, _) => Carries::Http2,
             (Version::Http1, ClusterProtocol::Http2) if !is_upgrade => Carries::Http1OrForeignHttp2,
             (Version::Http1, _) => Carries::Http1,
         };
         exchange.attempt = Some(Attempt::start(Reach {
             endpoint: Arc::clone(endpoint),
+            direction: Direction::Outbound,
             name: Arc::clone(&way.destination.config.name),
             carries,
             timeout: cluster.config.connect_timeout,
@@ -308,7 +330,7 @@ impl Relay {
     }
 
     /// What connection will do for a first try.
-    fn freshness(&self, id: ExchangeId) -> Freshness {
+    pub(super) fn freshness(&self, id: ExchangeId) -> Freshness {
         let exchange = &self.exchanges[id];
         let fits = exchange
             .upload
@@ -348,12 +370,13 @@ impl Relay {
         exchange.stage = Stage::Sent;
         let passed = exchange.upload.send(codec, stream, then, &mut self.heads);
         exchange.upload.sent(self.settings.replay_bytes_max);
+        let leg = Leg { conn, stream };
         if let Some(attempt) = &mut exchange.attempt {
-            attempt.leg = Some(Leg { conn, stream });
+            attempt.leg = Some(leg);
         }
         self.conns[conn].exchanges.insert(stream.0, id);
         self.touch(conn);
-        self.passed(id, passed);
+        self.passed(id, leg, passed);
     }
 
     /// An attempt came to nothing.
@@ -373,6 +396,9 @@ impl Relay {
         pushback: Option<Pushback>,
         now: Instant,
     ) -> Decided {
+        if self.fall_back(id, now) {
+            return Decided::Again;
+        }
         let exchange = &mut self.exchanges[id];
         let Some(way) = &exchange.way else {
             return Decided::Stop;

@@ -3,6 +3,7 @@
 mod channels;
 mod lifetimes;
 mod peer;
+mod policies;
 mod scene;
 mod stand;
 mod upheaval;

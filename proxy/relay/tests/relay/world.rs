@@ -1,8 +1,10 @@
 //! A relay, its clients and its endpoints, and a network that delivers in pieces and late.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,12 +15,17 @@ use heddle_relay::{
     error::ConnectError,
     h2,
     input::Input,
-    relay::{Closing, ConnId, Dial, Relay, Task},
+    relay::{Closing, ConnId, Dial, ExchangeId, Relay, Task, Verdict},
     view::{self, View},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use crate::{peer::Peer, scene, upheaval::Upheavals};
+use crate::{
+    peer::Peer,
+    policies::{Ledger, Treating, Treatment, VERDICT_TIME},
+    scene,
+    upheaval::Upheavals,
+};
 
 /// What an endpoint does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +76,8 @@ pub(crate) struct Plan {
     pub(crate) cancels: f64,
     /// Share of steps in which a connection breaks.
     pub(crate) breaks: f64,
+    /// What a filter does to an exchange.
+    pub(crate) treatment: Option<fn(u32) -> Treatment>,
     /// Of the cluster.
     pub(crate) limits: Limits,
     /// What else happens to connections.
@@ -91,6 +100,7 @@ impl Default for Plan {
             stalls: false,
             cancels: 0.0,
             breaks: 0.0,
+            treatment: None,
             limits: Limits::UNLIMITED,
             upheavals: Upheavals::default(),
         }
@@ -133,6 +143,11 @@ pub(crate) struct World {
     /// How the clients saw them end.
     done: Vec<(u32, String)>,
     pub(crate) records: Vec<Seen>,
+    /// Requests that came over connections to endpoints that are gone.
+    asked_before: u32,
+    pub(crate) ledger: Rc<RefCell<Ledger>>,
+    /// Until when the filter holds what.
+    held: Vec<(Instant, ExchangeId)>,
 }
 
 impl World {
@@ -153,9 +168,14 @@ impl World {
         plan.upheavals.equip(&mut snapshot, plan.limits);
         let view = Arc::new(view::reconcile(&View::empty(now), snapshot, now));
         let settings = plan.upheavals.settings();
+        let ledger = Rc::<RefCell<Ledger>>::default();
+        let mut relay = Relay::new(settings, Arc::clone(&view), seed, now);
+        if let Some(treatment) = plan.treatment {
+            relay = relay.with_filter(Box::new(Treating::new(treatment, &ledger)));
+        }
         let mut world = Self {
             rng: SmallRng::seed_from_u64(seed),
-            relay: Relay::new(settings, Arc::clone(&view), seed, now),
+            relay,
             now,
             view,
             links: Vec::new(),
@@ -165,6 +185,9 @@ impl World {
             renewals: 0,
             done: Vec::new(),
             records: Vec::new(),
+            asked_before: 0,
+            ledger,
+            held: Vec::new(),
             plan,
         };
         for _ in 0..world.plan.clients {
@@ -205,9 +228,16 @@ impl World {
         self.done.iter().filter(|(_, done)| done == how).count()
     }
 
+    /// Requests that came to endpoints.
+    pub(crate) fn asked(&self) -> u32 {
+        let now: u32 = self.links.iter().map(|link| link.peer.asked).sum();
+        self.asked_before + now
+    }
+
     fn step(&mut self) {
         self.now += Duration::from_millis(self.rng.random_range(0..20));
         self.relay.expire(self.now);
+        self.decide();
         let may_call = !self.plan.one_at_a_time || self.is_quiet();
         if may_call && self.started < self.plan.requests && self.rng.random_bool(0.3) {
             self.call();
@@ -232,6 +262,19 @@ impl World {
             if link.is_client {
                 self.done.append(&mut link.peer.done);
             }
+        }
+    }
+
+    /// The verdicts that the filter was waiting for.
+    fn decide(&mut self) {
+        let held = std::mem::take(&mut self.ledger.borrow_mut().held);
+        let until = self.now + VERDICT_TIME;
+        self.held.extend(held.into_iter().map(|id| (until, id)));
+        let (due, held) = self.held.iter().partition(|(at, _)| *at <= self.now);
+        self.held = held;
+        let due: Vec<(Instant, ExchangeId)> = due;
+        for (_, id) in due {
+            self.relay.resume(id, Verdict::Pass, self.now);
         }
     }
 
@@ -400,6 +443,7 @@ impl World {
 
     fn break_link(&mut self, index: usize) {
         let link = self.links.swap_remove(index);
+        self.asked_before += link.peer.asked;
         self.relay.lost(link.conn, self.now);
         if link.is_client {
             self.done.extend(link.peer.done);
