@@ -24,6 +24,12 @@ impl Relay {
         conns.chain(exchanges).sum()
     }
 
+    /// Bytes of memory that connections take, with their buffers and tables; exchanges are not in
+    /// it.
+    pub fn conns_memory_bytes(&self) -> usize {
+        self.conns.values().map(Conn::memory_bytes).sum()
+    }
+
     /// Bytes that are charged. Once there is nothing to write or to be looked at they are
     /// [`Relay::bytes_kept`].
     pub fn bytes_charged(&self) -> usize {

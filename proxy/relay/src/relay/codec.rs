@@ -371,6 +371,13 @@ impl Codec {
         self.output().shrink();
     }
 
+    pub(super) fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Http1(conn) => conn.memory_bytes(),
+            Self::Http2(conn) => conn.memory_bytes(),
+        }
+    }
+
     /// Bytes of messages that it keeps.
     pub(super) fn kept_bytes(&self) -> usize {
         match self {

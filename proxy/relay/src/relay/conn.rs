@@ -226,6 +226,12 @@ impl Conn {
         self.codec.kept_bytes()
     }
 
+    /// Bytes of memory that it takes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let exchanges = self.exchanges.capacity() * size_of::<(u32, ExchangeId)>();
+        size_of::<Self>() + self.codec.memory_bytes() + exchanges
+    }
+
     /// Who the other side is.
     pub(super) fn peer(&self) -> &Peer {
         match &self.side {
