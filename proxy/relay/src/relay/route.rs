@@ -80,7 +80,7 @@ impl Relay {
         &mut self,
         conn: ConnId,
         stream: StreamId,
-        head: Head,
+        mut head: Head,
         then: Then,
         now: Instant,
     ) -> Option<ExchangeId> {
@@ -89,14 +89,15 @@ impl Relay {
         let Side::Client(caller) = &client.side else {
             return None;
         };
-        let version = client.codec.version();
+        let version = client.codec.carries();
+        let form = client.codec.form(&mut head);
         let facts = Facts::new(Arc::clone(caller), request::spoken(&head, version));
         self.begun[client.direction() as usize] += 1;
         let upload = Upload::new(then, self.rooms.pop().unwrap_or_default());
         let leg = Leg { conn, stream };
         let mut exchange = Exchange::new(leg, head, upload, facts, now);
         exchange.version = version;
-        exchange.form = client.codec.form();
+        exchange.form = form;
         let id = self.exchanges.insert(exchange);
         client.exchanges.insert(stream.0, id);
         Some(id)
