@@ -334,9 +334,10 @@ impl Connection {
         self.kept.memory_bytes() + self.output.len()
     }
 
-    /// Bytes of memory that it takes, without what is in its output.
+    /// Bytes of memory that it takes, its output included.
     pub fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + self.kept.memory_bytes() + self.asked.as_ref().map_or(0, |a| a.len())
+        let asked = self.asked.as_ref().map_or(0, |asked| asked.len());
+        size_of::<Self>() + self.kept.memory_bytes() + asked + self.output.memory_bytes()
     }
 
     /// Whether `stream` is the exchange under way.

@@ -96,6 +96,7 @@ impl Relay {
         let client = exchange.client;
         self.arm(id, None);
         if let Some(conn) = self.conns.get_mut(client.conn) {
+            conn.codec.served(client.stream);
             conn.codec
                 .send_head(client.stream, head, then, &mut self.heads);
             self.touch(client.conn);

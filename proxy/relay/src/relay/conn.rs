@@ -77,6 +77,9 @@ pub enum Speaks {
     Http1,
     /// HTTP/2.
     Http2,
+    /// HTTP/1.1 in the frames of HTTP/2, between sidecars: so its requests share connections, and
+    /// come out as they went in.
+    Http1InHttp2,
 }
 
 /// What a connection to an endpoint is wanted for.
@@ -224,6 +227,12 @@ impl Conn {
     /// Bytes that it keeps beside what a connection at rest does.
     pub(super) fn kept_bytes(&self) -> usize {
         self.codec.kept_bytes()
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let exchanges = self.exchanges.capacity() * size_of::<(u32, ExchangeId)>();
+        size_of::<Self>() + self.codec.memory_bytes() + exchanges
     }
 
     /// Who the other side is.

@@ -156,11 +156,11 @@ impl World {
             let pending = admission.in_use(Resource::Pending);
             assert!(pending_max.is_none_or(|max| pending <= max.get()));
         }
-        // Once all has been looked at; nothing is written.
+        // Once all has been looked at; nothing is written, so it is looked at again.
+        while self.relay.next_write(self.now).is_some() {}
+        assert_eq!(self.relay.bytes_charged(), self.relay.bytes_kept());
         for link in &self.links {
             self.relay.touch(link.conn);
         }
-        while self.relay.next_write(self.now).is_some() {}
-        assert_eq!(self.relay.bytes_charged(), self.relay.bytes_kept());
     }
 }

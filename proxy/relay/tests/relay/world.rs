@@ -206,13 +206,19 @@ impl World {
             }
         }
         unreachable!(
-            "{} of {} ended; the relay has {} exchanges; {:?}",
+            "{} of {} ended; the relay has {} exchanges, {} streams; {:?}",
             self.done.len(),
             self.plan.requests,
             self.relay.exchanges_active(),
+            self.relay.streams_held(),
             self.links
                 .iter()
-                .map(|link| &link.peer.streams)
+                .map(|link| (
+                    link.closing,
+                    link.to_relay.len(),
+                    link.to_peer.len(),
+                    &link.peer
+                ))
                 .collect::<Vec<_>>()
         );
     }
@@ -408,6 +414,7 @@ impl World {
 
     /// Ends what is left; nothing is held then any more.
     fn end(&mut self) {
+        self.rest();
         self.relay.cut(self.now);
         self.drive();
         self.dials.clear();
@@ -419,6 +426,19 @@ impl World {
                 assert_eq!(admission.in_use(resource), 0, "{resource:?}");
             }
         }
+    }
+
+    /// A while after the last exchange, whatever was before, connections take little memory.
+    fn rest(&mut self) {
+        for _ in 0..100 {
+            self.deliver();
+            self.drive();
+        }
+        self.drive();
+        self.now += Duration::from_secs(4);
+        self.relay.expire(self.now);
+        let (conns, memory) = (self.relay.conns_open(), self.relay.conns_memory_bytes());
+        assert!(memory <= conns * CONN_BYTES_MAX, "{memory} of {conns}");
     }
 
     fn break_link(&mut self, index: usize) {
@@ -518,6 +538,10 @@ fn take_output(output: &mut heddle_relay::output::Output, n: usize, to: &mut Vec
     output.consume(n);
     to.extend(bytes);
 }
+
+/// Of a connection at rest: half of what one in plaintext may cost the process. It takes 2.1 KiB,
+/// and what few fields there are here in the tables of HPACK.
+const CONN_BYTES_MAX: usize = 3 * 1024;
 
 /// Far more than any play takes.
 const STEPS_MAX: usize = 200_000;
