@@ -198,6 +198,41 @@ fn an_idle_connection_that_does_not_fit_makes_room() {
 }
 
 #[test]
+fn a_connection_at_rest_makes_room_for_who_waits_elsewhere() {
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        for (connections_max, is_closed) in [(NonZeroU32::new(2), true), (None, false)] {
+            let mut stand = Stand::new(Setup {
+                speaks,
+                limits: Limits {
+                    connections_max,
+                    ..Limits::UNLIMITED
+                },
+                ..Setup::default()
+            });
+            let client = match speaks {
+                Speaks::Http1 => {
+                    let client = stand.client();
+                    stand.request(client, "GET");
+                    client
+                }
+                Speaks::Http2 => asking(&mut stand, 1, 0),
+            };
+            stand.pass(Duration::from_secs(5));
+            let other = stand.wait_elsewhere();
+            stand.pass(Duration::from_secs(5));
+            assert_eq!(stand.closed, [], "it is in use");
+            match speaks {
+                Speaks::Http1 => stand.answer(0),
+                Speaks::Http2 => stand.lose(client),
+            }
+            stand.pass(Duration::from_secs(2));
+            assert_eq!(stand.closed.len(), usize::from(is_closed), "{speaks:?}");
+            drop(other);
+        }
+    }
+}
+
+#[test]
 fn each_failed_dial_is_that_of_one_who_waits() {
     let mut stand = Stand::new(Setup {
         answers_dials: false,
