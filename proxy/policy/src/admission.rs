@@ -118,6 +118,13 @@ impl Admission {
     }
 }
 
+impl Slot {
+    /// What it is a part of.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+}
+
 impl Resource {
     /// For metrics and messages.
     pub fn word(self) -> &'static str {

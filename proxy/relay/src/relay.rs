@@ -273,12 +273,12 @@ impl Relay {
         result: Result<Connected, ConnectError>,
         now: Instant,
     ) -> Option<ConnId> {
-        let slot = self.channels.dialled(channel);
+        let place = self.channels.dialled(channel);
         match result {
             Ok(connected) => {
                 let age = self.age_share();
                 let settings = &self.settings;
-                let conn = Conn::of_endpoint(channel, connected, slot, settings, age, now);
+                let conn = Conn::of_endpoint(channel, connected, place, settings, age, now);
                 let conn = self.add(conn);
                 self.connected(channel, conn, now);
                 if self.is_cut {
@@ -287,7 +287,7 @@ impl Relay {
                 Some(conn)
             }
             Err(error) => {
-                drop(slot);
+                drop(place);
                 self.not_connected(channel, &error, now);
                 None
             }

@@ -34,7 +34,7 @@ use std::{
 };
 
 use heddle_policy::{
-    admission::{Resource, Slot},
+    admission::{Full, Resource},
     snapshot::Transport,
 };
 use slotmap::SlotMap;
@@ -42,7 +42,7 @@ use slotmap::SlotMap;
 use self::waiting::Waiter;
 use super::{
     Carries, ChannelId, Closing, ConnId, Dial, ExchangeId, Relay, Task,
-    conn::{Conn, NumberHasher},
+    conn::{Conn, NumberHasher, Place},
 };
 use crate::{cluster::EndpointState, record::Direction, request::Version, timer::Timer};
 
@@ -81,7 +81,7 @@ struct Channel {
     idle: Vec<ConnId>,
     dials: usize,
     /// For connections that are being made.
-    slots: Vec<Slot>,
+    places: Vec<Place>,
     /// What was found to be spoken.
     framing: Option<Version>,
     /// In order. Those that ended meanwhile too, while they are the smaller part.
@@ -160,10 +160,10 @@ impl Channels {
     }
 
     /// A dial has ended; the permission that it had.
-    pub(super) fn dialled(&mut self, channel: ChannelId) -> Option<Slot> {
+    pub(super) fn dialled(&mut self, channel: ChannelId) -> Option<Place> {
         let channel = self.all.get_mut(channel)?;
         channel.dials = channel.dials.saturating_sub(1);
-        channel.slots.pop()
+        channel.places.pop()
     }
 
     /// From now on connections are made with these credentials; channels of older ones, with what
@@ -217,7 +217,7 @@ impl Channel {
             full: 0,
             idle: Vec::new(),
             dials: 0,
-            slots: Vec::new(),
+            places: Vec::new(),
             framing: None,
             waiting: VecDeque::new(),
             blocked: None,
@@ -257,6 +257,18 @@ impl Relay {
             self.channels.all[id].shared.push(conn);
         }
         self.channel_changed(conn, now);
+    }
+
+    /// A connection that nobody here needs makes room for one that somebody else waits for, be it
+    /// to another endpoint of the cluster or with another worker. Else those that a burst has left
+    /// at rest would keep all others out.
+    pub(super) fn offer(&mut self, id: ConnId, now: Instant) {
+        let conn = &self.conns[id];
+        let channel = conn.channel().and_then(|id| self.channels.all.get(id));
+        let is_needed = channel.is_none_or(|channel| !channel.waiting.is_empty());
+        if !is_needed && conn.exchanges.is_empty() && conn.is_wanted() {
+            self.leave(id, now);
+        }
     }
 
     /// A connection to an endpoint takes more or fewer requests than before.
@@ -334,24 +346,28 @@ impl Relay {
                 continue;
             }
             let cluster = waiter.cluster.as_ref();
-            let conns_max = match cluster {
-                Some(_) => CONNS_MAX,
-                None => APPLICATION_CONNS_MAX,
+            let conns_max = match channel.reach.direction {
+                Direction::Outbound => CONNS_MAX,
+                Direction::Inbound => APPLICATION_CONNS_MAX,
             };
             if is_shared && channel.shared.len() >= conns_max {
                 return Some(Blocked::Endpoint);
             }
-            let slot = cluster.map(|cluster| {
+            let place = cluster.map(|cluster| {
                 let limit = cluster.config.limits.connections_max;
                 let admission = &cluster.state.admission;
-                admission.acquire(Resource::Connections, limit)
+                let slot = admission.acquire(Resource::Connections, limit)?;
+                Ok::<_, Full>(Place {
+                    slot,
+                    is_limited: limit.is_some(),
+                })
             });
-            let Ok(slot) = slot.transpose() else {
+            let Ok(place) = place.transpose() else {
                 return Some(Blocked::Cluster);
             };
             let channel = &mut self.channels.all[id];
             channel.dials += 1;
-            channel.slots.extend(slot);
+            channel.places.extend(place);
             self.tasks.push_back(Task::Dial(Dial {
                 channel: id,
                 endpoint: channel.reach.endpoint.key.clone(),

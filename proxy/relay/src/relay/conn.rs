@@ -8,7 +8,11 @@ use std::{
     time::Instant,
 };
 
-use heddle_policy::{admission::Slot, snapshot::DestinationKey, spiffe::Peer};
+use heddle_policy::{
+    admission::{Resource, Slot},
+    snapshot::DestinationKey,
+    spiffe::Peer,
+};
 
 use super::{
     ChannelId, Connected, ExchangeId, Settings,
@@ -122,11 +126,25 @@ pub(super) struct Conn {
     /// Since when an endpoint has let nothing be sent.
     pub(super) shut_since: Option<Instant>,
     /// Of the connections that its cluster may have; held to its end.
-    pub(super) _slot: Option<Slot>,
+    pub(super) place: Option<Place>,
     /// Bytes on the worker's account.
     pub(super) charged: usize,
     /// What its client was told last of the room for streams.
     pub(super) room: Room,
+}
+
+/// One of the connections that a cluster may have.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) slot: Slot,
+    /// Whether there were not as many as anybody likes when it was taken.
+    pub(super) is_limited: bool,
+}
+
+impl Place {
+    fn is_wanted(&self) -> bool {
+        self.is_limited && self.slot.admission().in_use(Resource::Pending) > 0
+    }
 }
 
 #[derive(Debug)]
@@ -159,7 +177,7 @@ impl Conn {
     pub(super) fn of_endpoint(
         channel: ChannelId,
         connected: Connected,
-        slot: Option<Slot>,
+        place: Option<Place>,
         settings: &Settings,
         age: f64,
         now: Instant,
@@ -180,10 +198,10 @@ impl Conn {
             age,
             now,
         );
-        Self::new(codec, side, life, slot)
+        Self::new(codec, side, life, place)
     }
 
-    fn new(codec: Codec, side: Side, life: Life, slot: Option<Slot>) -> Self {
+    fn new(codec: Codec, side: Side, life: Life, place: Option<Place>) -> Self {
         Self {
             codec,
             side,
@@ -198,7 +216,7 @@ impl Conn {
             uses: 0,
             life,
             shut_since: None,
-            _slot: slot,
+            place,
             charged: 0,
             room: Room::Ample,
         }
@@ -233,6 +251,16 @@ impl Conn {
     pub(super) fn memory_bytes(&self) -> usize {
         let exchanges = self.exchanges.capacity() * size_of::<(u32, ExchangeId)>();
         size_of::<Self>() + self.codec.memory_bytes() + exchanges
+    }
+
+    /// Whether its place is one of few.
+    pub(super) fn is_limited(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.is_limited)
+    }
+
+    /// Whether somebody waits for a place like its own, with any worker.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::is_wanted)
     }
 
     /// Who the other side is.

@@ -29,6 +29,8 @@ pub(super) struct Life {
     uses: u32,
     /// Whether no exchange was under way then.
     is_at_rest: bool,
+    /// When it was looked last whether somebody else wants its place.
+    offered: Instant,
     /// Whether it has given back the memory that it does not need at rest.
     is_shrunk: bool,
     /// When it gets too old; `None` when that has had its effect.
@@ -80,6 +82,8 @@ enum Step {
     Dead,
     /// It is too old, or was to serve one request and none came.
     Retire,
+    /// Somebody else may want its place.
+    Offer,
     /// The last goodbye.
     Goodbye,
     /// It has rested for too long.
@@ -112,6 +116,7 @@ impl Life {
             used: now,
             uses: 0,
             is_at_rest: true,
+            offered: now,
             is_shrunk: false,
             retire_at: now.checked_add(bounds.connection_age.mul_f64(share)),
             rest_max,
@@ -153,9 +158,11 @@ impl Life {
     }
 
     /// What is due next, and when.
-    fn next(&self) -> Option<(Instant, Step)> {
+    fn next(&self, is_limited: bool) -> Option<(Instant, Step)> {
         let rested = |rest: Duration| self.used.checked_add(rest).filter(|_| self.is_at_rest);
         let shrink = rested(SHRINK_AFTER).filter(|_| !self.is_shrunk);
+        let offer = (self.used.max(self.offered)).checked_add(OFFER_AFTER);
+        let offer = offer.filter(|_| is_limited && self.is_at_rest && !self.is_leaving());
         let too_long = self.rest_max.and_then(rested);
         let sign = self.pings.and_then(|pings| match self.pinged_at {
             Some(at) => Some((at + pings.wait, Step::Dead)),
@@ -170,6 +177,7 @@ impl Life {
         };
         let all = [
             shrink.map(|at| (at, Step::Shrink)),
+            offer.map(|at| (at, Step::Offer)),
             too_long.map(|at| (at, Step::Rested)),
             sign,
             leave,
@@ -315,7 +323,7 @@ impl Relay {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
             return;
         };
-        let next = conn.life.next().map(|(at, _)| at);
+        let next = conn.life.next(conn.is_limited()).map(|(at, _)| at);
         let due = [next, conn.codec.deadline()].into_iter().flatten().min();
         let Some(due) = due.filter(|due| conn.due.is_none_or(|set| *due < set)) else {
             return;
@@ -339,7 +347,7 @@ impl Relay {
         }
         // Each step takes away its reason.
         while let Some(conn) = self.conns.get(id).filter(|conn| !conn.is_closing)
-            && let Some((at, step)) = conn.life.next()
+            && let Some((at, step)) = conn.life.next(conn.is_limited())
             && at <= now
         {
             self.step(id, step, now);
@@ -353,6 +361,10 @@ impl Relay {
             Step::Shrink => {
                 conn.life.is_shrunk = true;
                 conn.shrink();
+            }
+            Step::Offer => {
+                conn.life.offered = now;
+                self.offer(id, now);
             }
             Step::Ping => {
                 conn.life.pinged_at = Some(now);
@@ -394,5 +406,8 @@ const ENDPOINT_PINGS: &Pings = &Pings {
 };
 /// How long a client may take to answer the ping behind the first goodbye.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// How often a connection at rest looks whether another worker, or another endpoint, needs its
+/// place: well within the time that a wait for one may take.
+const OFFER_AFTER: Duration = Duration::from_secs(1);
 /// How long a connection rests before it gives back memory: a pause between requests is shorter.
 const SHRINK_AFTER: Duration = Duration::from_secs(3);

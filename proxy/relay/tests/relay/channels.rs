@@ -137,12 +137,12 @@ fn who_finds_every_connection_in_use_waits_in_order() {
     let late = stand.client();
     stand.request(late, "GET");
     assert_eq!(stand.in_use(Resource::Pending), 2);
-    for client in [clients[0], clients[2], late] {
+    for (client, waiting) in [(clients[0], 1), (clients[2], 0), (late, 0)] {
         assert_eq!(stand.asked(), Some(0));
         stand.answer(0);
+        assert_eq!(stand.in_use(Resource::Pending), waiting);
         assert!(stand.told(client).starts_with("HTTP/1.1 200"));
     }
-    assert_eq!(stand.in_use(Resource::Pending), 0);
     assert_eq!(stand.endpoints.len(), 1);
 }
 
@@ -153,16 +153,17 @@ fn the_wait_for_a_connection_is_bounded_and_no_endpoints_fault() {
         (Some(1_500), 1_500, "504", "deadline"),
     ] {
         let mut stand = one_connection(timeout.map(Duration::from_millis));
-        let clients = [stand.client(), stand.client()];
-        stand.request(clients[0], "GET");
-        stand.pass(Duration::from_millis(10));
-        stand.request(clients[1], "GET");
+        let other = stand.take_connection();
+        let client = stand.client();
+        stand.request(client, "GET");
         stand.pass(Duration::from_millis(answered_at - 1));
-        assert_eq!(stand.told(clients[1]), "", "{reason}");
+        assert_eq!(stand.told(client), "", "{reason}");
         stand.pass(Duration::from_millis(7));
-        let told = stand.told(clients[1]);
+        drop(other);
+        let told = stand.told(client);
         assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{told}");
         assert!(told.contains(reason), "{told}");
+        assert!(told.contains("every allowed connection"), "{told}");
         assert_eq!(stand.in_use(Resource::Pending), 0);
     }
 }
@@ -195,6 +196,41 @@ fn an_idle_connection_that_does_not_fit_makes_room() {
     stand.pass(Duration::from_secs(2));
     stand.request(client, "POST");
     assert_eq!(stand.asked(), Some(2));
+}
+
+#[test]
+fn a_connection_at_rest_makes_room_for_who_waits_elsewhere() {
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        for (connections_max, is_closed) in [(NonZeroU32::new(2), true), (None, false)] {
+            let mut stand = Stand::new(Setup {
+                speaks,
+                limits: Limits {
+                    connections_max,
+                    ..Limits::UNLIMITED
+                },
+                ..Setup::default()
+            });
+            let client = match speaks {
+                Speaks::Http1 => {
+                    let client = stand.client();
+                    stand.request(client, "GET");
+                    client
+                }
+                Speaks::Http2 => asking(&mut stand, 1, 0),
+            };
+            stand.pass(Duration::from_secs(5));
+            let other = stand.wait_elsewhere();
+            stand.pass(Duration::from_secs(5));
+            assert_eq!(stand.closed, [], "it is in use");
+            match speaks {
+                Speaks::Http1 => stand.answer(0),
+                Speaks::Http2 => stand.lose(client),
+            }
+            stand.pass(Duration::from_secs(2));
+            assert_eq!(stand.closed.len(), usize::from(is_closed), "{speaks:?}");
+            drop(other);
+        }
+    }
 }
 
 #[test]

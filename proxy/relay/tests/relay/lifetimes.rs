@@ -189,6 +189,33 @@ fn a_client_of_http_2_that_answers_no_ping_hears_the_last_goodbye_all_the_same()
 }
 
 #[test]
+fn the_last_goodbye_follows_the_answer_to_the_ping_behind_the_first() {
+    for has_pinged in [false, true] {
+        let mut stand = Stand::new(http2(false));
+        let client = stand.client();
+        stand.send(client, PREFACE);
+        if has_pinged {
+            stand.pass(Duration::from_mins(1));
+        }
+        stand.taken(client);
+        stand.relay.retire(Direction::Outbound, stand.now);
+        stand.settle();
+        let first = stand.taken(client);
+        let mut pong = first[17..34].to_vec();
+        assert_eq!((pong[3], pong[4]), (PING, 0));
+        pong[4] = 1;
+        if has_pinged {
+            stand.send(client, &pong);
+            assert_eq!(stand.taken(client), b"", "that was another ping");
+        }
+        stand.send(client, &pong);
+        assert_eq!(stand.taken(client).get(3), Some(&GOAWAY));
+        let closed = stand.closed.first().map(|(conn, how, _)| (*conn, *how));
+        assert_eq!(closed, Some((client, Closing::Finish)));
+    }
+}
+
+#[test]
 fn when_nothing_may_be_kept_a_request_of_http_1_is_refused_and_its_connection_ends() {
     let mut stand = Stand::new(Setup {
         upheavals: Upheavals {

@@ -231,6 +231,13 @@ impl Stand {
         slot.expect("there is no limit")
     }
 
+    /// A wait for a connection of another worker.
+    pub(crate) fn wait_elsewhere(&self) -> Slot {
+        let admission = &self.cluster().state.admission;
+        let slot = admission.acquire(Resource::Pending, None);
+        slot.expect("there is no limit")
+    }
+
     fn cluster(&self) -> &LiveCluster {
         let clusters = self.view.destinations.values();
         let mut clusters = clusters.flat_map(|destination| destination.clusters.values());

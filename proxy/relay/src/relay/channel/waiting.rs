@@ -42,7 +42,7 @@ impl Relay {
         let Some(attempt) = &self.exchanges[exchange].attempt else {
             return;
         };
-        let until = now + attempt.reach.timeout;
+        let until = now + attempt.reach.timeout.min(WAIT_MAX);
         let id = self.channels.of(&attempt.reach);
         let is_first = self.channels.all[id].waiting.is_empty();
         if is_first && let Some(conn) = self.usable(id, freshness, now) {
@@ -291,5 +291,7 @@ impl Relay {
     }
 }
 
+/// Most that a wait for our own limits may take, whatever connecting may.
+const WAIT_MAX: Duration = Duration::from_hours(1);
 /// How often who waits for a limit of the cluster looks again.
 const RELEASE_POLL: Duration = Duration::from_millis(5);
