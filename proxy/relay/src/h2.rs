@@ -35,7 +35,7 @@
 //!
 //! * an incomplete frame: one, of `frame_bytes_max` bytes, and never of DATA;
 //! * a header block that is not whole: one, of twice `list_bytes_max` bytes;
-//! * output: `output_bytes`, one head or 16 KiB, and answers to control frames up to
+//! * output: `output_bytes`, one head with as much of its body behind it, and answers to control frames up to
 //!   [`Broken`] with ENHANCE_YOUR_CALM;
 //! * heads that wait: `Limits::heads_bytes_max`, above which a client opens no stream, and a server
 //!   drops interim answers and takes no more frames;

@@ -66,7 +66,7 @@ impl Connection {
         self.spend_idle_of(1 + self.streams.len() / per_frame, now)?;
         if after.stream_window < before.stream_window {
             // What is in frames was taken from larger windows, and goes before we acknowledge.
-            self.fill_heads(heads);
+            self.fill_framed(heads);
         }
         self.peer = after;
         self.has_settings = true;

@@ -134,7 +134,8 @@ impl Limits {
     }
 
     /// Bytes of output above which a peer makes us answer and does not read: beside what goes by
-    /// `output_bytes`, one head may be there, and answers to control frames.
+    /// `output_bytes`, one head may be there with what is in frames behind it, and answers to control
+    /// frames.
     pub(super) fn output_bytes_max(&self) -> usize {
         self.output_bytes + self.block_bytes_max() + 64 * 1024
     }

@@ -178,7 +178,8 @@ impl Connection {
     }
 
     /// Moves what may go into the output, while that holds less than `room` bytes, of which
-    /// `Limits::output_bytes` count. It may end up to a head, or 16 KiB of a body, above.
+    /// `Limits::output_bytes` count. It may end above by 16 KiB of a body, or by a head and what
+    /// of its body is in frames, which is at most as much and 16 KiB.
     pub fn fill(&mut self, room: usize, heads: &mut Heads) {
         let room = room.min(self.limits.output_bytes);
         while self.broken.is_none() && self.output.len() < room {
@@ -268,9 +269,11 @@ impl Connection {
         self.schedule(slot);
     }
 
-    /// Writes all heads that wait, whatever room there is.
-    pub(super) fn fill_heads(&mut self, heads: &mut Heads) {
-        while let Some(slot) = self.streams.pop(Queue::Heads) {
+    /// Writes all that is in frames already, and the heads before it, whatever room there is.
+    pub(super) fn fill_framed(&mut self, heads: &mut Heads) {
+        while self.pieces.framed_bytes() > 0
+            && let Some(slot) = self.streams.pop(Queue::Heads)
+        {
             self.fill_head(slot, heads);
         }
     }
