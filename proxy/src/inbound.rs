@@ -319,7 +319,7 @@ impl Conn {
         if seen == Seen::Http2 {
             // hyper speaks the rest: each request is refused by its own look at the mode.
             return self
-                .serve_http(Rewound::new(Stream::Plain(stream)), Version::Http2)
+                .serve_http(Rewound::new(Stream::plain(stream)), Version::Http2)
                 .await;
         }
         intercept::reset(stream.inner());
@@ -531,7 +531,7 @@ impl Conn {
 
     async fn relay(
         &self,
-        mut stream: Rewound<Stream>,
+        stream: Rewound<Stream>,
         connecting: impl Future<Output = Result<Stream, ProxyError>>,
     ) {
         let mut exchange = self.exchange(Spoken::Tcp);
@@ -541,10 +541,8 @@ impl Conn {
             exchange.record.attempts = 1;
         }
         match connected {
-            Ok(mut application) => {
-                self.worker
-                    .relay(&mut stream, &mut application, &mut exchange)
-                    .await;
+            Ok(application) => {
+                self.worker.relay(stream, application, &mut exchange).await;
             }
             Err(error) => {
                 exchange.failed(&error);

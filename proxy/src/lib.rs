@@ -36,6 +36,7 @@ pub mod relay;
 pub mod reply;
 pub mod report;
 pub mod serve;
+pub mod session;
 pub mod settings;
 pub mod state;
 pub mod telemetry;

@@ -189,7 +189,7 @@ async fn serve_version(
     if version == Version::Http1 && !stream.has_head_within(wait).await {
         return refuse(worker, stream, client, &name, &NOT_HTTP);
     }
-    let stream = Rewound::new(Stream::Plain(stream));
+    let stream = Rewound::new(Stream::plain(stream));
     let conn = Rc::new(Conn {
         worker: Rc::clone(worker),
         client,

@@ -16,7 +16,8 @@ use crate::{
     intercept,
     relay::{Passed, relay},
     serve,
-    tls::{AsSocket, Stream},
+    session::Session,
+    tls::Stream,
     worker::Worker,
 };
 
@@ -136,7 +137,12 @@ fn upgrade(
             ending.relayed(&Passed::default());
             return;
         };
-        let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+        let client = session::<serve::Http1Stream>(client);
+        let endpoint = session::<Stream>(endpoint);
+        let (Some(mut client), Some(mut endpoint)) = (client, endpoint) else {
+            ending.relayed(&Passed::default());
+            return;
+        };
         let passed = Passed::default();
         let cut = tokio::select! {
             biased;
@@ -146,20 +152,21 @@ fn upgrade(
         };
         if cut {
             // As for relayed bytes: half of a conversation must not pass for all of it.
-            reset::<serve::Http1Stream>(client.into_inner());
-            reset::<Stream>(endpoint.into_inner());
+            intercept::reset(client.socket());
+            intercept::reset(endpoint.socket());
         }
         ending.relayed(&passed);
     }));
     Response::from_parts(response.into_parts().0, Body::Empty)
 }
 
-/// `S` is what hyper was given for this connection.
-fn reset<S>(upgraded: Upgraded)
+/// What is below hyper. `S` is what it was given for this connection.
+fn session<S>(upgraded: Upgraded) -> Option<Session>
 where
-    S: AsSocket + AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Into<Session> + Unpin + 'static,
 {
-    if let Ok(parts) = upgraded.downcast::<TokioIo<S>>() {
-        intercept::reset(parts.io.inner().socket());
-    }
+    let parts = upgraded.downcast::<TokioIo<S>>().ok()?;
+    let mut session: Session = parts.io.into_inner().into();
+    session.unread(&parts.read_buf);
+    Some(session)
 }

@@ -13,10 +13,7 @@ use heddle_relay::{
     view::LiveDestination,
 };
 use heddle_shell::clock;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 
 use super::{admit, cluster, name_of, pick, refuse, target};
 use crate::{
@@ -25,6 +22,7 @@ use crate::{
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     intercept::{self, Leg},
     serve::Version,
+    session::Session,
     tls::{AsSocket, Carries, Stream},
     worker::Worker,
 };
@@ -89,7 +87,7 @@ fn exchange(worker: &Worker, client: SocketAddr, destination: &LiveDestination) 
 
 async fn relay_to(
     worker: &Worker,
-    mut stream: impl AsyncRead + AsyncWrite + AsSocket + Unpin,
+    stream: impl Into<Session> + AsSocket,
     connected: Result<Connected, ProxyError>,
     mut exchange: Exchange,
 ) {
@@ -106,9 +104,7 @@ async fn relay_to(
         status: 200,
         grpc: None,
     });
-    worker
-        .relay(&mut stream, &mut connected.stream, &mut exchange)
-        .await;
+    worker.relay(stream, connected.stream, &mut exchange).await;
 }
 
 async fn connect(
@@ -167,7 +163,7 @@ async fn connect(
 /// To where the workload wanted, in plaintext, unseen.
 pub(super) async fn pass_through(
     worker: &Rc<Worker>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     client: SocketAddr,
     key: &DestinationKey,
 ) {
@@ -192,11 +188,7 @@ pub(super) async fn pass_through(
         Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
     };
     match connected {
-        Ok(mut endpoint) => {
-            worker
-                .relay(&mut stream, &mut endpoint, &mut exchange)
-                .await;
-        }
+        Ok(endpoint) => worker.relay(stream, endpoint, &mut exchange).await,
         Err(source) => {
             exchange.failed(&ProxyError::Connect {
                 endpoint: address,

@@ -24,7 +24,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::tls::AsSocket;
+use crate::{session::Session, tls::AsSocket};
 
 /// What is known of the bytes of one connection. A lock because hyper wants its timers to be
 /// `Sync`; all users are on one thread.
@@ -198,6 +198,12 @@ impl Future for HeadSleep {
 impl<S> Listening<S> {
     pub(super) fn new(stream: S, heard: Heard) -> Self {
         Self { stream, heard }
+    }
+}
+
+impl<S: Into<Session>> From<Listening<S>> for Session {
+    fn from(listening: Listening<S>) -> Self {
+        listening.stream.into()
     }
 }
 
