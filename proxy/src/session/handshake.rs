@@ -61,8 +61,13 @@ impl Handshake {
             let next = match self.step(&mut incoming, &mut given, &mut outgoing) {
                 Ok(next) => next,
                 Err(error) => {
-                    self.last_words(&mut outgoing);
-                    // It may be gone, which is no worse.
+                    // What rustls wrote before is taken from it without its looking at records
+                    // again, which after an error it must not.
+                    while self.common().wants_write()
+                        && self.step(&mut incoming, &mut given, &mut outgoing).is_ok()
+                    {
+                    }
+                    // The alert that says why; the peer may be gone, which is no worse.
                     _ = socket.try_write(&outgoing);
                     return Err(invalid(error));
                 }
@@ -86,8 +91,7 @@ impl Handshake {
             }
         }
         let agreed = agreed(self.common());
-        let traffic = self.finish();
-        let traffic = traffic.map_err(invalid)?;
+        let traffic = self.finish().map_err(invalid)?;
         if incoming.len() > AFTER_BYTES_MAX {
             return Err(invalid(Error::General(
                 "too much after a handshake".to_owned(),
@@ -117,12 +121,6 @@ impl Handshake {
         incoming.advance(done);
         *given -= done;
         next
-    }
-
-    /// The alert that says why we go.
-    fn last_words(&mut self, outgoing: &mut Vec<u8>) {
-        let mut nothing = BytesMut::new();
-        while let Ok(Next::Step) = self.step(&mut nothing, &mut 0, outgoing) {}
     }
 
     fn finish(self) -> Result<Traffic, Error> {

@@ -4,10 +4,10 @@ use std::{
     sync::Arc,
 };
 
+use allocation_counter::measure;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustls::{
-    ClientConfig, ClientConnection, Connection, ContentType, HandshakeType, InvalidMessage,
-    PeerMisbehaved, RootCertStore, ServerConfig, ServerConnection,
+    ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
     client::UnbufferedClientConnection,
     crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, ServerName},
@@ -22,6 +22,8 @@ use tokio::{
 
 use super::*;
 use crate::detect::Rewound;
+
+mod messages;
 
 /// Which side of the handshake we were.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +77,8 @@ async fn sockets() -> (TcpStream, TcpStream) {
 struct Peer {
     tls: Box<Connection>,
     socket: TcpStream,
+    /// Many connections share one.
+    _config: Arc<ClientConfig>,
 }
 
 impl Peer {
@@ -171,7 +175,11 @@ async fn with_peer(role: Role) -> (Session, Peer) {
             .into(),
     };
     let tls = Box::new(tls);
-    let mut peer = Peer { tls, socket: far };
+    let mut peer = Peer {
+        tls,
+        socket: far,
+        _config: Arc::clone(&client),
+    };
     let shaking = Box::pin(shake(ours(role, &client, &server), near));
     let (session, ()) = tokio::join!(shaking, peer.shake());
     (session.unwrap(), peer)
@@ -291,6 +299,7 @@ async fn what_comes_with_the_last_record_of_a_handshake_is_content() {
     let mut peer = Peer {
         tls: Box::new(tls.into()),
         socket: far,
+        _config: Arc::clone(&client),
     };
     let early = async {
         let hello = peer.records();
@@ -326,6 +335,19 @@ async fn a_caller_that_does_not_speak_tls_is_told_so_at_once() {
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{bytes:?}");
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_is_refused_is_told_why() {
+    let ((client, _), (_, server)) = (configs(), configs());
+    let (near, far) = sockets().await;
+    let (refusing, refused) = tokio::join!(
+        Box::pin(shake(ours(Role::Client, &client, &server), near)),
+        Box::pin(shake(ours(Role::Server, &client, &server), far)),
+    );
+    let (refusing, refused) = (refusing.unwrap_err(), refused.unwrap_err());
+    assert!(matches!(tls_error(&refusing), Error::InvalidCertificate(_)));
+    assert!(matches!(tls_error(&refused), Error::AlertReceived(_)));
 }
 
 #[tokio::test]
@@ -391,10 +413,7 @@ async fn small_pieces_of_output_leave_in_full_records() {
     poll_fn(|cx| session.poll_send(cx, &mut output, &scratch))
         .await
         .unwrap();
-    let Peer {
-        mut tls,
-        mut socket,
-    } = peer;
+    let (mut tls, mut socket) = (peer.tls, peer.socket);
     let mut sizes = Vec::new();
     let mut all = Vec::new();
     while all.len() < content.len() {
@@ -525,286 +544,6 @@ fn traffic(session: &mut Session) -> &mut Traffic {
     &mut session.tls.as_mut().unwrap().traffic
 }
 
-/// One message, or fragment of one, that a peer of ours might send.
-type Fragment = (ContentType, &'static [u8]);
-
-/// What `fragments`, from a peer that is not our kind, come to, behind content; and what it is told.
-#[track_caller]
-fn check_messages(role: Role, fragments: &[Fragment], expected: Result<(), (Error, u8)>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let (mut session, mut other) = with_ourselves(role).await;
-        let mut records = Vec::new();
-        let traffic = traffic(&mut other);
-        for (kind, fragment) in [(ContentType::ApplicationData, &b"before"[..])]
-            .iter()
-            .chain(fragments)
-        {
-            records.extend(traffic.sealed(*kind, fragment));
-        }
-        other.socket.write_all(&records).await.unwrap();
-        assert_eq!(receive(&mut session).await.unwrap(), b"before");
-        match expected {
-            Ok(()) => {
-                send(&mut other, b"behind").await;
-                assert_eq!(
-                    receive(&mut session).await.unwrap(),
-                    b"behind",
-                    "{fragments:?}"
-                );
-            }
-            Err((expected, alert)) => {
-                let error = receive(&mut session).await.unwrap_err();
-                assert_eq!(tls_error(&error), &expected, "{fragments:?}");
-                let again = receive(&mut session).await.unwrap_err();
-                assert_eq!(tls_error(&again), &expected);
-                let parts = [IoSlice::new(b"no more")];
-                let scratch = Scratch::of_this_thread();
-                let written = poll_fn(|cx| session.poll_write(cx, &parts, &scratch)).await;
-                assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-                if alert == NO_ALERT {
-                    return;
-                }
-                let told = receive(&mut other).await.unwrap_err();
-                let alert = AlertDescription::from(alert);
-                assert_eq!(
-                    tls_error(&told),
-                    &Error::AlertReceived(alert),
-                    "{fragments:?}"
-                );
-            }
-        }
-    });
-}
-
-const NO_ALERT: u8 = 255;
-const UNEXPECTED: u8 = 10;
-const DECODE: u8 = 50;
-
-const HANDSHAKE: ContentType = ContentType::Handshake;
-const ALERT: ContentType = ContentType::Alert;
-const DATA: ContentType = ContentType::ApplicationData;
-
-#[test]
-fn alerts_end_a_connection_behind_its_content() {
-    let received = |alert| {
-        Err((
-            Error::AlertReceived(AlertDescription::from(alert)),
-            NO_ALERT,
-        ))
-    };
-    for role in BOTH {
-        check_messages(role, &[(ALERT, &[2, 80])], received(80));
-        // Of whatever level.
-        check_messages(role, &[(ALERT, &[1, 45])], received(45));
-        check_messages(role, &[(ALERT, &[1, 90])], Ok(()));
-        let short = InvalidMessage::MissingData("AlertMessagePayload");
-        check_messages(role, &[(ALERT, &[2])], Err((short.into(), DECODE)));
-    }
-}
-
-#[test]
-fn tickets_are_for_clients() {
-    let ticket = [4, 0, 0, 3, 1, 2, 3];
-    let refused = Error::InappropriateHandshakeMessage {
-        expect_types: vec![HandshakeType::KeyUpdate],
-        got_type: HandshakeType::NewSessionTicket,
-    };
-    let ticket: &'static [u8] = Box::leak(Box::new(ticket));
-    check_messages(Role::Client, &[(HANDSHAKE, ticket)], Ok(()));
-    check_messages(
-        Role::Client,
-        &[(HANDSHAKE, &ticket[..2]), (HANDSHAKE, &ticket[2..])],
-        Ok(()),
-    );
-    check_messages(
-        Role::Client,
-        &[(HANDSHAKE, &ticket[..6]), (HANDSHAKE, &ticket[6..])],
-        Ok(()),
-    );
-    check_messages(
-        Role::Server,
-        &[(HANDSHAKE, ticket)],
-        Err((refused, UNEXPECTED)),
-    );
-    let interleaved = PeerMisbehaved::MessageInterleavedWithHandshakeMessage;
-    check_messages(
-        Role::Client,
-        &[(HANDSHAKE, &ticket[..6]), (DATA, b"between")],
-        Err((interleaved.into(), UNEXPECTED)),
-    );
-    check_messages(
-        Role::Client,
-        &[(HANDSHAKE, &[4, 1, 0, 0])],
-        Err((InvalidMessage::HandshakePayloadTooLarge.into(), DECODE)),
-    );
-}
-
-#[test]
-fn other_messages_are_unexpected() {
-    for role in BOTH {
-        for kind in [0_u8, 1, 2, 13, 20] {
-            let message: &'static [u8] = Box::leak(Box::new([kind, 0, 0, 0]));
-            let refused = Error::InappropriateHandshakeMessage {
-                expect_types: vec![HandshakeType::KeyUpdate],
-                got_type: HandshakeType::from(kind),
-            };
-            check_messages(role, &[(HANDSHAKE, message)], Err((refused, UNEXPECTED)));
-        }
-        for kind in [ContentType::ChangeCipherSpec, ContentType::Heartbeat] {
-            let refused = Error::InappropriateMessage {
-                expect_types: vec![DATA],
-                got_type: kind,
-            };
-            check_messages(role, &[(kind, &[1])], Err((refused, UNEXPECTED)));
-        }
-        let empty = InvalidMessage::InvalidEmptyPayload;
-        check_messages(role, &[(HANDSHAKE, &[])], Err((empty.into(), DECODE)));
-    }
-}
-
-#[test]
-fn a_key_update_is_whole_and_the_last_of_its_record() {
-    let misshapen = || Err((InvalidMessage::InvalidKeyUpdate.into(), DECODE));
-    check_messages(
-        Role::Server,
-        &[(HANDSHAKE, &[24, 0, 0, 2, 0, 0])],
-        misshapen(),
-    );
-    check_messages(Role::Server, &[(HANDSHAKE, &[24, 0, 0, 1, 2])], misshapen());
-    let pending = PeerMisbehaved::KeyEpochWithPendingFragment;
-    check_messages(
-        Role::Server,
-        &[(HANDSHAKE, &[24, 0, 0, 1, 0, 24])],
-        Err((pending.into(), UNEXPECTED)),
-    );
-    let interleaved = PeerMisbehaved::MessageInterleavedWithHandshakeMessage;
-    check_messages(
-        Role::Server,
-        &[(HANDSHAKE, &[24, 0]), (DATA, b"between")],
-        Err((interleaved.into(), UNEXPECTED)),
-    );
-}
-
-#[tokio::test]
-async fn key_updates_that_bring_no_content_come_to_an_end() {
-    let (mut session, mut other) = with_ourselves(Role::Server).await;
-    for updates in [32, 32, 33] {
-        let mut records = Vec::new();
-        for _ in 0..updates {
-            records.extend(traffic(&mut other).key_update());
-            // No content either.
-            records.extend(traffic(&mut other).sealed(DATA, b""));
-        }
-        records.extend(traffic(&mut other).sealed(DATA, b"content"));
-        other.socket.write_all(&records).await.unwrap();
-        if updates == 32 {
-            assert_eq!(receive(&mut session).await.unwrap(), b"content");
-        }
-    }
-    let error = receive(&mut session).await.unwrap_err();
-    let expected = Error::from(PeerMisbehaved::TooManyKeyUpdateRequests);
-    assert_eq!(tls_error(&error), &expected);
-}
-
-#[tokio::test]
-async fn bytes_that_are_no_record_of_the_peer_are_refused() {
-    let unprotected = |kind| Error::InappropriateMessage {
-        expect_types: vec![DATA],
-        got_type: ContentType::from(kind),
-    };
-    let cases: [(&[u8], Error, u8); 9] = [
-        (
-            b"GET / HTTP/1.1\r\n\r\n",
-            InvalidMessage::InvalidContentType.into(),
-            DECODE,
-        ),
-        (
-            &[23, 2, 0, 0, 1],
-            InvalidMessage::UnknownProtocolVersion.into(),
-            DECODE,
-        ),
-        (&[23, 3, 3, 0x41, 1], Error::PeerSentOversizedRecord, 22),
-        (&[23, 3, 3, 0, 0], Error::DecryptError, 20),
-        (
-            &[
-                23, 3, 3, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-            ],
-            Error::DecryptError,
-            20,
-        ),
-        (
-            &[
-                23, 3, 3, 0, 18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-            ],
-            Error::DecryptError,
-            20,
-        ),
-        (&[20, 3, 3, 0, 1, 1], unprotected(20), UNEXPECTED),
-        (&[21, 3, 3, 0, 2, 1, 0], unprotected(21), UNEXPECTED),
-        (&[22, 3, 3, 0, 1, 1], unprotected(22), UNEXPECTED),
-    ];
-    for role in BOTH {
-        for (bytes, expected, alert) in &cases {
-            let (mut session, mut peer) = with_peer(role).await;
-            peer.socket.write_all(bytes).await.unwrap();
-            let error = receive(&mut session).await.unwrap_err();
-            assert_eq!(tls_error(&error), expected, "{bytes:?}");
-            let told = peer.receive().await.unwrap_err();
-            let told = told.get_ref().unwrap().downcast_ref::<Error>();
-            let alert = AlertDescription::from(*alert);
-            assert_eq!(told, Some(&Error::AlertReceived(alert)), "{bytes:?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_record_that_was_changed_or_comes_twice_is_refused() {
-    let (mut session, mut peer) = with_peer(Role::Server).await;
-    let mut records = peer.sealed(b"content");
-    peer.socket.write_all(&records).await.unwrap();
-    assert_eq!(receive(&mut session).await.unwrap(), b"content");
-    peer.socket.write_all(&records).await.unwrap();
-    let error = receive(&mut session).await.unwrap_err();
-    assert_eq!(tls_error(&error), &Error::DecryptError);
-
-    for at in 0..records.len() {
-        if (3..5).contains(&at) {
-            // Its length: more bytes would be waited for.
-            continue;
-        }
-        let (mut session, mut peer) = with_peer(Role::Server).await;
-        records = peer.sealed(b"content");
-        records[at] ^= 1;
-        peer.socket.write_all(&records).await.unwrap();
-        receive(&mut session).await.unwrap_err();
-    }
-}
-
-#[tokio::test]
-async fn padding_is_no_content() {
-    let (mut session, mut other) = with_ourselves(Role::Server).await;
-    let traffic = traffic(&mut other);
-    // The type is the last byte that is not zero.
-    let padded = traffic.sealed(ContentType::from(0), b"content\x17\0\0\0");
-    let nothing = traffic.sealed(ContentType::from(0), b"\x17\0\0\0");
-    let behind = traffic.sealed(DATA, b", and on");
-    let untyped = traffic.sealed(ContentType::from(0), b"\0\0");
-    other
-        .socket
-        .write_all(&[padded, nothing, behind].concat())
-        .await
-        .unwrap();
-    assert_eq!(receive_all(&mut session, 15).await, b"content, and on");
-    other.socket.write_all(&untyped).await.unwrap();
-    let error = receive(&mut session).await.unwrap_err();
-    let expected = Error::from(PeerMisbehaved::IllegalTlsInnerPlaintext);
-    assert_eq!(tls_error(&error), &expected);
-}
-
 /// Sizes, pieces and key updates as they fall, both ways.
 #[tokio::test]
 async fn what_is_sent_is_received_whatever_its_pieces() {
@@ -845,5 +584,49 @@ async fn what_is_sent_is_received_whatever_its_pieces() {
     }
 }
 
-/// Beside rustls's key schedule.
-const IDLE_BYTES_MAX: usize = 2048;
+#[tokio::test]
+async fn records_cost_no_allocation() {
+    let (mut session, mut other) = with_ourselves(Role::Client).await;
+    let content = pattern(BATCH_CONTENT_MAX);
+    let (mut sealed, mut plain) = (vec![0; BATCH_BYTES_MAX], vec![0; BATCH_BYTES_MAX]);
+    for size in [1, 130, 1 << 14, BATCH_CONTENT_MAX] {
+        for piece in [size, 1 + size / 7] {
+            let parts: Vec<_> = content[..size].chunks(piece).map(IoSlice::new).collect();
+            let measured = measure(|| {
+                for _ in 0..100 {
+                    let (_, len) = traffic(&mut session).seal(&parts, &mut sealed).unwrap();
+                    let opened = traffic(&mut other).open(&sealed[..len], &mut plain);
+                    assert_eq!(opened.content, size);
+                }
+            });
+            assert_eq!(measured.count_total, 0, "{size} in pieces of {piece}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_idle_session_keeps_its_keys_and_little_else() {
+    for role in BOTH {
+        let (mut session, mut peer) = with_peer(role).await;
+        let content = pattern(60_000);
+        let receiving = async {
+            let mut received = 0;
+            while received < content.len() {
+                received += peer.receive().await.unwrap().len();
+            }
+        };
+        tokio::join!(receiving, send(&mut session, &content));
+        let sending = peer.send(&content);
+        let (received, ()) = tokio::join!(receive_all(&mut session, content.len()), sending);
+        assert!(received == content);
+        let own = session.memory_bytes();
+        assert!(own <= IDLE_BYTES_MAX, "{role:?}: {own}");
+        // With the peer's certificates and the socket's own, without what aws-lc allocates: about
+        // 600 bytes for each key.
+        let freed = usize::try_from(-measure(|| drop(session)).bytes_current).unwrap();
+        assert!(freed <= 2 * IDLE_BYTES_MAX, "{role:?}: {freed}");
+    }
+}
+
+/// The keys, and rustls's key schedule.
+const IDLE_BYTES_MAX: usize = 1024;
