@@ -436,7 +436,7 @@ impl Scratch {
     }
 }
 
-/// Large enough that reads and batches are (measured: 128 KiB cost two thirds of the CPU of 16 KiB).
+/// Most bytes of one read.
 pub const READ_BYTES_MAX: usize = BATCH_BYTES_MAX;
 /// A batch as another session of ours writes it, behind the beginning of a record.
 const WIRE_BYTES: usize = RECORD_BYTES_MAX + READ_BYTES_MAX;

@@ -431,7 +431,7 @@ async fn small_pieces_of_output_leave_in_full_records() {
         tls.reader().read_to_end(&mut all).ok();
     }
     assert!(all == content);
-    assert_eq!(sizes, [1 << 14; 6]);
+    assert_eq!(sizes, [1 << 14; 12]);
 }
 
 #[tokio::test]

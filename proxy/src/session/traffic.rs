@@ -16,11 +16,12 @@ use rustls::{
 
 use super::record::{CONTENT_BYTES_MAX, Content, OVERHEAD_BYTES, Protection, Whole, whole};
 
-/// Most content that [`Traffic::seal`] takes at once: four full records.
-pub(super) const BATCH_CONTENT_MAX: usize = 4 * CONTENT_BYTES_MAX;
+/// Most content that [`Traffic::seal`] takes at once. Large enough that reads and writes are:
+/// opaque bytes through a pair of sidecars cost 0.91 of Envoy's CPU with 8 records, 0.95 with 4.
+pub(super) const BATCH_CONTENT_MAX: usize = BATCH_RECORDS * CONTENT_BYTES_MAX;
 /// Most bytes that it makes of them.
 pub(super) const BATCH_BYTES_MAX: usize =
-    4 * (CONTENT_BYTES_MAX + OVERHEAD_BYTES) + KEY_UPDATE_BYTES;
+    BATCH_RECORDS * (CONTENT_BYTES_MAX + OVERHEAD_BYTES) + KEY_UPDATE_BYTES;
 
 /// One connection's keys and state.
 pub(super) struct Traffic {
@@ -360,6 +361,7 @@ impl Message {
     }
 }
 
+const BATCH_RECORDS: usize = 8;
 /// `update_not_requested`: who asks, by itself, would be asked in turn.
 const KEY_UPDATE: [u8; HEAD_BYTES] = [24, 0, 0, 1, 0];
 const KEY_UPDATE_BYTES: usize = HEAD_BYTES + OVERHEAD_BYTES;
