@@ -443,7 +443,7 @@ const WIRE_BYTES: usize = RECORD_BYTES_MAX + READ_BYTES_MAX;
 /// Pieces of output in one write.
 const PARTS_MAX: usize = 64;
 /// Reads in one call, while they give no content.
-const READS_MAX: usize = 16;
+const READS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests;

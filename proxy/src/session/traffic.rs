@@ -10,8 +10,13 @@ use std::{fmt, io::IoSlice};
 
 use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets,
-    HandshakeType, InvalidMessage, PeerMisbehaved, client::ClientConnectionData,
-    kernel::KernelConnection, server::ServerConnectionData,
+    HandshakeType, InvalidMessage,
+    PeerMisbehaved::{
+        self, TooManyEmptyFragments, TooManyKeyUpdateRequests, TooManyWarningAlertsReceived,
+    },
+    client::ClientConnectionData,
+    kernel::KernelConnection,
+    server::ServerConnectionData,
 };
 
 use super::record::{CONTENT_BYTES_MAX, Content, OVERHEAD_BYTES, Protection, Whole, whole};
@@ -29,8 +34,8 @@ pub(super) struct Traffic {
     sealing: Protection,
     keys: Keys,
     message: Message,
-    /// Key updates since the last content.
-    key_updates: u8,
+    /// Records without content since the last one with it.
+    barren: u8,
     /// The peer asked for one of ours, which must come before our next content.
     owes_key_update: bool,
 }
@@ -68,6 +73,12 @@ enum Meant {
     End,
 }
 
+/// What an alert said that ends nothing, or ends it in order.
+enum Said {
+    End,
+    Nothing,
+}
+
 impl Traffic {
     /// # Errors
     /// When the cipher suite is none that we offer.
@@ -77,7 +88,7 @@ impl Traffic {
             sealing: Protection::new(secrets.tx)?,
             keys,
             message: Message::default(),
-            key_updates: 0,
+            barren: 0,
             owes_key_update: false,
         })
     }
@@ -119,17 +130,19 @@ impl Traffic {
             return Err(PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into());
         }
         let meant = match kind {
-            ContentType::ApplicationData => {
-                if content > 0 {
-                    self.key_updates = 0;
-                }
+            ContentType::ApplicationData if content > 0 => {
+                self.barren = 0;
                 Meant::Content
             }
+            ContentType::ApplicationData => self.bore_nothing(TooManyEmptyFragments)?,
             ContentType::Handshake => {
                 self.heard(&out[..content])?;
-                Meant::Nothing
+                self.bore_nothing(TooManyKeyUpdateRequests)?
             }
-            ContentType::Alert => alert(&out[..content])?,
+            ContentType::Alert => match alert(&out[..content])? {
+                Said::End => Meant::End,
+                Said::Nothing => self.bore_nothing(TooManyWarningAlertsReceived)?,
+            },
             got_type => {
                 return Err(Error::InappropriateMessage {
                     expect_types: vec![ContentType::ApplicationData],
@@ -138,6 +151,15 @@ impl Traffic {
             }
         };
         Ok(Some((size, content, meant)))
+    }
+
+    /// Each record has its price, and these bring nothing for it.
+    fn bore_nothing(&mut self, too_many: PeerMisbehaved) -> Result<Meant, Error> {
+        self.barren += 1;
+        if self.barren > BARREN_MAX {
+            return Err(too_many.into());
+        }
+        Ok(Meant::Nothing)
     }
 
     /// Handshake messages: key updates, and from a server tickets, which are of no use here.
@@ -156,10 +178,6 @@ impl Traffic {
             // What follows would be protected by the key that ends here (RFC 8446 section 5.1).
             if !fragment.is_empty() {
                 return Err(PeerMisbehaved::KeyEpochWithPendingFragment.into());
-            }
-            self.key_updates += 1;
-            if self.key_updates > KEY_UPDATES_MAX {
-                return Err(PeerMisbehaved::TooManyKeyUpdateRequests.into());
             }
             self.owes_key_update |= request == KeyUpdate::Requested;
             self.opening = Protection::new(self.keys.next_opening()?)?;
@@ -263,13 +281,13 @@ impl Keys {
 
 /// RFC 8446 section 6: every alert but the end of the peer's bytes ends the connection, whatever
 /// its level says; `user_canceled` announces that end.
-fn alert(content: &[u8]) -> Result<Meant, Error> {
+fn alert(content: &[u8]) -> Result<Said, Error> {
     let &[_level, description] = content else {
         return Err(InvalidMessage::MissingData("AlertMessagePayload").into());
     };
     match AlertDescription::from(description) {
-        AlertDescription::CloseNotify => Ok(Meant::End),
-        AlertDescription::UserCanceled => Ok(Meant::Nothing),
+        AlertDescription::CloseNotify => Ok(Said::End),
+        AlertDescription::UserCanceled => Ok(Said::Nothing),
         description => Err(Error::AlertReceived(description)),
     }
 }
@@ -368,8 +386,8 @@ const KEY_UPDATE_BYTES: usize = HEAD_BYTES + OVERHEAD_BYTES;
 const ALERT_BYTES: usize = 2 + OVERHEAD_BYTES;
 /// Type, length, and all of a key update.
 const HEAD_BYTES: usize = 5;
-/// In a row, without content between them: each costs more than a record.
-const KEY_UPDATES_MAX: u8 = 32;
+/// Records in a row that bring no content, as rustls takes of empty ones.
+const BARREN_MAX: u8 = 32;
 /// What RFC 8446 section 4.6.1 can make of one, and what rustls takes.
 const TICKET_BYTES_MAX: usize = 0xffff;
 const WARNING: u8 = 1;

@@ -168,25 +168,35 @@ fn a_key_update_is_whole_and_the_last_of_its_record() {
     );
 }
 
-#[tokio::test]
-async fn key_updates_that_bring_no_content_come_to_an_end() {
+/// Makes one record without content.
+type Barren = fn(&mut Traffic) -> Vec<u8>;
+
+/// `barren` may come 32 times in a row, again and again, and not once more.
+async fn check_barren(barren: Barren, expected: PeerMisbehaved) {
     let (mut session, mut other) = with_ourselves(Role::Server).await;
-    for updates in [32, 32, 33] {
+    for times in [32, 32, 33] {
         let mut records = Vec::new();
-        for _ in 0..updates {
-            records.extend(traffic(&mut other).key_update());
-            // No content either.
-            records.extend(traffic(&mut other).sealed(DATA, b""));
+        for _ in 0..times {
+            records.extend(barren(traffic(&mut other)));
         }
         records.extend(traffic(&mut other).sealed(DATA, b"content"));
         other.socket.write_all(&records).await.unwrap();
-        if updates == 32 {
+        if times == 32 {
             assert_eq!(receive(&mut session).await.unwrap(), b"content");
         }
     }
     let error = receive(&mut session).await.unwrap_err();
-    let expected = Error::from(PeerMisbehaved::TooManyKeyUpdateRequests);
-    assert_eq!(tls_error(&error), &expected);
+    assert_eq!(tls_error(&error), &Error::from(expected));
+}
+
+#[tokio::test]
+async fn records_that_bring_no_content_come_to_an_end() {
+    let update: Barren = |traffic| traffic.key_update().to_vec();
+    check_barren(update, PeerMisbehaved::TooManyKeyUpdateRequests).await;
+    let empty: Barren = |traffic| traffic.sealed(DATA, b"");
+    check_barren(empty, PeerMisbehaved::TooManyEmptyFragments).await;
+    let cancelled: Barren = |traffic| traffic.sealed(ALERT, &[1, 90]);
+    check_barren(cancelled, PeerMisbehaved::TooManyWarningAlertsReceived).await;
 }
 
 #[tokio::test]
