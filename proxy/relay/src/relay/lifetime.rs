@@ -16,7 +16,7 @@ use heddle_policy::spiffe::SpiffeId;
 use rand::RngExt;
 
 use super::{Bounds, Closing, ConnId, Due, Relay, codec::Role};
-use crate::{record::Direction, request::Version};
+use crate::{error::ProxyError, record::Direction, request::Version};
 
 /// Of one connection.
 #[derive(Debug)]
@@ -206,6 +206,12 @@ impl Relay {
         let revoked = |id: &ConnId| self.conns[*id].peer().id().is_some_and(is_revoked);
         let conns: Vec<ConnId> = self.conns.keys().filter(revoked).collect();
         for conn in conns {
+            if self.conns[conn].channel().is_none() {
+                for exchange in self.conns[conn].exchanges.values() {
+                    self.exchanges[*exchange].facts.reason =
+                        Some(ProxyError::Denied.disposition().reason);
+                }
+            }
             self.close(conn, Closing::Abort, now);
         }
     }
@@ -264,9 +270,14 @@ impl Relay {
                     pongs: life.pings_out,
                 };
             }
-            // A client that has just come is about to ask for something.
-            (true, Version::Http1, Leaving::No) if conn.uses == 0 => {
-                life.leaving = Leaving::AfterOne(now + self.settings.http1.head_timeout);
+            // A client that has just come is about to ask for something, and one that rests may have
+            // done so: it is told in the answer.
+            (true, Version::Http1, Leaving::No) if conn.exchanges.is_empty() => {
+                let wait = match conn.uses {
+                    0 => self.settings.http1.head_timeout,
+                    _ => LAST_REQUEST,
+                };
+                life.leaving = Leaving::AfterOne(now + wait);
             }
             (true, Version::Http1, Leaving::No | Leaving::AfterOne(_)) => {
                 life.leaving = Leaving::Yes;
@@ -382,8 +393,11 @@ impl Relay {
                 conn.codec.goodbye();
                 self.touch(id);
             }
-            // A head has begun to come, which has its own time.
-            Step::Rested if !conn.codec.is_idle() => conn.life.used(now),
+            // A head has begun to come, which has its own time. The rest of a request that nobody
+            // wants has none.
+            Step::Rested if !conn.codec.is_idle() && conn.codec.deadline().is_some() => {
+                conn.life.used(now);
+            }
             Step::Rested => {
                 conn.codec.goodbye();
                 self.close(id, Closing::Finish, now);
@@ -404,6 +418,8 @@ const ENDPOINT_PINGS: &Pings = &Pings {
     wait: Duration::from_secs(10),
     is_at_rest: false,
 };
+/// For a request of HTTP/1.1 that was sent before its client could know that we leave.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// How long a client may take to answer the ping behind the first goodbye.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 /// How often a connection at rest looks whether another worker, or another endpoint, needs its
