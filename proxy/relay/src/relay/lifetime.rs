@@ -242,6 +242,12 @@ impl Relay {
         self.conns.len()
     }
 
+    /// Endpoints that have a connection, a dial, or somebody who waits, once for each way to reach
+    /// them.
+    pub fn channels_open(&self) -> usize {
+        self.channels.len()
+    }
+
     /// What a connection's age is scattered by.
     pub(super) fn age_share(&mut self) -> f64 {
         self.rng.random_range(0.8..1.2)
