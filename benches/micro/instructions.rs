@@ -1,10 +1,11 @@
-//! Instructions of the hot path's decisions, counted by callgrind and compared with the figures
+//! Instructions of the hot path's decisions and of its codec, counted by callgrind and compared with the figures
 //! of the tree: they do not depend on what else the machine does, so they can fail a build.
 //!
 //! Each decision runs in two processes, once `ITERATIONS` and once twice as often; the difference
 //! of their counts is what `ITERATIONS` decisions cost, without the start of a process and what
 //! a decision needs to be set up.
 
+mod codec;
 mod decisions;
 
 use std::{
@@ -57,7 +58,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run(name: &str, iterations: u32) -> anyhow::Result<()> {
-    let mut all = decisions::all().into_iter();
+    let mut all = all();
     let mut decision = all
         .find(|decision| decision.name == name)
         .with_context(|| format!("no decision {name}"))?;
@@ -72,7 +73,7 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     let mut faults = Vec::new();
     let mut out = io::stdout();
     let mut counted = BTreeMap::new();
-    for decision in decisions::all() {
+    for decision in all() {
         let name = decision.name;
         if !name.starts_with(&args.begin) {
             continue;
@@ -93,6 +94,10 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     }
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(())
+}
+
+fn all() -> impl Iterator<Item = decisions::Decision> {
+    decisions::all().into_iter().chain(codec::all())
 }
 
 /// What is wrong with one figure.

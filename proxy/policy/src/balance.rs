@@ -1,8 +1,8 @@
 //! Balancing: which endpoint of a cluster takes the next attempt.
 //!
 //! A [`Balancer`] is built once per configuration of a cluster and shared; a pick reads the
-//! live side through [`Candidates`], allocates nothing, and looks at two endpoints unless most
-//! are unavailable.
+//! live side through [`Candidates`], allocates nothing, and looks at two endpoints, however many
+//! there are, unless most are unavailable.
 //!
 //! - *Least request*: the power of two choices. Two endpoints are drawn, distinct when weights
 //!   are equal, else independently by weight; the lower `load / weight` wins and ties are
@@ -70,8 +70,22 @@ pub struct Turn(pub u64);
 enum Weights {
     /// So many endpoints, all equal.
     Equal(usize),
+    /// Each its own.
+    Unequal(Shares),
+}
+
+/// Endpoints by their part of the sum of all weights.
+#[derive(Clone, Debug)]
+struct Shares {
     /// Sums of the weights up to and including each endpoint.
-    Sums(Box<[u64]>),
+    sums: Box<[u64]>,
+    /// Where to look for a ticket: by the bits above `shift`, the endpoint of the first such
+    /// ticket. One more than there are such bits. On average two endpoints have to be told
+    /// apart, at worst all of them, by halving.
+    guide: Box<[usize]>,
+    shift: u32,
+    /// How far the tickets of a round robin are apart.
+    stride: u64,
 }
 
 impl Balancer {
@@ -86,7 +100,7 @@ impl Balancer {
                 *sum += u64::from(weight.get());
                 Some(*sum)
             });
-            Weights::Sums(sums.collect())
+            Weights::Unequal(Shares::new(sums.collect()))
         };
         Self { balancing, weights }
     }
@@ -101,16 +115,9 @@ impl Balancer {
         if self.is_empty() {
             return None;
         }
-        for _ in 0..DRAWS_MAX {
-            let picked = match self.balancing {
-                Balancing::LeastRequest => self.less_loaded(candidates, rng),
-                Balancing::RoundRobin => Some(self.next(turn)),
-                Balancing::Random => Some(self.draw(rng)),
-            };
-            if let Some(endpoint) = picked
-                && candidates.standing(endpoint) == Standing::Open
-                && takes(candidates.share(endpoint), rng)
-            {
+        let mut draws = self.len().clamp(DRAWS_MIN, DRAWS_MAX);
+        while let Some(endpoint) = self.choose(candidates, &mut draws, turn, rng) {
+            if takes(candidates.share(endpoint), rng) {
                 return Some(endpoint);
             }
         }
@@ -121,7 +128,7 @@ impl Balancer {
     pub fn len(&self) -> usize {
         match &self.weights {
             Weights::Equal(count) => *count,
-            Weights::Sums(sums) => sums.len(),
+            Weights::Unequal(shares) => shares.sums.len(),
         }
     }
 
@@ -130,11 +137,23 @@ impl Balancer {
         self.len() == 0
     }
 
-    /// The less loaded of two open endpoints; `None` when one of those drawn is not open.
-    fn less_loaded(&self, candidates: &impl Candidates, rng: &mut impl Rng) -> Option<usize> {
-        let (a, b) = self.draw_two(rng);
-        let is_open = |endpoint| candidates.standing(endpoint) == Standing::Open;
-        (is_open(a) && is_open(b)).then(|| self.better(a, b, candidates, rng))
+    /// An open endpoint, by at most so many draws; `None` when they are used up.
+    fn choose(
+        &self,
+        candidates: &impl Candidates,
+        draws: &mut usize,
+        turn: &mut Turn,
+        rng: &mut impl Rng,
+    ) -> Option<usize> {
+        match self.balancing {
+            Balancing::LeastRequest => {
+                let a = open(candidates, draws, || self.draw(rng))?;
+                let b = open(candidates, draws, || self.draw_beside(a, rng))?;
+                Some(self.better(a, b, candidates, rng))
+            }
+            Balancing::RoundRobin => open(candidates, draws, || self.next(turn)),
+            Balancing::Random => open(candidates, draws, || self.draw(rng)),
+        }
     }
 
     fn better(
@@ -150,22 +169,22 @@ impl Balancer {
         if is_a { a } else { b }
     }
 
-    fn draw_two(&self, rng: &mut impl Rng) -> (usize, usize) {
-        match &self.weights {
-            Weights::Equal(1) => (0, 0),
-            Weights::Equal(count) => {
-                let a = rng.random_range(0..*count);
-                let b = rng.random_range(0..count - 1);
-                (a, if b < a { b } else { b + 1 })
-            }
-            Weights::Sums(_) => (self.draw(rng), self.draw(rng)),
-        }
-    }
-
     fn draw(&self, rng: &mut impl Rng) -> usize {
         match &self.weights {
             Weights::Equal(count) => rng.random_range(0..*count),
-            Weights::Sums(sums) => at(sums, rng.random_range(0..total(sums))),
+            Weights::Unequal(shares) => shares.at(rng.random_range(0..shares.total())),
+        }
+    }
+
+    /// One to compare with `first`; another one when weights are equal.
+    fn draw_beside(&self, first: usize, rng: &mut impl Rng) -> usize {
+        match &self.weights {
+            Weights::Equal(1) => first,
+            Weights::Equal(count) => {
+                let other = rng.random_range(0..count - 1);
+                if other < first { other } else { other + 1 }
+            }
+            Weights::Unequal(_) => self.draw(rng),
         }
     }
 
@@ -179,10 +198,10 @@ impl Balancer {
                 let count = u64::try_from(*count).expect("a count of endpoints fits");
                 usize::try_from(position % count).expect("below a usize")
             }
-            Weights::Sums(sums) => {
-                let total = u128::from(total(sums));
-                let ticket = u128::from(position) * u128::from(stride(total)) % total;
-                at(sums, u64::try_from(ticket).expect("below a u64"))
+            Weights::Unequal(shares) => {
+                let (total, stride) = (u128::from(shares.total()), u128::from(shares.stride));
+                let ticket = u128::from(position) * stride % total;
+                shares.at(u64::try_from(ticket).expect("below a u64"))
             }
         }
     }
@@ -229,9 +248,8 @@ impl Balancer {
     fn weight(&self, endpoint: usize) -> f32 {
         match &self.weights {
             Weights::Equal(_) => 1.0,
-            Weights::Sums(sums) => {
-                let before = endpoint.checked_sub(1).map_or(0, |i| sums[i]);
-                let weight = u32::try_from(sums[endpoint] - before).expect("it was made of a u32");
+            Weights::Unequal(shares) => {
+                let weight = shares.weight(endpoint);
                 #[expect(
                     clippy::cast_precision_loss,
                     reason = "a weight to seven digits is exact enough"
@@ -240,6 +258,53 @@ impl Balancer {
                 weight
             }
         }
+    }
+}
+
+impl Shares {
+    /// Of the sums of at least one weight.
+    fn new(sums: Box<[u64]>) -> Self {
+        let count = sums.len();
+        let last = *sums.last().expect("unequal weights are at least two");
+        let last_ticket = last - 1;
+        let fits = |shift: &u32| {
+            usize::try_from(last_ticket >> shift).is_ok_and(|places| places < 2 * count)
+        };
+        let shift = (0..u64::BITS)
+            .find(fits)
+            .expect("the highest bit alone is below 2");
+        let mut guide = Vec::with_capacity(2 * count + 1);
+        let mut endpoint = 0;
+        for place in 0..=last_ticket >> shift {
+            while sums[endpoint] <= place << shift {
+                endpoint += 1;
+            }
+            guide.push(endpoint);
+        }
+        guide.push(count - 1);
+        Self {
+            stride: stride(u128::from(last)),
+            guide: guide.into(),
+            shift,
+            sums,
+        }
+    }
+
+    fn total(&self) -> u64 {
+        *self.sums.last().expect("unequal weights are at least two")
+    }
+
+    /// The endpoint of a ticket below the total.
+    fn at(&self, ticket: u64) -> usize {
+        let place = usize::try_from(ticket >> self.shift).expect("below a count of endpoints");
+        let (first, last) = (self.guide[place], self.guide[place + 1]);
+        let skipped = self.sums[first..=last].partition_point(|sum| *sum <= ticket);
+        first + skipped
+    }
+
+    fn weight(&self, endpoint: usize) -> u32 {
+        let before = endpoint.checked_sub(1).map_or(0, |i| self.sums[i]);
+        u32::try_from(self.sums[endpoint] - before).expect("it was made of a u32")
     }
 }
 
@@ -316,16 +381,24 @@ fn unpack(packed: u64) -> (u64, f32) {
     (packed >> SUM_BITS, sum / SUM_UNIT)
 }
 
+/// The first open one of what is drawn.
+fn open(
+    candidates: &impl Candidates,
+    draws: &mut usize,
+    mut draw: impl FnMut() -> usize,
+) -> Option<usize> {
+    while let Some(left) = draws.checked_sub(1) {
+        *draws = left;
+        let endpoint = draw();
+        if candidates.standing(endpoint) == Standing::Open {
+            return Some(endpoint);
+        }
+    }
+    None
+}
+
 fn takes(share: f32, rng: &mut impl Rng) -> bool {
     share >= 1.0 || rng.random::<f32>() < share
-}
-
-fn at(sums: &[u64], ticket: u64) -> usize {
-    sums.partition_point(|sum| *sum <= ticket)
-}
-
-fn total(sums: &[u64]) -> u64 {
-    *sums.last().expect("unequal weights are at least two")
 }
 
 /// The number next to the golden section of `total` that shares no divisor with it.
@@ -345,9 +418,11 @@ const SUM_UNIT: f32 = 256.0;
 const SUM_MAX: f32 = 4095.0;
 const MILLIS_MAX: u64 = (1 << 44) - 1;
 
-/// Draws before all endpoints are looked at: with half of them open, one in 256 picks looks at
-/// all.
-const DRAWS_MAX: usize = 4;
+/// Draws before all endpoints are looked at: as many as there are endpoints, since looking at
+/// one costs about as much as a draw, within these bounds. With half of 1,000 open, one pick in
+/// a hundred million looks at all, with a quarter open one in a thousand.
+const DRAWS_MIN: usize = 4;
+const DRAWS_MAX: usize = 32;
 
 /// Keeps the sum of a reservoir above zero.
 const SHARE_MIN: f32 = 0.01;

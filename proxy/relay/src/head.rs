@@ -19,7 +19,7 @@ pub struct Head {
 
 /// A set of tokens.
 #[derive(Clone, Copy, Default)]
-struct Tokens(u128);
+struct Tokens([u64; 2]);
 
 /// A field of a [`Head`].
 #[derive(Clone, Copy)]
@@ -66,7 +66,7 @@ impl Head {
         Self {
             bytes: Vec::new(),
             fields: Vec::new(),
-            tokens: Tokens(0),
+            tokens: Tokens([0; 2]),
         }
     }
 
@@ -243,6 +243,13 @@ impl Head {
             .sum()
     }
 
+    /// Whether [`Self::list_bytes`] is above `max`. For what is far below it costs no look at the
+    /// fields.
+    pub fn is_list_over(&self, max: usize) -> bool {
+        let at_most = self.bytes.len() + self.fields.len() * (Token::NAME_BYTES_MAX + 32);
+        at_most > max && self.list_bytes() > max
+    }
+
     /// Bytes of memory that it takes.
     pub fn memory_bytes(&self) -> usize {
         self.bytes.capacity() + self.fields.capacity() * size_of::<Entry>()
@@ -251,11 +258,13 @@ impl Head {
 
 impl Tokens {
     fn add(&mut self, token: Token) {
-        self.0 |= 1 << token as u8;
+        let at = token as usize;
+        self.0[at / 64] |= 1 << (at % 64);
     }
 
     fn has(self, token: Token) -> bool {
-        self.0 >> token as u8 & 1 == 1
+        let at = token as usize;
+        self.0[at / 64] >> (at % 64) & 1 == 1
     }
 }
 
@@ -408,6 +417,15 @@ mod tests {
         assert_eq!(head.get(Token::Path), None);
         let names_and_values: usize = FIELDS.iter().map(|(n, v)| n.len() + v.len()).sum();
         assert_eq!(head.list_bytes(), names_and_values + 32 * 5);
+        for max in [
+            0,
+            head.list_bytes() - 1,
+            head.list_bytes(),
+            1_000,
+            usize::MAX,
+        ] {
+            assert_eq!(head.is_list_over(max), head.list_bytes() > max, "{max}");
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub use self::{
 use crate::{
     budget::{Account, Budget},
     cluster::EndpointState,
-    error::ConnectError,
+    error::{ConnectError, ProxyError},
     event::{Code, Event, StreamId},
     h1, h2,
     head::Heads,
@@ -506,7 +506,7 @@ impl Relay {
         } else if self.has_left(id) {
             self.close(id, Closing::Finish, now);
         }
-        self.fit_windows(id, now);
+        self.fit_windows(id);
         self.arm_conn(id);
     }
 
@@ -580,6 +580,13 @@ impl Relay {
                 }
                 self.begin(id, stream, head, then, now);
                 if let Some(exchange) = self.conns[id].exchange(stream) {
+                    self.charge_exchange(exchange);
+                }
+            }
+            Event::TooLarge { stream, head, then } => {
+                self.asked(id, now);
+                if let Some(exchange) = self.start(id, stream, head, then, now) {
+                    self.fail(exchange, &ProxyError::HeadersTooLarge, now);
                     self.charge_exchange(exchange);
                 }
             }
@@ -660,7 +667,8 @@ impl Relay {
             }
             Event::StreamsMax(_) => self.channel_changed(id, now),
             Event::Pong => self.ponged(id),
-            Event::Writable { .. } => {}
+            // Endpoints' are reset.
+            Event::TooLarge { .. } | Event::Writable { .. } => {}
         }
     }
 }

@@ -187,3 +187,64 @@ fn a_penalty_is_bounded() {
     }
     assert!((penalty.load(at(1.0)) - SUM_MAX).abs() < 1.0);
 }
+
+/// By the definition: the first endpoint whose sum of weights is above the ticket.
+#[test]
+fn a_ticket_is_that_of_the_endpoint_whose_part_it_is_in() {
+    for seed in 0..200 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let count = rng.random_range(2..40);
+        let max = [2, 100, u32::MAX][rng.random_range(0..3)];
+        let weights = (0..count).map(|_| u64::from(rng.random_range(1..=max)));
+        let sums = weights.scan(0, |sum, weight| {
+            *sum += weight;
+            Some(*sum)
+        });
+        let shares = Shares::new(sums.collect());
+        let edges = shares.sums.iter().flat_map(|sum| [sum - 1, *sum]);
+        let within = (0..100).map(|_| rng.random_range(0..shares.total()));
+        let tickets: Vec<_> = edges.chain(within).chain([0]).collect();
+        for ticket in tickets {
+            let expected = shares.sums.iter().position(|sum| *sum > ticket);
+            let found = (ticket < shares.total()).then(|| shares.at(ticket));
+            assert_eq!(found, expected, "seed {seed}: {ticket} in {shares:?}");
+        }
+    }
+}
+
+/// How many endpoints are asked for their standing by one pick, at most, of 1,000 of which
+/// every other is closed.
+#[test]
+fn a_pick_looks_at_few_endpoints_while_half_are_open() {
+    struct Counted(std::cell::Cell<usize>);
+
+    impl Candidates for Counted {
+        fn standing(&self, endpoint: usize) -> Standing {
+            self.0.set(self.0.get() + 1);
+            if endpoint.is_multiple_of(2) {
+                Standing::Open
+            } else {
+                Standing::Closed
+            }
+        }
+        fn load(&self, _endpoint: usize) -> f32 {
+            0.0
+        }
+        fn share(&self, _endpoint: usize) -> f32 {
+            1.0
+        }
+    }
+
+    let (mut rng, mut turn) = (StdRng::seed_from_u64(1), Turn(0));
+    for balancing in ALL {
+        for weights in [vec![1; 1_000], (1..=1_000).collect()] {
+            let balancer = balancer(balancing, &weights);
+            for _ in 0..2_000 {
+                let counted = Counted(std::cell::Cell::new(0));
+                let picked = balancer.pick(&counted, &mut turn, &mut rng);
+                assert!(picked.is_some_and(|endpoint| endpoint.is_multiple_of(2)));
+                assert!(counted.0.get() <= DRAWS_MAX, "{balancing:?}");
+            }
+        }
+    }
+}

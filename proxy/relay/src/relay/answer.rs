@@ -96,6 +96,7 @@ impl Relay {
         let client = exchange.client;
         self.arm(id, None);
         if let Some(conn) = self.conns.get_mut(client.conn) {
+            conn.codec.served(client.stream);
             conn.codec
                 .send_head(client.stream, head, then, &mut self.heads);
             self.touch(client.conn);
@@ -237,6 +238,13 @@ impl Relay {
         } = error.disposition();
         let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
+        if exchange.facts.spoken == Spoken::Http1
+            && error.is_malformed()
+            && let Some(conn) = self.conns.get_mut(exchange.client.conn)
+        {
+            // Where the next request of such a client begins is anybody's guess.
+            conn.codec.goodbye();
+        }
         let mut head = self.heads.take();
         let mut put = |token: Token, value: &[u8]| head.set(token, value);
         let text = error.text();

@@ -41,7 +41,7 @@ use slotmap::SlotMap;
 
 use self::waiting::Waiter;
 use super::{
-    Carries, ChannelId, Closing, ConnId, Dial, ExchangeId, Relay, Speaks, Task,
+    Carries, ChannelId, Closing, ConnId, Dial, ExchangeId, Relay, Task,
     conn::{Conn, NumberHasher, Place},
 };
 use crate::{cluster::EndpointState, record::Direction, request::Version, timer::Timer};
@@ -83,7 +83,7 @@ struct Channel {
     /// For connections that are being made.
     places: Vec<Place>,
     /// What was found to be spoken.
-    speaks: Option<Speaks>,
+    framing: Option<Version>,
     /// In order. Those that ended meanwhile too, while they are the smaller part.
     waiting: VecDeque<Waiter>,
     /// Why somebody waits for whom no connection is dialled.
@@ -223,7 +223,7 @@ impl Channel {
             idle: Vec::new(),
             dials: 0,
             places: Vec::new(),
-            speaks: None,
+            framing: None,
             waiting: VecDeque::new(),
             blocked: None,
             timer: None,
@@ -232,14 +232,16 @@ impl Channel {
 
     /// How many dials there may be for so many who wait: one where it may serve them all.
     fn dials_wanted(&self) -> usize {
-        let speaks = match self.reach.carries {
-            Carries::Http2 => Some(Speaks::Http2),
-            Carries::Http1 => Some(Speaks::Http1),
-            Carries::Http1OrForeignHttp2 => self.speaks,
+        let is_plain = self.reach.endpoint.key.transport == Transport::Plain;
+        let framing = match self.reach.carries {
+            Carries::Http2 => Some(Version::Http2),
+            Carries::Http1 if is_plain => Some(Version::Http1),
+            // Sidecars share even these.
+            Carries::Http1 | Carries::Http1OrForeignHttp2 => self.framing,
         };
-        match speaks {
-            Some(Speaks::Http1) => self.waiting.len(),
-            Some(Speaks::Http2) | None => self.waiting.len().min(1),
+        match framing {
+            Some(Version::Http1) => self.waiting.len(),
+            Some(Version::Http2) | None => self.waiting.len().min(1),
         }
     }
 }
@@ -251,15 +253,12 @@ impl Relay {
             return self.close(conn, Closing::Finish, now);
         };
         channel.conns += 1;
-        let speaks = match self.conns[conn].codec.version() {
-            Version::Http1 => Speaks::Http1,
-            Version::Http2 => Speaks::Http2,
-        };
-        channel.speaks = Some(speaks);
+        let framing = self.conns[conn].codec.version();
+        channel.framing = Some(framing);
         let is_old = self.channels.is_old(id);
         if is_old {
             self.leave(conn, now);
-        } else if speaks == Speaks::Http2 {
+        } else if framing == Version::Http2 {
             self.channels.all[id].shared.push(conn);
         }
         self.channel_changed(conn, now);
@@ -445,7 +444,8 @@ impl Relay {
         match room {
             Room::Ready => loop {
                 let conn = *channel.shared.get(channel.full)?;
-                if self.conns.get(conn).is_some_and(|conn| conn.is_ready(now)) {
+                let found = self.conns.get_mut(conn);
+                if found.is_some_and(|found| found.is_ready(now)) {
                     return Some(conn);
                 }
                 channel.full += 1;
@@ -465,9 +465,11 @@ impl Relay {
 
 impl Conn {
     /// Whether a request sent now would be on its way soon: there is room for a stream, and what
-    /// was sent before does not pile up.
-    fn is_ready(&self, now: Instant) -> bool {
+    /// was sent before does not pile up. One that many requests were cancelled on of late had
+    /// better rest.
+    fn is_ready(&mut self, now: Instant) -> bool {
         self.codec.can_open()
+            && !self.codec.is_worn(now)
             && self.codec.waiting_bytes() < WAITING_MAX
             && self.shut_since.is_none_or(|since| now < since + SHUT_MAX)
     }

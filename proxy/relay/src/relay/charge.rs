@@ -68,7 +68,7 @@ impl Relay {
     /// Has a client's streams begin with windows that the budget still has room for. A connection
     /// at rest hears of it when it is used: to tell all of them at once would be work when there
     /// is least time.
-    pub(super) fn fit_windows(&mut self, id: ConnId, now: Instant) {
+    pub(super) fn fit_windows(&mut self, id: ConnId) {
         let room = self.account.room();
         let Some(conn) = self.conns.get_mut(id) else {
             return;
@@ -84,7 +84,7 @@ impl Relay {
             Room::Ample => ample,
             Room::Scarce | Room::None => ample.min(SMALL_WINDOW),
         };
-        conn.codec.set_stream_window(bytes, now);
+        conn.codec.set_stream_window(bytes);
     }
 
     /// Refuses a request for which there is no room. In HTTP/2 it may be sent elsewhere at once.

@@ -81,6 +81,9 @@ pub enum Speaks {
     Http1,
     /// HTTP/2.
     Http2,
+    /// HTTP/1.1 in the frames of HTTP/2, between sidecars: so its requests share connections, and
+    /// come out as they went in.
+    Http1InHttp2,
 }
 
 /// What a connection to an endpoint is wanted for.

@@ -18,6 +18,7 @@ use rand::{Rng, RngExt};
 use super::{
     Carries, ConnId, ExchangeId, Relay, TURNS_MAX, Task, Turns,
     channel::{Freshness, Reach},
+    codec::Unopened,
     conn::{Dialled, Port, Side},
     exchange::{Attempt, Exchange, Facts, Leg, Lost, Stage, Way},
     upload::Upload,
@@ -79,7 +80,7 @@ impl Relay {
         &mut self,
         conn: ConnId,
         stream: StreamId,
-        head: Head,
+        mut head: Head,
         then: Then,
         now: Instant,
     ) -> Option<ExchangeId> {
@@ -88,14 +89,15 @@ impl Relay {
         let Side::Client(caller) = &client.side else {
             return None;
         };
-        let version = client.codec.version();
+        let version = client.codec.carries();
+        let form = client.codec.form(&mut head);
         let facts = Facts::new(Arc::clone(caller), request::spoken(&head, version));
         self.begun[client.direction() as usize] += 1;
         let upload = Upload::new(then, self.rooms.pop().unwrap_or_default());
         let leg = Leg { conn, stream };
         let mut exchange = Exchange::new(leg, head, upload, facts, now);
         exchange.version = version;
-        exchange.form = client.codec.form();
+        exchange.form = form;
         let id = self.exchanges.insert(exchange);
         client.exchanges.insert(stream.0, id);
         Some(id)
@@ -358,10 +360,13 @@ impl Relay {
         let opened = codec.open(&exchange.head, exchange.form, then, &mut self.heads);
         let stream = match opened {
             Ok(stream) => stream,
-            Err(h1::Refusal::Malformed(why)) => {
+            Err(Unopened::Malformed(why)) => {
                 return self.fail(id, &ProxyError::BadRequest(why), now);
             }
-            Err(h1::Refusal::Busy) => {
+            Err(Unopened::HeadTooLarge) => {
+                return self.attempt_failed(id, ProxyError::HeadersTooLarge, now);
+            }
+            Err(Unopened::Busy) => {
                 let error = ProxyError::Refused("the connection has no room".into());
                 return self.attempt_failed(id, error, now);
             }

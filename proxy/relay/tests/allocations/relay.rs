@@ -67,6 +67,7 @@ impl Chain {
         while self.ended < until {
             self.now += Duration::from_millis(1);
             self.relay.expire(self.now);
+            self.client.1.fill(usize::MAX, &mut self.heads);
             take(self.client.1.output(), &mut self.wire);
             self.relay
                 .received(self.client.0, Input::lent(&self.wire), self.now);

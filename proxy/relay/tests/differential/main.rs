@@ -1,11 +1,12 @@
 //! The same bytes of a client for our server and for that of the `h2` crate: the same requests,
 //! bodies and trailers, and the same error.
 //!
-//! And ours with theirs, both ways (`talk`).
+//! And ours with theirs, both ways (`talk`); and the same error from nghttp2's server.
 //!
 //! Bytes are drawn from a seed: ordinary frames of several streams, then one fault. Where the two
-//! differ on purpose, [`DIFFERENT`] says how and why.
+//! differ on purpose, [`DIFFERENT`] and [`DIFFERENT_FROM_NGHTTP2`] say how and why.
 
+mod nghttp2;
 mod ours;
 mod script;
 mod talk;
@@ -100,7 +101,20 @@ const DIFFERENT: &[(&str, Error, Error, &str)] = &[
     ("no authority", Error::Stream(PROTOCOL), Error::None, "8.3.1: http has one"),
     ("an authority with user information", Error::Stream(PROTOCOL), Error::None, "8.3.1: it must not"),
     ("a host that is not the authority", Error::Stream(PROTOCOL), Error::None, "8.3.1: malformed"),
-    ("a value with a space before it", Error::Stream(PROTOCOL), Error::None, "8.2.1: malformed"),
+];
+
+/// Faults at which nghttp2 differs: ours, its error, and what RFC 9113 says.
+#[rustfmt::skip]
+const DIFFERENT_FROM_NGHTTP2: &[(&str, Error, Error, &str)] = &[
+    ("DATA behind the end", Error::Stream(STREAM_CLOSED), Error::Connection(STREAM_CLOSED), "5.1: of the stream"),
+    ("HEADERS behind the end", Error::Stream(STREAM_CLOSED), Error::Connection(STREAM_CLOSED), "5.1: of the stream"),
+    ("DATA without its padding's length", Error::Connection(FRAME_SIZE), Error::Connection(PROTOCOL), "4.2 names FRAME_SIZE_ERROR"),
+    ("a stream below another", Error::Connection(PROTOCOL), Error::None, "5.1.1: of the connection; it takes it for one that was closed"),
+    ("PRIORITY of 4 bytes", Error::Stream(FRAME_SIZE), Error::Connection(FRAME_SIZE), "6.3: of the stream"),
+    ("windows that overflow by SETTINGS", Error::Connection(FLOW_CONTROL), Error::None, "6.9.2; it has answered, and the stream is over"),
+    ("WINDOW_UPDATE of zero on a stream", Error::Stream(PROTOCOL), Error::Connection(PROTOCOL), "6.9: of the stream"),
+    ("an authority with user information", Error::Stream(PROTOCOL), Error::None, "8.3.1: it must not"),
+    ("a host that is not the authority", Error::Stream(PROTOCOL), Error::None, "8.3.1: malformed"),
 ];
 
 const PROTOCOL: u32 = 0x1;
@@ -137,6 +151,34 @@ fn faults_have_the_same_error() {
                 let line = format!("{name}, seed {seed}: {ours:?}, theirs {theirs:?} {rfc}");
                 differences.push(line);
                 break;
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{differences:#?}");
+}
+
+#[test]
+fn nghttp2_finds_the_same_errors() {
+    let Some(mut server) = nghttp2::Server::start() else {
+        return;
+    };
+    for seed in 0..40 {
+        let theirs = server.hear(&script::ordinary(seed).bytes);
+        assert_eq!(theirs.goaway, None, "seed {seed}");
+    }
+    let mut differences = Vec::new();
+    for (name, fault) in script::FAULTS {
+        for seed in 0..3 {
+            let script = script::with_fault(seed, *fault);
+            let ours = ours::hear(&script.bytes).error(script.stream);
+            let theirs = server.hear(&script.bytes).error(script.stream);
+            let expected = DIFFERENT_FROM_NGHTTP2.iter().find(|row| row.0 == *name);
+            let is_expected = match expected {
+                Some(row) => (ours, theirs) == (row.1, row.2),
+                None => ours == theirs && ours != Error::None,
+            };
+            if !is_expected {
+                differences.push(format!("{name}, seed {seed}: {ours:?}, theirs {theirs:?}"));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A client, the relay, and an endpoint that is dialled as often as the relay wants.
+//! A client, one relay or the two of a mesh, and an endpoint that is dialled as often as is wanted.
 
 use std::{
     net::SocketAddr,
@@ -6,18 +6,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use heddle_policy::spiffe::Peer;
+use heddle_policy::{
+    authz::Rules,
+    snapshot::{Inbound, InboundPort, MtlsMode, Protocol, Snapshot},
+    spiffe::Peer,
+};
 use heddle_relay::{
     input::Input,
-    relay::{Caller, Closing, ConnId, Connected, Relay, Speaks, Task},
+    relay::{Caller, Closing, ConnId, Connected, Dialled, Port, Relay, Speaks, Task},
     view::{self, View},
 };
 
 use crate::scene;
 
+/// What is between the client and the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Between {
+    /// The client's sidecar.
+    OneRelay,
+    /// Both sidecars, and HTTP/2 between them.
+    Mesh,
+}
+
 pub(crate) struct Talk {
-    relay: Relay,
+    pub(crate) between: Between,
+    near: Relay,
+    /// The endpoint's sidecar, if it has one.
+    far: Relay,
     client: ConnId,
+    /// Both ends of what is between the sidecars.
+    mesh: Option<(ConnId, ConnId)>,
     /// The latest.
     endpoint: Option<ConnId>,
     to_client: String,
@@ -31,22 +49,36 @@ pub(crate) struct Talk {
     now: Instant,
 }
 
+/// Which of the relays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Near,
+    Far,
+}
+
 impl Talk {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(between: Between) -> Self {
         #[expect(clippy::disallowed_methods, reason = "any instant does")]
         let now = Instant::now();
         let endpoint: SocketAddr = ([10, 0, 0, 1], 80).into();
         let snapshot = scene::snapshot(&[endpoint], None, Some(Duration::from_secs(10)));
-        let view = view::reconcile(&View::empty(now), snapshot, now);
-        let mut relay = Relay::new(scene::settings(), Arc::new(view), 7, now);
+        let relay = |snapshot| {
+            let view = view::reconcile(&View::empty(now), snapshot, now);
+            Relay::new(scene::settings(), Arc::new(view), 7, now)
+        };
+        let mut near = relay(snapshot);
+        let far = relay(inbound());
         let caller = Caller {
             speaks: Speaks::Http1,
             ..scene::caller()
         };
-        let client = relay.accepted(caller, now);
+        let client = near.accepted(caller, now);
         Self {
-            relay,
+            between,
+            near,
+            far,
             client,
+            mesh: None,
             endpoint: None,
             to_client: String::new(),
             to_endpoint: String::new(),
@@ -60,12 +92,16 @@ impl Talk {
     }
 
     pub(crate) fn client_says(&mut self, text: &str) {
-        self.says(self.client, text);
+        self.near
+            .received(self.client, Input::lent(text.as_bytes()), self.now);
+        self.drive();
     }
 
     pub(crate) fn endpoint_says(&mut self, text: &str) {
-        let endpoint = self.endpoint.expect("it was dialled");
-        self.says(endpoint, text);
+        let (now, endpoint) = (self.now, self.endpoint.expect("it was dialled"));
+        self.endpoints_relay()
+            .received(endpoint, Input::lent(text.as_bytes()), now);
+        self.drive();
     }
 
     pub(crate) fn client_hears(&mut self) -> String {
@@ -78,79 +114,141 @@ impl Talk {
     }
 
     pub(crate) fn client_ends(&mut self) {
-        self.relay.ended(self.client, self.now);
+        self.near.ended(self.client, self.now);
         self.drive();
     }
 
     pub(crate) fn endpoint_ends(&mut self) {
-        let endpoint = self.endpoint.expect("it was dialled");
-        self.relay.ended(endpoint, self.now);
+        let (now, endpoint) = (self.now, self.endpoint.expect("it was dialled"));
+        self.endpoints_relay().ended(endpoint, now);
         self.drive();
     }
 
     pub(crate) fn endpoint_is_lost(&mut self) {
-        let endpoint = self.endpoint.take().expect("it was dialled");
-        self.relay.lost(endpoint, self.now);
+        let (now, endpoint) = (self.now, self.endpoint.take().expect("it was dialled"));
+        self.endpoints_relay().lost(endpoint, now);
         self.drive();
     }
 
     pub(crate) fn endpoint_room(&mut self) -> usize {
         self.drive();
-        self.relay.room(self.endpoint.expect("it was dialled"))
+        let endpoint = self.endpoint.expect("it was dialled");
+        self.endpoints_relay().room(endpoint)
     }
 
-    /// What was closed since the last look, in which order.
+    /// What was closed since the last look, by name.
     pub(crate) fn closed(&mut self) -> Vec<(&'static str, Closing)> {
-        std::mem::take(&mut self.closed)
+        let mut closed = std::mem::take(&mut self.closed);
+        closed.sort_by_key(|(name, _)| *name);
+        closed
     }
 
     pub(crate) fn shut(&mut self) -> Vec<&'static str> {
         std::mem::take(&mut self.shut)
     }
 
-    /// Status, reason and attempts of what has ended.
-    pub(crate) fn records(&self) -> &[String] {
-        &self.records
-    }
-
-    fn says(&mut self, conn: ConnId, text: &str) {
-        self.relay
-            .received(conn, Input::lent(text.as_bytes()), self.now);
-        self.drive();
-    }
-
-    fn drive(&mut self) {
-        loop {
-            while let Some(id) = self.relay.next_write(self.now) {
-                let to = match id == self.client {
-                    true if !self.client_reads => continue,
-                    true => &mut self.to_client,
-                    false => &mut self.to_endpoint,
-                };
-                let output = self.relay.output(id).expect("it is open");
-                for payload in output.payloads() {
-                    to.push_str(std::str::from_utf8(payload.as_slice()).expect("text"));
-                }
-                output.consume(output.len());
-                self.relay.touch(id);
-            }
-            while let Some(record) = self.relay.next_record() {
-                let status = record.status.map(|status| status.to_string());
-                let (status, reason) = (status.as_deref().unwrap_or("-"), record.reason);
-                let reason = reason.unwrap_or("-");
-                self.records
-                    .push(format!("{status} {reason} {}", record.attempts));
-                self.relay.recycle(record);
-            }
-            match self.relay.next_task() {
-                Some(task) => self.task(task),
-                None => return self.relay.touch(self.client),
-            }
+    /// Status, reason and attempts of what has ended, as the client's sidecar has them. What the
+    /// endpoint's found is its own to tell, in the answer.
+    #[track_caller]
+    pub(crate) fn check_records(&self, expected: &[&str]) {
+        let is_mesh = self.between == Between::Mesh;
+        let statuses = |records: &[String]| -> Vec<String> {
+            let first = |record: &String| record.split(' ').next().map(str::to_owned);
+            records.iter().filter_map(first).collect()
+        };
+        let expected: Vec<String> = expected.iter().map(|text| (*text).to_owned()).collect();
+        match is_mesh {
+            true => assert_eq!(statuses(&self.records), statuses(&expected)),
+            false => assert_eq!(self.records, expected),
         }
     }
 
-    fn task(&mut self, task: Task) {
+    fn endpoints_relay(&mut self) -> &mut Relay {
+        match self.between {
+            Between::OneRelay => &mut self.near,
+            Between::Mesh => &mut self.far,
+        }
+    }
+
+    fn drive(&mut self) {
+        while self.turn(Side::Near) | self.turn(Side::Far) {}
+        self.near.touch(self.client);
+    }
+
+    /// Whether there was something to do.
+    fn turn(&mut self, side: Side) -> bool {
+        let (mut has_moved, now) = (false, self.now);
+        while let Some(id) = self.relay(side).next_write(now) {
+            if side == Side::Near && id == self.client && !self.client_reads {
+                continue;
+            }
+            has_moved = true;
+            let output = self.relay(side).output(id).expect("it is open");
+            let pieces = output.payloads().map(|piece| piece.as_slice().to_vec());
+            let bytes = pieces.collect::<Vec<_>>().concat();
+            output.consume(output.len());
+            self.relay(side).touch(id);
+            self.deliver(side, id, &bytes);
+        }
+        while let Some(record) = self.relay(side).next_record() {
+            let status = record.status.map(|status| status.to_string());
+            let (status, reason) = (status.as_deref().unwrap_or("-"), record.reason);
+            let reason = reason.unwrap_or("-");
+            if side == Side::Near {
+                self.records
+                    .push(format!("{status} {reason} {}", record.attempts));
+            }
+            self.relay(side).recycle(record);
+        }
+        while let Some(task) = self.relay(side).next_task() {
+            has_moved = true;
+            self.task(side, task);
+        }
+        has_moved
+    }
+
+    fn relay(&mut self, side: Side) -> &mut Relay {
+        match side {
+            Side::Near => &mut self.near,
+            Side::Far => &mut self.far,
+        }
+    }
+
+    fn deliver(&mut self, side: Side, id: ConnId, bytes: &[u8]) {
+        let text = || std::str::from_utf8(bytes).expect("text");
+        match (side, self.mesh) {
+            (Side::Near, _) if id == self.client => self.to_client.push_str(text()),
+            (Side::Near, Some((near, far))) if id == near => {
+                self.far.received(far, Input::lent(bytes), self.now);
+            }
+            (Side::Far, Some((near, far))) if id == far => {
+                self.near.received(near, Input::lent(bytes), self.now);
+            }
+            (Side::Near | Side::Far, _) => self.to_endpoint.push_str(text()),
+        }
+    }
+
+    fn task(&mut self, side: Side, task: Task) {
         match task {
+            Task::Dial(dial) if side == Side::Near && self.between == Between::Mesh => {
+                let connected = Connected {
+                    peer: Peer::Anonymous,
+                    is_sidecar: true,
+                    speaks: Speaks::Http1InHttp2,
+                };
+                let near = self.near.dialled(dial.channel, Ok(connected), self.now);
+                let caller = Caller {
+                    is_sidecar: true,
+                    dialled: Dialled::Port(Port {
+                        number: 80,
+                        application: ([127, 0, 0, 1], 80).into(),
+                    }),
+                    speaks: Speaks::Http1InHttp2,
+                    ..scene::caller()
+                };
+                let far = self.far.accepted(caller, self.now);
+                self.mesh = near.map(|near| (near, far));
+            }
             Task::Dial(dial) => {
                 self.dials += 1;
                 let connected = Connected {
@@ -158,21 +256,42 @@ impl Talk {
                     is_sidecar: false,
                     speaks: Speaks::Http1,
                 };
-                self.endpoint = self.relay.dialled(dial.channel, Ok(connected), self.now);
+                let now = self.now;
+                let relay = self.relay(side);
+                self.endpoint = relay.dialled(dial.channel, Ok(connected), now);
             }
-            Task::Shut(id) => self.shut.push(self.name(id)),
+            Task::Shut(id) => self.shut.push(self.name(side, id)),
             Task::Close(id, closing) => {
-                self.closed.push((self.name(id), closing));
-                self.relay.lost(id, self.now);
+                self.closed.push((self.name(side, id), closing));
+                let now = self.now;
+                self.relay(side).lost(id, now);
             }
             Task::Ask(key) => unreachable!("{key} is described"),
         }
     }
 
-    fn name(&self, id: ConnId) -> &'static str {
-        match id == self.client {
-            true => "client",
-            false => "endpoint",
+    fn name(&self, side: Side, id: ConnId) -> &'static str {
+        match (side, self.mesh) {
+            (Side::Near, _) if id == self.client => "client",
+            (Side::Near, Some((near, _))) if id == near => "mesh",
+            (Side::Far, Some((_, far))) if id == far => "mesh",
+            (Side::Near | Side::Far, _) => "endpoint",
         }
+    }
+}
+
+/// Whoever comes may do everything.
+fn inbound() -> Snapshot {
+    let port = InboundPort {
+        mtls: MtlsMode::Permissive,
+        protocol: Protocol::Http1,
+        authz: Arc::new(Rules::default()),
+    };
+    Snapshot {
+        inbound: Some(Arc::new(Inbound {
+            ports: [].into(),
+            default: Arc::new(port),
+        })),
+        ..Snapshot::default()
     }
 }

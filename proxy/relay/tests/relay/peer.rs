@@ -95,7 +95,7 @@ impl Peer {
             head.push(name.as_bytes(), value.as_bytes(), Indexing::Allowed);
         }
         let then = if bytes == 0 { Then::End } else { Then::More };
-        let Some(stream) = self.codec.open(&head, then, &mut self.heads) else {
+        let Ok(stream) = self.codec.open(&head, then, &mut self.heads) else {
             return false;
         };
         let state = Stream {
@@ -238,6 +238,7 @@ impl Peer {
             Event::Goodbye { .. }
             | Event::Interim { .. }
             | Event::Pong
+            | Event::TooLarge { .. }
             | Event::StreamsMax(_)
             | Event::Writable { .. } => {}
         }
@@ -299,6 +300,7 @@ impl Peer {
             Event::Goodbye { .. }
             | Event::Interim { .. }
             | Event::Pong
+            | Event::TooLarge { .. }
             | Event::StreamsMax(_)
             | Event::Writable { .. } => {}
         }
