@@ -347,7 +347,6 @@ impl Relay {
         if conn.is_closing {
             return;
         }
-        conn.life.look(conn.uses, conn.exchanges.is_empty(), now);
         if let Err(fault) = conn.codec.expire(now) {
             return self.broke(id, fault, now);
         }
@@ -388,7 +387,7 @@ impl Relay {
                 conn.codec.goodbye();
                 self.touch(id);
             }
-            // A head has begun to come, which has its own time.
+            // A head has begun to come, which has its own time, or a request was just sent.
             Step::Rested if !conn.codec.is_idle() => conn.life.used(now),
             Step::Rested => {
                 conn.codec.goodbye();
