@@ -297,7 +297,7 @@ impl Conn {
         }
         if seen == Seen::Http2 {
             // Each request is refused by its own look at the mode.
-            let stream = Rewound::new(Stream::Plain(stream));
+            let stream = Rewound::new(Stream::plain(stream));
             return self.serve_http(stream, Speaks::Http2, false).await;
         }
         intercept::reset(stream.inner());
@@ -307,6 +307,8 @@ impl Conn {
         let bounds = &self.worker.settings.bounds;
         let needs_http = match self.protocol(rules) {
             Protocol::Http1 | Protocol::Http2 => true,
+            // Not what the application would understand.
+            Protocol::Tcp if agreed.is_http1_in_http2() => true,
             Protocol::Tcp => rules.authz.needs_http(),
             Protocol::Detect => {
                 let said = matches!(agreed.speaks, tls::Speaks::Http1 | tls::Speaks::Http2);
@@ -314,7 +316,7 @@ impl Conn {
             }
         };
         if needs_http {
-            return self.serve_http_only(stream, agreed.is_sidecar).await;
+            return self.serve_http_only(stream, agreed).await;
         }
         let is_opaque = self.protocol(rules) == Protocol::Tcp || agreed.speaks == tls::Speaks::Tcp;
         if is_opaque {
@@ -349,19 +351,22 @@ impl Conn {
     }
 
     /// Bytes that do not parse as HTTP in time are refused: rules on HTTP could not judge them.
-    async fn serve_http_only(&self, mut stream: Rewound<Stream>, is_sidecar: bool) {
+    async fn serve_http_only(&self, mut stream: Rewound<Stream>, agreed: Agreed) {
         let wait = self.worker.settings.bounds.header_wait;
-        match stream.sniff(wait).await {
-            Ok(Seen::Http1) => self.serve_http(stream, Speaks::Http1, is_sidecar).await,
-            Ok(Seen::Http2) => self.serve_http(stream, Speaks::Http2, is_sidecar).await,
-            Ok(Seen::Closed) | Err(_) => {}
-            Ok(Seen::Tls | Seen::Other | Seen::Silence) => {
-                self.refused(&ProxyError::BadRequest(
-                    "this port speaks HTTP; the caller does not",
-                ));
-                intercept::reset(stream.socket());
-            }
-        }
+        let speaks = match stream.sniff(wait).await {
+            Ok(Seen::Http2) if agreed.is_http1_in_http2() => Some(Speaks::Http1InHttp2),
+            Ok(Seen::Http2) => Some(Speaks::Http2),
+            Ok(Seen::Http1) if !agreed.is_http1_in_http2() => Some(Speaks::Http1),
+            Ok(Seen::Http1 | Seen::Tls | Seen::Other | Seen::Silence) => None,
+            Ok(Seen::Closed) | Err(_) => return,
+        };
+        let Some(speaks) = speaks else {
+            self.refused(&ProxyError::BadRequest(
+                "this port speaks HTTP; the caller does not",
+            ));
+            return intercept::reset(stream.socket());
+        };
+        self.serve_http(stream, speaks, agreed.is_sidecar).await;
     }
 
     /// Each request is the relay's from here on: judged by the rules as of then.
@@ -401,7 +406,7 @@ impl Conn {
 
     async fn relay(
         &self,
-        mut stream: Rewound<Stream>,
+        stream: Rewound<Stream>,
         connecting: impl Future<Output = Result<Stream, ProxyError>>,
     ) {
         let mut exchange = self.exchange(Spoken::Tcp);
@@ -411,10 +416,8 @@ impl Conn {
             exchange.record.attempts = 1;
         }
         match connected {
-            Ok(mut application) => {
-                self.worker
-                    .relay(&mut stream, &mut application, &mut exchange)
-                    .await;
+            Ok(application) => {
+                self.worker.relay(stream, application, &mut exchange).await;
             }
             Err(error) => {
                 exchange.failed(&error);

@@ -1,25 +1,22 @@
-//! Bytes of one connection: read into the worker's buffer, written from the relay's output.
+//! Bytes of one connection: handed in as they are read, written from the relay's output.
 
 use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll, Waker, ready},
+    io,
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use heddle_relay::{input::Input, output::Output, relay::Closing};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    detect::Rewound,
     intercept,
-    tls::{AsSocket, Stream},
+    session::{Received, Scratch, Session},
 };
 
 /// A connection that the relay knows.
 #[derive(Debug)]
 pub(super) struct Conn {
-    stream: Rewound<Stream>,
+    session: Session,
     /// Its task's.
     task: Option<Waker>,
     pub(super) writer: Writer,
@@ -52,9 +49,9 @@ pub(super) enum Shut {
 }
 
 impl Conn {
-    pub(super) fn new(stream: Rewound<Stream>) -> Self {
+    pub(super) fn new(session: Session) -> Self {
         Self {
-            stream,
+            session,
             task: None,
             writer: Writer::Flusher,
             is_ended: false,
@@ -84,15 +81,16 @@ impl Conn {
         self.wake();
     }
 
-    /// Reads what is there; 0 is the other side's end.
-    pub(super) fn poll_read(
+    /// Reads what is there, about `bytes_max` at most, and hands it to `take`.
+    pub(super) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(buffer.filled().len()))
+        bytes_max: usize,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Poll<io::Result<Received>> {
+        let scratch = Scratch::of_this_thread();
+        self.session
+            .poll_receive_at_most(cx, &scratch, bytes_max, take)
     }
 
     /// Writes until all has gone, or no more is taken.
@@ -101,23 +99,13 @@ impl Conn {
         cx: &mut Context<'_>,
         output: &mut Output,
     ) -> Poll<io::Result<()>> {
-        while !output.is_empty() {
-            let mut places = [IoSlice::new(&[]); SLICES_MAX];
-            let used = output.slices(&mut places);
-            let stream = Pin::new(&mut self.stream);
-            let sent = ready!(stream.poll_write_vectored(cx, &places[..used]))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            output.consume(sent);
-        }
-        // What TLS has encrypted and the socket did not take.
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let scratch = Scratch::of_this_thread();
+        self.session.poll_send(cx, output, &scratch)
     }
 
     /// Shuts our direction.
     pub(super) fn poll_shut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.session.poll_shutdown(cx)
     }
 
     /// An error when the relay does not want it to end in order any more.
@@ -130,7 +118,7 @@ impl Conn {
 
     /// It ends by RST when it is dropped.
     pub(super) fn reset(&self) {
-        intercept::reset(self.stream.socket());
+        intercept::reset(self.session.socket());
     }
 }
 
@@ -147,7 +135,5 @@ pub(super) fn hand_in(read: &[u8], take: impl FnOnce(Input<'_>)) {
 
 /// The relay has a connection cut that was ending in order.
 pub(super) const ABORTED: io::ErrorKind = io::ErrorKind::ConnectionAborted;
-/// Slices in one system call; the kernel takes 1024, and more than a few are seldom there.
-const SLICES_MAX: usize = 64;
 /// A read from which on it most likely carries bodies.
 const SHARED_MIN: usize = 8 * 1024;

@@ -210,21 +210,21 @@ fn a_connection_at_rest_makes_room_for_who_waits_elsewhere() {
                 },
                 ..Setup::default()
             });
-            let client = if speaks == Speaks::Http1 {
-                let client = stand.client();
-                stand.request(client, "GET");
-                client
-            } else {
-                asking(&mut stand, 1, 0)
+            let client = match speaks {
+                Speaks::Http1 => {
+                    let client = stand.client();
+                    stand.request(client, "GET");
+                    client
+                }
+                Speaks::Http2 | Speaks::Http1InHttp2 => asking(&mut stand, 1, 0),
             };
             stand.pass(Duration::from_secs(5));
             let other = stand.wait_elsewhere();
             stand.pass(Duration::from_secs(5));
             assert_eq!(stand.closed, [], "it is in use");
-            if speaks == Speaks::Http1 {
-                stand.answer(0);
-            } else {
-                stand.lose(client);
+            match speaks {
+                Speaks::Http1 => stand.answer(0),
+                Speaks::Http2 | Speaks::Http1InHttp2 => stand.lose(client),
             }
             stand.pass(Duration::from_secs(2));
             assert_eq!(stand.closed.len(), usize::from(is_closed), "{speaks:?}");
