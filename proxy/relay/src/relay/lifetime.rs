@@ -15,8 +15,12 @@ use std::time::{Duration, Instant};
 use heddle_policy::spiffe::SpiffeId;
 use rand::RngExt;
 
-use super::{Bounds, Closing, ConnId, Due, Relay, codec::Role};
-use crate::{record::Direction, request::Version};
+use super::{
+    Bounds, ChannelId, Closing, ConnId, Due, ExchangeId, Relay, Task,
+    codec::Role,
+    exchange::{Leg, Lost},
+};
+use crate::{event::StreamId, record::Direction, request::Version};
 
 /// Of one connection.
 #[derive(Debug)]
@@ -322,6 +326,57 @@ impl Relay {
     pub(super) fn has_left(&self, id: ConnId) -> bool {
         let conn = &self.conns[id];
         conn.life.is_leaving() && conn.exchanges.is_empty() && conn.codec.is_idle()
+    }
+
+    /// Nothing is taken from a connection any more.
+    pub(super) fn close(&mut self, id: ConnId, closing: Closing, now: Instant) {
+        let conn = &mut self.conns[id];
+        if std::mem::replace(&mut conn.is_closing, true) {
+            if closing == Closing::Abort {
+                self.tasks.push_back(Task::Close(id, closing));
+            }
+            return;
+        }
+        let lost = conn.losses(Lost::Connection);
+        conn.exchanges.clear();
+        let channel = conn.channel();
+        if let Some(timer) = conn.timer.take() {
+            self.timers.cancel(timer);
+        }
+        self.tasks.push_back(Task::Close(id, closing));
+        self.touch(id);
+        self.abort(lost, channel, id, now);
+    }
+
+    /// The connection carries nothing any more.
+    pub(super) fn abort(
+        &mut self,
+        lost: Vec<(StreamId, ExchangeId, Lost)>,
+        channel: Option<ChannelId>,
+        conn: ConnId,
+        now: Instant,
+    ) {
+        if let Some(channel) = channel {
+            self.channels.forget(channel, conn);
+        }
+        if channel.is_none() {
+            // None of them is sent in the place of another that ends.
+            for (_, exchange, _) in &lost {
+                let exchange = self.exchanges.get_mut(*exchange);
+                if let Some(attempt) = exchange.and_then(|exchange| exchange.attempt.as_mut()) {
+                    attempt.waits_in = None;
+                }
+            }
+        }
+        for (stream, exchange, lost) in lost {
+            match channel {
+                None => self.client_gone(exchange, now),
+                Some(_) => self.attempt_broke(exchange, Leg { conn, stream }, lost, now),
+            }
+        }
+        if let Some(channel) = channel {
+            self.serve_waiting(channel, now);
+        }
     }
 
     /// Sets the connection's timer for what is due first, unless it is set so or earlier.
