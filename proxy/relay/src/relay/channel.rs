@@ -142,6 +142,11 @@ impl Channels {
         channel.is_some_and(|channel| channel.blocked.is_some())
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     /// The connection takes nothing more.
     pub(super) fn forget(&mut self, channel: ChannelId, conn: ConnId) {
         let Some(channel) = self.all.get_mut(channel) else {
