@@ -77,6 +77,15 @@ fuzz: $(TOOLS)/bin/cargo-fuzz proxy/relay/fuzz/Cargo.lock ## Coverage-guided fuz
 	cd proxy/relay; for target in $(FUZZ_TARGETS); do mkdir -p $(FUZZ_FOUND)/$$target; \
 	  $(FUZZ_RUN) $$target $(FUZZ_FOUND)/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096; done
 
+SEEDS ?= 1000
+.PHONY: sim-seeds
+sim-seeds: need-cargo ## The simulation of the relay with SEEDS seeds for each of its worlds
+	HEDDLE_SIM_SEEDS=$(SEEDS) cargo test --locked -p heddle-relay --test relay
+
+.PHONY: sim-faults
+sim-faults: need-cargo need-python3 ## Plants faults in the relay, one at a time: the simulation has to find each within SEEDS seeds
+	python3 proxy/relay/tests/relay/faults.py --seeds $(SEEDS)
+
 .PHONY: fuzz-corpus
 fuzz-corpus: $(TOOLS)/bin/cargo-fuzz proxy/relay/fuzz/Cargo.lock
 	cd proxy/relay; for target in $(FUZZ_TARGETS); do mkdir -p $(FUZZ_FOUND)/$$target; \

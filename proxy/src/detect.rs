@@ -15,7 +15,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::serve::Version;
+use heddle_relay::relay::Speaks;
 
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Seen {
 #[derive(Debug)]
 pub enum Told<T> {
     /// HTTP.
-    Http(Version),
+    Http(Speaks),
     /// Anything else, or nothing so far; with what was dialled for it.
     Bytes(T),
     /// Nothing any more: the client has left without a byte.
@@ -92,20 +92,6 @@ impl<S: AsyncRead + Unpin> Rewound<S> {
         matches!(began, Ok(Ok(1..)))
     }
 
-    /// Whether the first HTTP/1 head arrives whole, or fills the bound, within `wait`. Later ones
-    /// are waited for where they are served.
-    pub async fn has_head_within(&mut self, wait: Duration) -> bool {
-        let arrived = timeout(wait, async {
-            while !has_head(&self.ahead) && self.ahead.len() < AHEAD_BYTES_MAX {
-                if self.read_ahead().await? == 0 {
-                    return Ok(false);
-                }
-            }
-            Ok::<_, io::Error>(true)
-        });
-        matches!(arrived.await, Ok(Ok(true)))
-    }
-
     /// What the client speaks, within `wait`. Takes nothing from the stream.
     pub async fn sniff(&mut self, wait: Duration) -> io::Result<Seen> {
         let decided = timeout(wait, async {
@@ -151,8 +137,8 @@ impl<S: AsyncRead + Unpin> Rewound<S> {
             }
         };
         match seen {
-            Ok(Seen::Http1) => Told::Http(Version::Http1),
-            Ok(Seen::Http2) => Told::Http(Version::Http2),
+            Ok(Seen::Http1) => Told::Http(Speaks::Http1),
+            Ok(Seen::Http2) => Told::Http(Speaks::Http2),
             Ok(Seen::Tls | Seen::Other | Seen::Silence) => Told::Bytes(match dialled {
                 Some(dialled) => dialled,
                 None => dial.await,
@@ -160,11 +146,6 @@ impl<S: AsyncRead + Unpin> Rewound<S> {
             Ok(Seen::Closed) | Err(_) => Told::Nothing,
         }
     }
-}
-
-/// Whether a whole HTTP/1 head is there.
-fn has_head(bytes: &[u8]) -> bool {
-    bytes.windows(4).any(|w| w == b"\r\n\r\n") || bytes.windows(2).any(|w| w == b"\n\n")
 }
 
 /// `None` while more bytes are needed.

@@ -1,69 +1,11 @@
-//! How a failure is answered, and what failures of I/O are in the words of a client.
+//! What failures of I/O are in the words of a client.
 
 use std::io;
 
-use heddle_relay::error::{ConnectError, Disposition, ProxyError, grpc_message};
-use http::{HeaderValue, Response, StatusCode, header};
+use heddle_relay::error::ConnectError;
 use rustls::{AlertDescription, CertificateError, OtherError};
 
-use crate::{
-    body::Body,
-    exchange::{Exchange, Spoken},
-    tls::TlsError,
-};
-
-/// Carries the reason word of an answer that the proxy made itself. Nobody else may set it: it
-/// is stripped where traffic enters.
-pub const REASON: http::HeaderName = http::HeaderName::from_static("x-heddle-reason");
-
-/// Answers an exchange.
-pub fn answer(error: &ProxyError, mut exchange: Exchange) -> Response<Body> {
-    exchange.failed(error);
-    let response = response(error, exchange.record.spoken);
-    exchange.responded(response.status().as_u16(), response.headers());
-    response
-}
-
-/// The answer: trailers-only for gRPC, a short text otherwise.
-pub fn response(error: &ProxyError, spoken: Spoken) -> Response<Body> {
-    let Disposition {
-        status,
-        grpc,
-        reason,
-    } = error.disposition();
-    let text = error.text();
-    let mut response = if spoken == Spoken::Grpc {
-        let mut response = Response::new(Body::Empty);
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/grpc"),
-        );
-        headers.insert("grpc-status", HeaderValue::from(grpc));
-        headers.insert("grpc-message", message_header(&text));
-        response
-    } else {
-        let mut response = Response::new(Body::full(format!("{text}\n")));
-        *response.status_mut() = StatusCode::from_u16(status).expect("the table holds valid codes");
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
-        response
-    };
-    let headers = response.headers_mut();
-    headers.insert(REASON, HeaderValue::from_static(reason));
-    if spoken == Spoken::Http1 && error.is_malformed() {
-        // Where the next request of such a client begins is anybody's guess.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
-
-/// The value of a `grpc-message`.
-pub fn message_header(text: &str) -> HeaderValue {
-    HeaderValue::try_from(grpc_message(text)).expect("only printable ASCII is left")
-}
+use crate::tls::TlsError;
 
 /// Why there is no connection, when the machine says so.
 pub fn of_io(error: &io::Error) -> ConnectError {
@@ -122,23 +64,9 @@ mod tests {
     use std::time::Duration;
 
     use heddle_policy::outcome::Outcome;
+    use heddle_relay::error::ProxyError;
 
     use super::*;
-
-    #[test]
-    fn a_grpc_client_gets_status_and_message_in_the_headers() {
-        let response = response(&ProxyError::Deadline, Spoken::Grpc);
-        assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["grpc-status"], "4");
-        assert_eq!(response.headers()[&REASON], "deadline");
-    }
-
-    #[test]
-    fn an_http_client_gets_a_status_and_the_reason() {
-        let response = response(&ProxyError::Denied, Spoken::Http1);
-        assert_eq!(response.status(), 403);
-        assert_eq!(response.headers()[&REASON], "denied");
-    }
 
     #[test]
     fn what_this_side_lacks_is_no_endpoints_failure() {

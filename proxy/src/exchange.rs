@@ -1,37 +1,23 @@
-//! The facts of one exchange or one relayed connection, and their exactly-once report; and one
-//! attempt of an exchange, with its exactly-once outcome.
-//!
-//! ```text
-//! Exchange ── failed ──────────────► response made here ─┐
-//!     └── commit(Attempt) ─► Ending, inside the body ────┴─ drop ─► Telemetry::record
-//! ```
+//! The facts of one finished exchange or relayed connection, and the exactly-once report of a
+//! connection that is none of HTTP. Exchanges are the relay's.
 
 use std::{
-    cell::Cell,
     net::SocketAddr,
-    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use heddle_policy::{
-    admission::Slot,
-    outcome::{Outcome, grpc},
-    route::Route,
-    snapshot::ClusterName,
-    spiffe::Peer,
-};
+use heddle_policy::outcome::Outcome;
+use heddle_policy::{snapshot::ClusterName, spiffe::Peer};
 use heddle_relay::{
     cluster::{EndpointState, LiveCluster, LiveEndpoint, Outstanding},
-    error::{CANCELLED, DEADLINE, ProxyError, RESET},
-    view::{InUse, LiveDestination},
+    error::{CANCELLED, ProxyError},
+    relay,
+    token::Token,
 };
 use heddle_shell::clock;
-use http::{HeaderMap, Response};
-use http_body::Frame;
 
-use crate::{body::Body, channel::Lease, error, relay::Passed, telemetry::Telemetry};
+use crate::{relay::Passed, telemetry::Telemetry};
 
 pub use heddle_relay::record::{Direction, Spoken, Trace};
 
@@ -80,6 +66,31 @@ pub struct Record {
     pub trace: Option<Trace>,
 }
 
+/// What is counted of a record, whether or not anybody wants the rest.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    /// As [`Record::direction`].
+    pub direction: Direction,
+    /// As [`Record::spoken`].
+    pub spoken: Spoken,
+    /// As [`Record::status`].
+    pub status: Option<u16>,
+    /// As [`Record::grpc_status`].
+    pub grpc_status: Option<u32>,
+    /// As [`Record::reason`].
+    pub reason: Option<&'static str>,
+    /// As [`Record::attempts`].
+    pub attempts: u32,
+    /// As [`Record::bytes_received`].
+    pub bytes_received: u64,
+    /// As [`Record::bytes_sent`].
+    pub bytes_sent: u64,
+    /// As [`Record::duration`].
+    pub duration: Duration,
+    /// Whether it has a trace that is sampled.
+    pub is_sampled: bool,
+}
+
 impl Record {
     /// The facts that are known at the start.
     pub fn new(
@@ -112,31 +123,107 @@ impl Record {
             trace: None,
         }
     }
+
+    /// What is counted of it.
+    pub fn counted(&self) -> Counted {
+        Counted {
+            direction: self.direction,
+            spoken: self.spoken,
+            status: self.status,
+            grpc_status: self.grpc_status,
+            reason: self.reason,
+            attempts: self.attempts,
+            bytes_received: self.bytes_received,
+            bytes_sent: self.bytes_sent,
+            duration: self.duration,
+            is_sampled: self.trace.is_some_and(|trace| trace.is_sampled),
+        }
+    }
 }
 
-/// One exchange or connection in progress. Its record is handed over when it is dropped, however
-/// that comes about.
+/// In words, for who wants them: it allocates.
+impl From<&relay::Record> for Record {
+    fn from(record: &relay::Record) -> Self {
+        let text = |value: Option<&[u8]>| -> Arc<str> {
+            String::from_utf8_lossy(value.unwrap_or_default()).into()
+        };
+        let caller = &record.caller;
+        let head = record.request.is_some().then_some(&record.head);
+        let destination = record.destination.as_ref();
+        Self {
+            direction: record.direction,
+            spoken: record.spoken,
+            destination: match destination {
+                Some(destination) => Arc::clone(&destination.config.name),
+                None => name_of(&caller.dialled),
+            },
+            route: match &record.route {
+                Some(route) => Arc::clone(&route.name),
+                None => "".into(),
+            },
+            cluster: record.cluster.as_ref().map(|live| live.config.name.clone()),
+            endpoint: record.endpoint,
+            peer: record.peer.clone(),
+            client: caller.address,
+            method: text(head.and_then(|head| head.get(Token::Method))),
+            path: record
+                .request
+                .map_or("", |request| request.path(&record.head))
+                .into(),
+            status: record.status,
+            grpc_status: record.grpc_status,
+            reason: record.reason,
+            attempts: record.attempts,
+            bytes_received: record.bytes_received,
+            bytes_sent: record.bytes_sent,
+            duration: record.duration,
+            first_response: record.first_response,
+            request_id: text(head.and_then(|head| head.get(Token::XRequestId))),
+            trace: record.request.map(|request| request.trace),
+        }
+    }
+}
+
+/// What is counted of an exchange.
+impl From<&relay::Record> for Counted {
+    fn from(record: &relay::Record) -> Self {
+        Self {
+            direction: record.direction,
+            spoken: record.spoken,
+            status: record.status,
+            grpc_status: record.grpc_status,
+            reason: record.reason,
+            attempts: record.attempts,
+            bytes_received: record.bytes_received,
+            bytes_sent: record.bytes_sent,
+            duration: record.duration,
+            is_sampled: record
+                .request
+                .is_some_and(|request| request.trace.is_sampled),
+        }
+    }
+}
+
+fn name_of(dialled: &relay::Dialled) -> Arc<str> {
+    match dialled {
+        relay::Dialled::Destination(key) => key.to_string().into(),
+        relay::Dialled::Authority => "".into(),
+        relay::Dialled::Port(port) => port.application.to_string().into(),
+    }
+}
+
+/// One relayed connection in progress, or one that is refused before anything was spoken on it.
+/// Its record is handed over when it is dropped, however that comes about.
 #[derive(Debug)]
 pub struct Exchange {
-    /// The facts so far. Boxed: it moves from the service to the body.
-    pub record: Box<Record>,
-    /// What came of the request's body, noted where it passes.
-    pub received: Rc<Received>,
+    /// The facts so far.
+    pub record: Record,
     started: Instant,
     /// It came to an end; otherwise the client gave up.
     is_over: bool,
     /// It was none after all.
     is_retracted: bool,
     telemetry: Arc<Telemetry>,
-}
-
-/// What came of a request's body.
-#[derive(Debug, Default)]
-pub struct Received {
-    /// How much.
-    pub bytes: Cell<u64>,
-    /// The client broke it off: what follows from that is not the endpoint's doing.
-    pub is_broken: Cell<bool>,
 }
 
 /// One try against one endpoint. Reports exactly one outcome; when it is dropped without one, the
@@ -147,41 +234,16 @@ pub struct Attempt {
     pub endpoint: LiveEndpoint,
     cluster: Arc<LiveCluster>,
     is_reported: bool,
-    /// Counted as load until the end of the response.
+    /// Counted as load until the end of the connection.
     _outstanding: Outstanding,
-}
-
-/// What waits for the end of a response body.
-#[derive(Debug)]
-pub struct Ending {
-    exchange: Exchange,
-    attempt: Option<Attempt>,
-    status: u16,
-    is_over: bool,
-    /// Released with the end.
-    _held: Held,
-}
-
-/// What an exchange holds until the end of its response.
-#[derive(Debug, Default)]
-pub struct Held {
-    /// The connection, or a stream of it.
-    pub lease: Option<Lease>,
-    /// A request in flight.
-    pub request: Option<Slot>,
-    /// A retry in flight.
-    pub retry: Option<Slot>,
-    /// The destination, also when nothing else of its connection says so.
-    pub in_use: Option<InUse>,
 }
 
 impl Exchange {
     /// Starts the clock.
     pub fn start(record: Record, telemetry: Arc<Telemetry>) -> Self {
-        telemetry.metrics.begin(record.direction);
+        telemetry.metrics.begin(record.direction, 1);
         Self {
-            record: Box::new(record),
-            received: Rc::default(),
+            record,
             started: clock::now(),
             is_over: false,
             is_retracted: false,
@@ -194,13 +256,6 @@ impl Exchange {
         self.is_retracted = true;
     }
 
-    /// Where it goes.
-    pub fn routed(&mut self, destination: &LiveDestination, route: &Route, cluster: &LiveCluster) {
-        self.record.destination = Arc::clone(&destination.config.name);
-        self.record.route = Arc::clone(&route.name);
-        self.record.cluster = Some(cluster.config.name.clone());
-    }
-
     /// Another try.
     pub fn attempted(&mut self, attempt: &Attempt) {
         self.record.attempts += 1;
@@ -210,22 +265,14 @@ impl Exchange {
     /// A relayed connection has ended.
     pub fn relayed(&mut self, passed: &Passed) {
         self.record.bytes_sent = passed.back.get();
-        self.received.bytes.set(passed.forth.get());
+        self.record.bytes_received = passed.forth.get();
         self.is_over = true;
     }
 
-    /// The proxy answers itself.
+    /// There is nobody to relay to, or the client may not.
     pub fn failed(&mut self, error: &ProxyError) {
         self.is_over = true;
         self.record.reason = Some(error.disposition().reason);
-    }
-
-    /// The response head is on its way.
-    pub fn responded(&mut self, status: u16, headers: &HeaderMap) {
-        self.is_over = true;
-        self.record.status = Some(status);
-        self.record.grpc_status = grpc_status(headers);
-        self.record.first_response = Some(clock::now().saturating_duration_since(self.started));
     }
 }
 
@@ -236,11 +283,11 @@ impl Drop for Exchange {
             return;
         }
         self.record.duration = clock::now().saturating_duration_since(self.started);
-        self.record.bytes_received = self.received.bytes.get();
         if !self.is_over {
             self.record.reason = Some(CANCELLED);
         }
-        self.telemetry.record(&self.record);
+        let record = &self.record;
+        self.telemetry.record(&record.counted(), || record.clone());
     }
 }
 
@@ -274,101 +321,4 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         self.report(Outcome::Cancelled);
     }
-}
-
-impl Ending {
-    /// Waits for the end of a response with this status.
-    pub fn new(exchange: Exchange, attempt: Option<Attempt>, status: u16, held: Held) -> Self {
-        Self {
-            exchange,
-            attempt,
-            status,
-            is_over: false,
-            _held: held,
-        }
-    }
-
-    /// The other side of the mesh.
-    pub fn peer(&self) -> &Peer {
-        &self.exchange.record.peer
-    }
-
-    /// A frame passes.
-    pub fn saw(&mut self, frame: &Frame<Bytes>) {
-        let record = &mut self.exchange.record;
-        record.bytes_sent += frame.data_ref().map_or(0, Bytes::len) as u64;
-        if let Some(trailers) = frame.trailers_ref() {
-            record.grpc_status = grpc_status(trailers).or(record.grpc_status);
-        }
-    }
-
-    /// The response is complete.
-    pub fn completed(&mut self) {
-        let outcome = Outcome::Response {
-            status: self.status,
-            grpc: self.exchange.record.grpc_status,
-        };
-        self.over(outcome);
-    }
-
-    /// An upgraded connection has ended.
-    pub fn relayed(&mut self, passed: &Passed) {
-        self.exchange.relayed(passed);
-        self.completed();
-    }
-
-    /// The endpoint's side broke.
-    pub fn broke(&mut self) -> &'static str {
-        if self.exchange.received.is_broken.get() {
-            self.exchange.record.reason = Some(CANCELLED);
-            self.over(Outcome::Cancelled);
-            return CANCELLED;
-        }
-        self.exchange.record.reason = Some(RESET);
-        self.over(Outcome::Reset);
-        RESET
-    }
-
-    /// The endpoint's response may not be passed on: the proxy answers in its place.
-    pub fn refused(mut self, error: ProxyError) -> Response<Body> {
-        self.over(error.outcome());
-        self.exchange.failed(&error);
-        let response = error::response(&error, self.exchange.record.spoken);
-        self.exchange
-            .responded(response.status().as_u16(), response.headers());
-        response
-    }
-
-    /// The deadline passed.
-    pub fn timed_out(&mut self) -> &'static str {
-        self.exchange.record.reason = Some(DEADLINE);
-        self.over(Outcome::TimedOut);
-        DEADLINE
-    }
-
-    fn over(&mut self, outcome: Outcome) {
-        self.is_over = true;
-        if let Some(attempt) = &mut self.attempt {
-            attempt.report(outcome);
-        }
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        // A gRPC response is whole once its status was seen: hyper may drop the body right then.
-        if !self.is_over && self.exchange.record.grpc_status.is_some() {
-            self.completed();
-        }
-        if !self.is_over {
-            self.exchange.record.reason = Some(CANCELLED);
-        }
-    }
-}
-
-/// `grpc-status` of headers or trailers.
-fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    let status = headers.get("grpc-status")?;
-    let known = status.to_str().ok().and_then(|text| text.parse().ok());
-    Some(known.unwrap_or(grpc::UNKNOWN))
 }

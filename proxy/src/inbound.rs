@@ -9,43 +9,25 @@
 //! The port decides which rules apply, never what the client says it speaks. There are no
 //! retries here.
 
-use std::{
-    cell::Cell,
-    future::ready,
-    io,
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, future::ready, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use heddle_policy::{
-    deadline::earliest,
-    snapshot::{CONNECT_TIMEOUT, EndpointKey, InboundPort, Limits, MtlsMode, Protocol, Transport},
+    snapshot::{CONNECT_TIMEOUT, EndpointKey, InboundPort, MtlsMode, Protocol, Transport},
     spiffe::Peer,
 };
-use heddle_relay::error::{ConnectError, ProxyError};
-use heddle_shell::clock;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use tokio::{
-    io::AsyncWriteExt,
-    net::TcpStream,
-    time::{timeout, timeout_at},
+use heddle_relay::{
+    error::{ConnectError, ProxyError},
+    relay::{self, Caller, Dialled, Speaks},
 };
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use crate::{
-    body::{Body, Replay},
-    channel::{Freshness, Sent, Target},
     detect::{Rewound, Seen, Told},
-    error,
+    dial::Target,
     exchange::{Direction, Exchange, Record, Spoken},
-    head::{self, Head},
-    intercept,
-    reply::{Committed, Reply, Tunnel},
-    serve::{self, Version},
+    intercept::{self, Leg},
     settings::InboundForward,
-    tls::{self, Agreed, AsSocket, Carries, Established, Speaks, Stream, TlsError},
+    tls::{self, Agreed, AsSocket, Carries, Established, Stream, TlsError},
     worker::Worker,
 };
 
@@ -67,8 +49,6 @@ struct Conn {
     /// A connection to the application, for bytes, that was made before it was known that it is
     /// for bytes.
     early: Cell<Option<Stream>>,
-    /// What it becomes by an upgrade.
-    tunnel: Tunnel,
 }
 
 /// One port of the workload.
@@ -112,7 +92,6 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
         peer: Peer::Anonymous,
         port,
         early: Cell::default(),
-        tunnel: Tunnel::default(),
     };
     let Some(rules) = conn.rules() else {
         // The control plane has not said who may: nobody may.
@@ -317,10 +296,9 @@ impl Conn {
             return;
         }
         if seen == Seen::Http2 {
-            // hyper speaks the rest: each request is refused by its own look at the mode.
-            return self
-                .serve_http(Rewound::new(Stream::plain(stream)), Version::Http2)
-                .await;
+            // Each request is refused by its own look at the mode.
+            let stream = Rewound::new(Stream::plain(stream));
+            return self.serve_http(stream, Speaks::Http2, false).await;
         }
         intercept::reset(stream.inner());
     }
@@ -331,21 +309,21 @@ impl Conn {
             Protocol::Http1 | Protocol::Http2 => true,
             Protocol::Tcp => rules.authz.needs_http(),
             Protocol::Detect => {
-                let said = matches!(agreed.speaks, Speaks::Http1 | Speaks::Http2);
+                let said = matches!(agreed.speaks, tls::Speaks::Http1 | tls::Speaks::Http2);
                 said || rules.authz.needs_http()
             }
         };
         if needs_http {
-            return self.serve_http_only(stream).await;
+            return self.serve_http_only(stream, agreed.is_sidecar).await;
         }
-        let is_opaque = self.protocol(rules) == Protocol::Tcp || agreed.speaks == Speaks::Tcp;
+        let is_opaque = self.protocol(rules) == Protocol::Tcp || agreed.speaks == tls::Speaks::Tcp;
         if is_opaque {
             return self.relay(stream, self.connect(rules)).await;
         }
         // Nobody has said what this is.
         let told = stream.tell(bounds.detect_wait, self.connect(rules)).await;
         match told {
-            Told::Http(version) => self.serve_http(stream, version).await,
+            Told::Http(speaks) => self.serve_http(stream, speaks, agreed.is_sidecar).await,
             Told::Bytes(connected) => self.relay(stream, ready(connected)).await,
             Told::Nothing => {}
         }
@@ -362,8 +340,7 @@ impl Conn {
         if let Some(application) = self.early.take() {
             return Ok(application);
         }
-        let target = self.target(Carries::Tcp);
-        let dialled = self.worker.inbound.dial(&target).await;
+        let dialled = self.worker.dialler.dial(&self.target()).await;
         let dialled = dialled.map(|established| established.stream);
         dialled.map_err(|source| ProxyError::Connect {
             endpoint: self.port.application,
@@ -372,15 +349,13 @@ impl Conn {
     }
 
     /// Bytes that do not parse as HTTP in time are refused: rules on HTTP could not judge them.
-    async fn serve_http_only(&self, mut stream: Rewound<Stream>) {
+    async fn serve_http_only(&self, mut stream: Rewound<Stream>, is_sidecar: bool) {
         let wait = self.worker.settings.bounds.header_wait;
         match stream.sniff(wait).await {
-            Ok(Seen::Http1) if stream.has_head_within(wait).await => {
-                self.serve_http(stream, Version::Http1).await;
-            }
-            Ok(Seen::Http2) => self.serve_http(stream, Version::Http2).await,
+            Ok(Seen::Http1) => self.serve_http(stream, Speaks::Http1, is_sidecar).await,
+            Ok(Seen::Http2) => self.serve_http(stream, Speaks::Http2, is_sidecar).await,
             Ok(Seen::Closed) | Err(_) => {}
-            Ok(Seen::Http1 | Seen::Tls | Seen::Other | Seen::Silence) => {
+            Ok(Seen::Tls | Seen::Other | Seen::Silence) => {
                 self.refused(&ProxyError::BadRequest(
                     "this port speaks HTTP; the caller does not",
                 ));
@@ -389,143 +364,38 @@ impl Conn {
         }
     }
 
-    async fn serve_http(&self, stream: Rewound<Stream>, version: Version) {
-        let conn = Rc::new(Self {
-            worker: Rc::clone(&self.worker),
-            client: self.client,
+    /// Each request is the relay's from here on: judged by the rules as of then.
+    async fn serve_http(&self, stream: Rewound<Stream>, speaks: Speaks, is_sidecar: bool) {
+        // It was made for bytes.
+        drop(self.early.take());
+        if self.worker.configs.borrow_mut().is_revoked(&self.peer) {
+            // The handshake looked at the list of its own beginning.
+            self.refused(&ProxyError::Denied);
+            return intercept::reset(stream.socket());
+        }
+        let caller = Caller {
+            address: self.client,
             peer: self.peer.clone(),
-            port: self.port,
-            early: Cell::default(),
-            tunnel: Tunnel::default(),
-        });
-        let serving = Rc::clone(&conn);
-        let respond = move |request| {
-            let conn = Rc::clone(&serving);
-            async move { conn.respond(request).await }
+            is_sidecar,
+            dialled: Dialled::Port(relay::Port {
+                number: self.port.number,
+                application: self.port.application,
+            }),
+            speaks,
         };
-        let revoked = self.worker.configs.borrow().revoked(&self.peer);
-        let refused = tokio::select! {
-            biased;
-            refused = serve::serve(&self.worker, stream, version, Direction::Inbound, respond) => refused,
-            () = revoked => Some(ProxyError::Denied),
-        };
-        if let Some(error) = refused {
-            self.refused(&error);
-        }
-        conn.tunnel.pass().await;
+        self.worker.driver.serve(stream, caller).await;
     }
 
-    /// Answers every request.
-    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
-        let exchange = self.exchange(head::spoken(&request));
-        let read = {
-            let bounds = &self.worker.settings.bounds;
-            Head::read(request, bounds, &mut *self.worker.rng.borrow_mut())
-        };
-        let (mut head, body) = match read {
-            Ok(read) => read,
-            Err(error) => return error::answer(&error, exchange),
-        };
-        head::strip_claims(&mut head.parts.headers);
-        let mut exchange = exchange;
-        head.describe(&mut exchange.record);
-        match self.forward(&mut exchange, &head, body).await {
-            Ok(committed) => committed.respond(&self.worker, &self.tunnel, head, exchange),
-            Err(error) => error::answer(&error, exchange),
-        }
-    }
-
-    async fn forward(
-        &self,
-        exchange: &mut Exchange,
-        head: &Head,
-        body: Incoming,
-    ) -> Result<Committed, ProxyError> {
-        // The rules as of now: those of an old connection are no older than those of a new one.
-        let rules = self.rules().ok_or(ProxyError::Denied)?;
-        if rules.mtls == MtlsMode::Strict && self.peer == Peer::Anonymous {
-            return Err(ProxyError::PlaintextRefused);
-        }
-        let port = self.port.number;
-        let is_allowed = head.judged(|head| {
-            let decision = rules
-                .authz
-                .decide(&self.peer, self.client.ip(), port, Some(head));
-            decision.is_allowed()
-        });
-        if !is_allowed {
-            return Err(ProxyError::Denied);
-        }
-        exchange.record.endpoint = Some(self.port.application);
-        exchange.record.attempts = 1;
-        let deadline = earliest(clock::now(), [head.grpc_timeout()]);
-        let sent = self.send(exchange, head, body, deadline).await?;
-        let reply = Reply {
-            sent,
-            attempt: None,
-        };
-        Ok(Committed::alone(reply, deadline))
-    }
-
-    /// To the application. Repeated only when it had closed an idle connection.
-    async fn send(
-        &self,
-        exchange: &Exchange,
-        head: &Head,
-        body: Incoming,
-        deadline: Option<Instant>,
-    ) -> Result<Sent, ProxyError> {
-        let bytes_max = self.worker.settings.bounds.replay_bytes_max;
-        let body = Replay::new(body, bytes_max, Rc::clone(&exchange.received));
-        let carries = match head.parts.version {
-            http::Version::HTTP_2 => Carries::Http2,
-            _ => Carries::Http1,
-        };
-        let target = self.target(carries);
-        let channels = &self.worker.inbound;
-        let sending = async {
-            let request = || head.request(body.attempt(), None);
-            let freshness = Freshness::of(head.parts.method.is_idempotent() && body.fits());
-            let unsent = match channels.send(&target, request(), freshness).await {
-                Ok(sent) => return Ok(sent),
-                Err(unsent) => unsent,
-            };
-            // The application had closed an idle connection, or refused the stream: it has not
-            // seen the request. The first is certain only for what may be repeated anyhow.
-            let is_unseen = match unsent.error {
-                ProxyError::Refused(_) => true,
-                _ => unsent.is_stale && head.parts.method.is_idempotent(),
-            };
-            if !is_unseen || !body.is_replayable() {
-                return Err(body.cause(unsent.error));
-            }
-            let again = channels.send(&target, request(), Freshness::New).await;
-            again.map_err(|unsent| body.cause(unsent.error))
-        };
-        let sending = Box::pin(sending);
-        let sent = match deadline {
-            None => sending.await,
-            Some(until) => {
-                let sent = timeout_at(until.into(), sending).await;
-                sent.unwrap_or(Err(ProxyError::Deadline))
-            }
-        };
-        body.commit();
-        sent
-    }
-
-    fn target(&self, carries: Carries) -> Target {
+    fn target(&self) -> Target {
         Target {
             endpoint: EndpointKey {
                 address: self.port.application,
                 transport: Transport::Plain,
             },
             name: "".into(),
-            carries,
-            connect_timeout: CONNECT_TIMEOUT,
-            limits: Limits::UNLIMITED,
-            admission: Arc::clone(&self.worker.admission),
-            is_queued: Rc::default(),
+            carries: Carries::Tcp,
+            timeout: CONNECT_TIMEOUT,
+            leg: Leg::Inbound,
         }
     }
 

@@ -1,28 +1,29 @@
 //! Heddle's sidecar.
 //!
 //! ```text
-//! outbound:  accept ─ original destination ─ lookup ─ route ─ admit ─ deadline ─┐
-//!              commit ◄─ decide ◄─ send (mTLS) ◄─ pick ◄────────────────────────┘
-//! inbound:   accept ─ TLS or plaintext ─ peer ─ authz ─ the workload's own port
+//! outbound:  accept ─ original destination ─ lookup ─┐
+//!                                                    ├─ HTTP ─► driver ◄─► heddle-relay
+//! inbound:   accept ─ TLS or plaintext ─ peer ───────┤
+//!                                                    └─ bytes ─► relay
 //! ```
 //!
-//! Read `outbound`, then `inbound`, then `exchange`. Every policy is a pure value of
-//! `heddle-policy`; this crate is the I/O around it.
+//! Read `outbound`, then `inbound`, then `driver`; what happens to a request is in
+//! `heddle-relay`'s `relay`. Every policy is a pure value of `heddle-policy`; this crate is the I/O
+//! around both.
 
 pub mod admin;
 pub mod app;
 pub mod backoff;
-pub mod body;
 pub mod capacity;
-pub mod channel;
 pub mod config;
 pub mod demand;
 pub mod detect;
+pub mod dial;
 pub mod dns;
 pub mod drain;
+pub mod driver;
 pub mod error;
 pub mod exchange;
-pub mod head;
 pub mod health;
 pub mod identity;
 pub mod inbound;
@@ -33,9 +34,7 @@ pub mod machine;
 pub mod outbound;
 pub mod register;
 pub mod relay;
-pub mod reply;
 pub mod report;
-pub mod serve;
 pub mod session;
 pub mod settings;
 pub mod state;

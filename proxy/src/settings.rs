@@ -92,6 +92,9 @@ pub struct Bounds {
     pub connection_age: Duration,
     /// Request bytes kept for a retry, each exchange.
     pub replay_bytes_max: usize,
+    /// Bytes of messages that the whole process keeps for those who read slowly. Near it new
+    /// streams get small windows; beyond it new requests are refused, and what runs goes on.
+    pub kept_bytes_max: usize,
     /// Share of traces that are sampled when this sidecar begins them; the caller's own
     /// decision is kept.
     pub sampled_share: f64,
@@ -112,6 +115,7 @@ impl Default for Bounds {
             unrepeatable_idle: Duration::from_secs(1),
             connection_age: Duration::from_hours(1),
             replay_bytes_max: 64 * 1024,
+            kept_bytes_max: 32 * 1024 * 1024,
             sampled_share: 0.01,
             paths: Strictness::default(),
         }

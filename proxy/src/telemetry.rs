@@ -7,10 +7,11 @@ pub mod trace;
 
 use std::sync::{atomic::Ordering::Relaxed, mpsc::SyncSender};
 
+use heddle_relay::relay;
 use opentelemetry_sdk::trace::SpanData;
 use tokio::sync::mpsc;
 
-use crate::exchange::Record;
+use crate::exchange::{Counted, Record};
 
 use metrics::Metrics;
 
@@ -48,9 +49,20 @@ impl Telemetry {
         }
     }
 
-    /// Takes the facts of one finished exchange or connection. Called exactly once for each.
-    pub fn record(&self, record: &Record) {
-        self.metrics.record(record);
+    /// Takes the facts of one finished exchange; as [`Telemetry::record`].
+    pub fn exchange(&self, record: &relay::Record) {
+        self.record(&record.into(), || record.into());
+    }
+
+    /// Takes the facts of one finished exchange or connection. Called exactly once for each;
+    /// `describe` only if somebody wants more than numbers.
+    pub fn record(&self, counted: &Counted, describe: impl FnOnce() -> Record) {
+        self.metrics.record(counted);
+        let wants_span = self.spans.is_some() && counted.is_sampled;
+        if self.access_log.is_none() && self.tap.is_none() && !wants_span {
+            return;
+        }
+        let record = &describe();
         if let Some(lines) = &self.access_log
             && lines.try_send(access_log::line(record)).is_err()
         {

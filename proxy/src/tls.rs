@@ -24,7 +24,7 @@ use rustls::{
     server::{Acceptor, UnbufferedServerConnection},
     time_provider::TimeProvider,
 };
-use tokio::{io::AsyncRead, net::TcpStream, time::timeout_at};
+use tokio::{io::AsyncRead, net::TcpStream, sync::watch, time::timeout_at};
 
 pub use crate::session::Stream;
 use crate::{detect::Rewound, session::Handshake};
@@ -210,6 +210,23 @@ impl Configs {
         }
         self.clients.insert(key, Arc::clone(&client));
         Ok(client)
+    }
+
+    /// Whether `peer` must not be talked to.
+    pub fn is_revoked(&mut self, peer: &Peer) -> bool {
+        self.refresh();
+        peer.id().is_some_and(|id| self.revokes(id))
+    }
+
+    /// Whether nobody of this identity is to be talked to, as far as the last look says.
+    pub fn revokes(&self, id: &SpiffeId) -> bool {
+        let current = (*self.current).as_ref();
+        current.is_some_and(|current| current.revokes(id))
+    }
+
+    /// Told of every later change.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
     }
 
     /// Returns once `peer` must not be talked to any more, which may be at once: a handshake looks

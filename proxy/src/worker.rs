@@ -12,8 +12,9 @@ use std::{
     time::Duration,
 };
 
-use heddle_policy::{admission::Admission, balance::Turn, retry::Tried, snapshot::ClusterName};
+use heddle_policy::{balance::Turn, retry::Tried, snapshot::ClusterName};
 use heddle_relay::{
+    budget::Budget,
     cluster::LiveCluster,
     error::{ProxyError, RESET},
     view::View,
@@ -34,12 +35,13 @@ use tokio::{
 use tracing::error;
 
 use crate::{
-    channel::Channels,
     demand::Demand,
+    dial::Dialler,
     drain::{Draining, Phase},
+    driver::{self, Driver},
     exchange::Exchange,
     inbound,
-    intercept::{self, Leg, LoopGuard},
+    intercept::{self, LoopGuard},
     listener::{Accepted, Door, Listeners, Origin},
     outbound,
     relay::{Passed, relay},
@@ -100,13 +102,11 @@ pub struct Worker {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) draining: Draining,
     pub(crate) configs: Rc<RefCell<Configs>>,
-    pub(crate) outbound: Rc<Channels>,
-    pub(crate) inbound: Rc<Channels>,
+    pub(crate) dialler: Rc<Dialler>,
+    pub(crate) driver: Rc<Driver>,
     pub(crate) rng: RefCell<SmallRng>,
     pub(crate) scratch: Scratch,
     pub(crate) guard: LoopGuard,
-    /// Counts connections to the application; nothing limits them.
-    pub(crate) admission: Arc<Admission>,
     view: RefCell<Reader<View>>,
     turns: RefCell<HashMap<ClusterName, Turn>>,
 }
@@ -164,6 +164,7 @@ impl DataPlane {
                 .into_iter()
                 .flatten(),
         );
+        let budget = Budget::new(inputs.settings.bounds.kept_bytes_max);
         let (ended, running) = watch::channel(());
         let (doors, works) = (0..workers)
             .map(|index| {
@@ -175,6 +176,7 @@ impl DataPlane {
                 let work = Work {
                     inputs: inputs.clone(),
                     guard: guard.clone(),
+                    budget: Arc::clone(&budget),
                     accepted,
                     seed: seed.wrapping_add(index as u64),
                     running: ended.clone(),
@@ -202,6 +204,7 @@ impl DataPlane {
 struct Work {
     inputs: Inputs,
     guard: LoopGuard,
+    budget: Arc<Budget>,
     accepted: mpsc::Receiver<Accepted>,
     seed: u64,
     running: watch::Sender<()>,
@@ -211,7 +214,13 @@ impl Work {
     /// One worker's life: serves what comes until nothing comes any more, then waits for the
     /// rest.
     async fn run(mut self) {
-        let worker = Rc::new(Worker::new(self.inputs, self.guard, self.seed));
+        let worker = Rc::new(Worker::new(self.inputs, self.guard, self.budget, self.seed));
+        let driver = &worker.driver;
+        let mut driving = Tasks::new();
+        driving.spawn_local("flusher", Rc::clone(driver).flush());
+        driving.spawn_local("watch", Rc::clone(driver).watch());
+        let draining = worker.draining.clone();
+        driving.spawn_local("drain", Rc::clone(driver).drain(draining));
         let mut tasks = Tasks::new();
         let mut maintenance = interval(MAINTENANCE);
         maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -227,7 +236,7 @@ impl Work {
                     None => break,
                 },
                 () = tasks.reap(), if !tasks.is_empty() => {}
-                _ = maintenance.tick() => worker.maintain(),
+                _ = maintenance.tick() => worker.configs.borrow_mut().notice_end(),
             }
         }
         let mut draining = worker.draining.clone();
@@ -236,6 +245,7 @@ impl Work {
             () = all_ended(&mut tasks) => {}
             () = draining.reached(Phase::Cut) => tasks.finish(CUT).await,
         }
+        driver.stop();
     }
 }
 
@@ -315,29 +325,30 @@ impl Worker {
         exchange.relayed(&passed);
     }
 
-    fn new(inputs: Inputs, guard: LoopGuard, seed: u64) -> Self {
+    fn new(inputs: Inputs, guard: LoopGuard, budget: Arc<Budget>, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let bounds = &inputs.settings.bounds;
         let configs = Configs::new(inputs.credentials, bounds.renewal_wait);
         let configs = Rc::new(RefCell::new(configs));
-        let mut channels = |leg| {
-            Rc::new(Channels::new(
-                Rc::clone(&configs),
-                SmallRng::seed_from_u64(rng.random()),
-                leg,
-                *bounds,
-            ))
-        };
-        let (outbound, inbound) = (channels(Leg::Outbound), channels(Leg::Inbound));
+        let dialler = Rc::new(Dialler::new(Rc::clone(&configs)));
+        let driver = Driver::new(driver::Parts {
+            bounds: *bounds,
+            budget,
+            seed: rng.random(),
+            views: Arc::clone(&inputs.views),
+            configs: Rc::clone(&configs),
+            dialler: Rc::clone(&dialler),
+            demand: inputs.demand.clone(),
+            telemetry: Arc::clone(&inputs.telemetry),
+        });
         Self {
-            outbound,
-            inbound,
+            dialler,
+            driver: Rc::new(driver),
             configs,
             view: RefCell::new(inputs.views.reader()),
             rng: RefCell::new(rng),
             scratch: Scratch::of_this_thread(),
             guard,
-            admission: Arc::default(),
             turns: RefCell::default(),
             settings: inputs.settings,
             views: inputs.views,
@@ -367,17 +378,11 @@ impl Worker {
         let turn = turns.get_mut(name)?;
         cluster.pick(tried, clock::now(), turn, &mut *rng)
     }
-
-    fn maintain(&self) {
-        self.configs.borrow_mut().notice_end();
-        self.outbound.maintain();
-        self.inbound.maintain();
-    }
 }
 
 /// Connections accepted but not yet taken up by their worker.
 const QUEUE_MAX: usize = 1024;
-/// How often idle and old connections to endpoints are looked for.
+/// How often it is looked whether our certificate has ended.
 const MAINTENANCE: Duration = Duration::from_secs(5);
 /// Positions of round robins that a worker keeps.
 const TURNS_MAX: usize = 4096;

@@ -68,7 +68,7 @@ async fn an_http1_head_that_can_be_read_two_ways_is_refused() {
         ("content-length: 3 3\r\n\r\nabc", "400"),
         ("content-length: 99999999999999999999\r\n\r\n", "400"),
         ("transfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n", "400"),
-        ("transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "400"),
+        ("transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "501"),
         ("transfer-encoding: xchunked\r\n\r\n0\r\n\r\n", "400"),
         (
             "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",

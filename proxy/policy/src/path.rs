@@ -143,16 +143,27 @@ fn normalise(path: &str, strictness: Strictness) -> Result<Cow<'_, str>, Unsafe>
 /// One pass over the common case: only characters that stand for themselves, no empty and no
 /// dot segment.
 fn is_normal(path: &[u8]) -> bool {
-    let mut previous = 0;
+    let (mut is_normal, mut follows_slash) = (true, false);
     for byte in path {
-        let follows_slash = previous == b'/';
-        if !is_path_char(*byte) || (follows_slash && matches!(byte, b'/' | b'.')) {
-            return false;
-        }
-        previous = *byte;
+        let is_segment_end = matches!(byte, b'/' | b'.');
+        is_normal &= PATH_CHARS[usize::from(*byte)] && !(follows_slash && is_segment_end);
+        follows_slash = *byte == b'/';
     }
-    true
+    is_normal
 }
+
+/// [`is_path_char`], looked up.
+static PATH_CHARS: [bool; 256] = {
+    let mut chars = [false; 256];
+    let mut byte = 0;
+    while byte < chars.len() {
+        #[expect(clippy::cast_possible_truncation, reason = "it is below 256")]
+        let char = byte as u8;
+        chars[byte] = is_path_char(char);
+        byte += 1;
+    }
+    chars
+};
 
 /// Every character in its one spelling.
 fn spell(path: &str, strictness: Strictness) -> Result<String, Unsafe> {
@@ -224,12 +235,12 @@ fn push_escaped(spelled: &mut String, byte: u8) {
 }
 
 /// RFC 3986 section 2.3.
-fn is_unreserved(byte: u8) -> bool {
+const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 /// What may stand raw in a path: `pchar` without escapes, and `/` (RFC 3986 section 3.3).
-fn is_path_char(byte: u8) -> bool {
+const fn is_path_char(byte: u8) -> bool {
     is_unreserved(byte)
         || matches!(
             byte,

@@ -7,6 +7,8 @@ use thiserror::Error;
 
 /// Reason word of what broke after its response had begun, and of bytes.
 pub const RESET: &str = "reset";
+const HEADERS_TOO_LARGE: u16 = 431;
+
 /// Reason word of what took too long, before or after its response had begun.
 pub const DEADLINE: &str = "deadline";
 /// Reason word of a client that gave up.
@@ -69,6 +71,9 @@ pub enum ProxyError {
     /// The endpoint's response is not one that may be forwarded.
     #[error("{0}")]
     BadResponse(&'static str),
+    /// What came is not HTTP/1.1.
+    #[error("{}", .0.reason)]
+    Malformed(#[from] crate::h1::Malformed),
     /// Too many or too long headers.
     #[error("the request's headers are larger than this proxy accepts")]
     HeadersTooLarge,
@@ -137,7 +142,17 @@ impl ProxyError {
             Self::PlaintextRefused => (403, grpc::PERMISSION_DENIED, "plaintext_refused"),
             Self::BadRequest(_) => (400, grpc::INTERNAL, "bad_request"),
             Self::BadResponse(_) => (502, grpc::UNAVAILABLE, "bad_response"),
-            Self::HeadersTooLarge => (431, grpc::RESOURCE_EXHAUSTED, "headers_too_large"),
+            Self::Malformed(malformed) if malformed.status == HEADERS_TOO_LARGE => (
+                HEADERS_TOO_LARGE,
+                grpc::RESOURCE_EXHAUSTED,
+                "headers_too_large",
+            ),
+            Self::Malformed(malformed) => (malformed.status, grpc::INTERNAL, "bad_request"),
+            Self::HeadersTooLarge => (
+                HEADERS_TOO_LARGE,
+                grpc::RESOURCE_EXHAUSTED,
+                "headers_too_large",
+            ),
             Self::ConnectRefused => (405, grpc::UNIMPLEMENTED, "connect_refused"),
         };
         Disposition {
@@ -165,6 +180,7 @@ impl ProxyError {
             | Self::Denied
             | Self::PlaintextRefused
             | Self::BadRequest(_)
+            | Self::Malformed(_)
             | Self::HeadersTooLarge
             | Self::ConnectRefused => Outcome::Cancelled,
         }
@@ -182,7 +198,10 @@ impl ProxyError {
 
     /// Whether the request is not what HTTP allows.
     pub fn is_malformed(&self) -> bool {
-        matches!(self, Self::BadRequest(_) | Self::HeadersTooLarge)
+        matches!(
+            self,
+            Self::BadRequest(_) | Self::Malformed(_) | Self::HeadersTooLarge
+        )
     }
 
     /// In words, with the cause.
@@ -204,6 +223,7 @@ impl ProxyError {
             | Self::PlaintextRefused
             | Self::BadRequest(_)
             | Self::BadResponse(_)
+            | Self::Malformed(_)
             | Self::HeadersTooLarge
             | Self::ConnectRefused => self.to_string(),
         }

@@ -27,6 +27,17 @@ pub enum Event<'a> {
         /// Whether a body or trailers follow.
         then: Then,
     },
+    /// From a client: a request whose header list is over its limit. It begins a stream that has no
+    /// [`Event::Head`]; what of it comes is to be left, and it is to be answered (431).
+    TooLarge {
+        /// Of which stream.
+        stream: StreamId,
+        /// The fields before the one that was too much; nobody has looked at them together. For
+        /// records, and for the form of the answer; no policy can judge it.
+        head: Head,
+        /// Whether a body or trailers follow.
+        then: Then,
+    },
     /// From an endpoint: an interim answer (1xx), before the final one.
     Interim {
         /// Of which stream.

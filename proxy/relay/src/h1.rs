@@ -324,9 +324,20 @@ impl Connection {
         self.hop
     }
 
-    /// Bytes of memory that it takes, without what is in its output.
+    /// Gives back memory that a connection at rest does not need.
+    pub fn shrink(&mut self) {
+        self.kept.shrink();
+    }
+
+    /// Bytes that it keeps of what has come or is to be sent.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept.memory_bytes() + self.output.len()
+    }
+
+    /// Bytes of memory that it takes, its output included.
     pub fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + self.kept.memory_bytes() + self.asked.as_ref().map_or(0, |a| a.len())
+        let asked = self.asked.as_ref().map_or(0, |asked| asked.len());
+        size_of::<Self>() + self.kept.memory_bytes() + asked + self.output.memory_bytes()
     }
 
     /// Whether `stream` is the exchange under way.

@@ -18,6 +18,14 @@
 //!             both Ended, or RST_STREAM: it is over, and its place is free
 //! ```
 //!
+//! With [`Upgrade::Http1`] it carries HTTP/1.1 between two sidecars, upgrades too, which look as in
+//! [`crate::h1`]: `:protocol` stands beside the request's own method, and the request, which has no
+//! body, is told and sent as over (`Then::End`) though its stream stays open. 101 with `:protocol` is
+//! no interim answer but the final one, and from then on there are bytes in both directions until
+//! each has ended. With any other answer the codecs end the request's half by themselves. Whoever
+//! relays leaves `:protocol` out of a request by HEAD, by CONNECT, or with a body, which HTTP/1.1
+//! allows (RFC 9110 section 7.8).
+//!
 //! Output is written in the order control frames, heads, DATA: the first go straight to the
 //! output, heads pass what waits of bodies, and bodies take turns of 16 KiB. When nothing waits
 //! and the output is short, heads and bodies go straight to the output too.
@@ -29,8 +37,9 @@
 //! * a header block that is not whole: one, of twice `list_bytes_max` bytes;
 //! * output: `output_bytes`, one head or 16 KiB, and answers to control frames up to
 //!   [`Broken`] with ENHANCE_YOUR_CALM;
-//! * per stream (`streams_max` of them): what its source was given credit for, and the heads that
-//!   wait (interim ones: `interims_max` of them by our own client's limit).
+//! * heads that wait: `Limits::heads_bytes_max`, above which a client opens no stream, and a server
+//!   drops interim answers and takes no more frames;
+//! * per stream (`streams_max` of them): what its source was given credit for.
 //!
 //! Files: `receive` turns bytes into frames; `control` takes those of the connection, `message` heads
 //! and trailers, `body` what else streams have; `send` is the other direction. The rest are their
@@ -55,7 +64,6 @@ mod tests;
 
 use std::{fmt, time::Instant};
 
-pub use self::limits::{Limits, Rate};
 use self::{
     flow::{ReceiveWindow, SendWindow},
     frame::MAX_31_BITS,
@@ -65,6 +73,10 @@ use self::{
     recent::Recent,
     settings::{INITIAL_WINDOW, Settings},
     streams::{Queue, Streams},
+};
+pub use self::{
+    limits::{ADDED_BYTES_MAX, ADDED_FIELDS_MAX, Limits, Rate, Upgrade},
+    send::Refusal,
 };
 use crate::{
     event::{Broken, Code, StreamId},
@@ -81,6 +93,27 @@ pub enum Role {
     Client,
 }
 
+/// SETTINGS of ours that are on their way: one at a time.
+///
+/// A peer that does not acknowledge the first ones speaks no HTTP/2, or is not there. The later ones
+/// only tell of windows, and what the peer has not heard of is not held against it: it may be slow,
+/// which is no reason to end what it does (RFC 9113 section 6.5.3 says MAY).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unacknowledged {
+    None,
+    First { due: Instant },
+    Later,
+}
+
+impl Unacknowledged {
+    fn due(self) -> Option<Instant> {
+        match self {
+            Self::First { due } => Some(due),
+            Self::None | Self::Later => None,
+        }
+    }
+}
+
 /// A connection.
 pub struct Connection {
     role: Role,
@@ -94,6 +127,8 @@ pub struct Connection {
     reading: Reading,
     /// The beginning of a frame whose rest has not come. At most 9 bytes and `frame_bytes_max`.
     partial: Vec<u8>,
+    /// Until when its rest is to come.
+    partial_due: Option<Instant>,
     /// The beginning of a header block, at most [`Limits::block_bytes_max`].
     block: Vec<u8>,
     /// Whose block that is; until its end no other frame may come.
@@ -101,13 +136,14 @@ pub struct Connection {
     decoder: Decoder,
     receive_window: ReceiveWindow,
     resets: Budget,
+    resets_sent: Budget,
     idle_frames: Budget,
 
     /// The peer's, once its first SETTINGS have come.
     peer: Settings,
     has_settings: bool,
-    /// Until when our SETTINGS are to be acknowledged.
-    settings_due: Option<Instant>,
+    /// Which SETTINGS of ours have not been acknowledged.
+    unacknowledged: Unacknowledged,
     /// What new streams may receive, as the peer knows it.
     stream_window: u32,
     /// The same, from the acknowledgement on that is due.
@@ -152,15 +188,19 @@ impl Connection {
                 Role::Client => Reading::Frame,
             },
             partial: Vec::new(),
+            partial_due: None,
             block: Vec::new(),
             assembling: None,
             decoder: Decoder::new(limits.table_bytes_max),
             receive_window: ReceiveWindow::new(limits.connection_window.max(INITIAL_WINDOW)),
             resets: Budget::new(limits.resets, now),
+            resets_sent: Budget::new(limits.resets_sent, now),
             idle_frames: Budget::new(limits.idle_frames, now),
             peer: Settings::default(),
             has_settings: false,
-            settings_due: Some(now + limits.settings_timeout),
+            unacknowledged: Unacknowledged::First {
+                due: now + limits.settings_timeout,
+            },
             stream_window: INITIAL_WINDOW,
             stream_window_said: limits.stream_window,
             stream_window_wanted: limits.stream_window,
@@ -184,16 +224,19 @@ impl Connection {
     /// Ends the connection when something is overdue at `now`, see [`Connection::deadline`].
     ///
     /// # Errors
-    /// SETTINGS_TIMEOUT when our SETTINGS were not acknowledged, ENHANCE_YOUR_CALM when a header
-    /// block did not come to its end.
+    /// SETTINGS_TIMEOUT when our first SETTINGS were not acknowledged, ENHANCE_YOUR_CALM when a frame
+    /// or a header block did not come to its end.
     pub fn expire(&mut self, now: Instant) -> Result<(), Broken> {
         if let Some(broken) = self.broken {
             return Err(broken);
         }
         let overdue = |due: Option<Instant>| due.is_some_and(|due| due <= now);
-        let (code, reason) = if overdue(self.settings_due) {
+        let (code, reason) = if overdue(self.unacknowledged.due()) {
             let reason = "our SETTINGS were not acknowledged in time (6.5.3)";
             (Code::SETTINGS_TIMEOUT, reason)
+        } else if overdue(self.partial_due) {
+            let reason = "a frame was not ended in time (10.5)";
+            (Code::ENHANCE_YOUR_CALM, reason)
         } else if overdue(self.assembling.map(|block| block.due)) {
             let reason = "a header block was not ended in time (10.5)";
             (Code::ENHANCE_YOUR_CALM, reason)
@@ -213,6 +256,14 @@ impl Connection {
         self.recent.shrink();
         self.partial.shrink_to_fit();
         self.block.shrink_to_fit();
+        self.output.shrink();
+    }
+
+    /// As a client: whether so many streams were reset of late that more could make the peer end the
+    /// connection (it counts them against a flood, as [`Limits::resets`] does here): requests had
+    /// better go over another one.
+    pub fn is_worn(&mut self, now: Instant) -> bool {
+        self.role == Role::Client && self.resets_sent.is_used_up(now)
     }
 
     /// What is to be written. It may be taken from at any time.
@@ -223,7 +274,8 @@ impl Connection {
     /// Until when [`Connection::expire`] is to be called.
     pub fn deadline(&self) -> Option<Instant> {
         let block = self.assembling.map(|block| block.due);
-        self.settings_due.into_iter().chain(block).min()
+        let due = [self.unacknowledged.due(), self.partial_due, block];
+        due.into_iter().flatten().min()
     }
 
     /// Streams that are not over.
@@ -254,6 +306,7 @@ impl Connection {
             && self.peer_last.is_none()
             && self.next_id <= MAX_31_BITS
             && self.streams.len() < streams_max
+            && self.pieces.head_bytes() < self.limits.heads_bytes_max()
     }
 
     /// As a client: whether extended CONNECT may be sent (RFC 8441 section 3).
@@ -277,6 +330,25 @@ impl Connection {
         self.pieces.waiting_bytes()
     }
 
+    /// As a client: whether the head of the request has gone into the output. What has not, the
+    /// peer cannot know of.
+    pub fn has_begun(&self, stream: StreamId) -> bool {
+        stream.0 <= self.highest
+    }
+
+    /// Bytes that it keeps for its streams, and because of its peer: what waits of bodies and heads,
+    /// the output, what is not whole of a frame or a header block. For a budget over all connections;
+    /// beside it are HPACK's tables and the places of streams, which their limits bound. A piece kept
+    /// by reference counts its own length, see [`crate::input::Payload`].
+    pub fn kept_bytes(&self) -> usize {
+        self.pieces.waiting_bytes()
+            + self.pieces.head_bytes()
+            + self.pieces.framed_bytes()
+            + self.output.len()
+            + self.partial.len()
+            + self.block.len()
+    }
+
     /// What the whole connection may still send: at zero, its streams wait for the peer.
     pub fn send_window(&self) -> usize {
         self.send_window.left()
@@ -292,7 +364,7 @@ impl Connection {
             + self.streams.memory_bytes()
             + self.recent.memory_bytes()
             + self.pieces.memory_bytes()
-            + self.output.len()
+            + self.output.memory_bytes()
     }
 
     /// Why the last stream that we found malformed was reset, with the section of RFC 9113.

@@ -13,7 +13,13 @@ use crate::token::Token;
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Entry>,
+    /// Which tokens there are: most that are asked for are not.
+    tokens: Tokens,
 }
+
+/// A set of tokens.
+#[derive(Clone, Copy, Default)]
+struct Tokens([u64; 2]);
 
 /// A field of a [`Head`].
 #[derive(Clone, Copy)]
@@ -60,6 +66,7 @@ impl Head {
         Self {
             bytes: Vec::new(),
             fields: Vec::new(),
+            tokens: Tokens([0; 2]),
         }
     }
 
@@ -94,6 +101,7 @@ impl Head {
         indexing: Indexing,
         hash: u32,
     ) {
+        self.tokens.add(token);
         self.fields.push(Entry {
             start: checked(start),
             name_bytes: checked(name_bytes),
@@ -121,8 +129,11 @@ impl Head {
             token,
             indexing: Indexing::Allowed,
         };
-        let at = self.fields.iter().position(|field| field.token == token);
-        if let Some(at) = at {
+        let has_one = self.tokens.has(token);
+        self.tokens.add(token);
+        let mut fields = self.fields.iter();
+        let at = has_one.then(|| fields.position(|field| field.token == token));
+        if let Some(at) = at.flatten() {
             // A secret stays one when it is changed; what its sender put into its table was not
             // this value.
             let indexing = match self.fields[at].indexing {
@@ -146,13 +157,22 @@ impl Head {
     /// Removes the fields for which `is_kept` is false.
     pub fn retain(&mut self, mut is_kept: impl FnMut(Field<'_>) -> bool) {
         let bytes = &self.bytes;
-        self.fields.retain(|entry| is_kept(entry.field(bytes)));
+        let mut tokens = Tokens::default();
+        self.fields.retain(|entry| {
+            let is_kept = is_kept(entry.field(bytes));
+            if is_kept {
+                tokens.add(entry.token);
+            }
+            is_kept
+        });
+        self.tokens = tokens;
     }
 
     /// Forgets all fields; keeps the room.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.fields.clear();
+        self.tokens = Tokens::default();
     }
 
     /// Makes it equal to `other`, in the room that it has.
@@ -160,6 +180,7 @@ impl Head {
         self.clear();
         self.bytes.extend_from_slice(&other.bytes);
         self.fields.extend_from_slice(&other.fields);
+        self.tokens = other.tokens;
     }
 
     /// The fields in order.
@@ -178,7 +199,28 @@ impl Head {
 
     /// The first value of a known name.
     pub fn get(&self, token: Token) -> Option<&[u8]> {
-        self.all(token).next()
+        match self.has(token) {
+            true => self.all(token).next(),
+            false => None,
+        }
+    }
+
+    /// Whether there is a field of this name, or one whose name is not known.
+    pub fn has(&self, token: Token) -> bool {
+        self.tokens.has(token)
+    }
+
+    /// The one value of `token`, to be overwritten in its length. What its sender put into its
+    /// table was not what comes of it.
+    pub(crate) fn value_mut(&mut self, token: Token) -> Option<&mut [u8]> {
+        let entry = self.fields.iter_mut().find(|entry| entry.token == token)?;
+        entry.hash = 0;
+        if entry.indexing == Indexing::Indexed {
+            entry.indexing = Indexing::Allowed;
+        }
+        let start = (entry.start + entry.name_bytes) as usize;
+        self.bytes
+            .get_mut(start..start + entry.value_bytes as usize)
     }
 
     /// The values of a known name, in order.
@@ -201,11 +243,32 @@ impl Head {
             .sum()
     }
 
+    /// Whether [`Self::list_bytes`] is above `max`. For what is far below it costs no look at the
+    /// fields.
+    pub fn is_list_over(&self, max: usize) -> bool {
+        let at_most = self.bytes.len() + self.fields.len() * (Token::NAME_BYTES_MAX + 32);
+        at_most > max && self.list_bytes() > max
+    }
+
     /// Bytes of memory that it takes.
     pub fn memory_bytes(&self) -> usize {
         self.bytes.capacity() + self.fields.capacity() * size_of::<Entry>()
     }
 }
+
+impl Tokens {
+    fn add(&mut self, token: Token) {
+        let at = token as usize;
+        self.0[at / 64] |= 1 << (at % 64);
+    }
+
+    fn has(self, token: Token) -> bool {
+        let at = token as usize;
+        self.0[at / 64] >> (at % 64) & 1 == 1
+    }
+}
+
+const _: () = assert!((Token::Other as u8) < 128, "the set has room for all");
 
 impl fmt::Debug for Head {
     /// Without values: they may be secrets.
@@ -354,6 +417,15 @@ mod tests {
         assert_eq!(head.get(Token::Path), None);
         let names_and_values: usize = FIELDS.iter().map(|(n, v)| n.len() + v.len()).sum();
         assert_eq!(head.list_bytes(), names_and_values + 32 * 5);
+        for max in [
+            0,
+            head.list_bytes() - 1,
+            head.list_bytes(),
+            1_000,
+            usize::MAX,
+        ] {
+            assert_eq!(head.is_list_over(max), head.list_bytes() > max, "{max}");
+        }
     }
 
     #[test]

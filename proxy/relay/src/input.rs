@@ -17,7 +17,7 @@ pub struct Input<'a> {
 pub enum Payload<'a> {
     /// Whoever keeps it copies it.
     Lent(&'a [u8]),
-    /// It keeps the whole read alive, which is what the budget counts.
+    /// It keeps the whole read alive: at most four times its length.
     Shared(Bytes),
 }
 
@@ -65,7 +65,9 @@ impl<'a> Input<'a> {
     pub fn payload(&mut self, n: usize) -> Payload<'a> {
         let taken = self.take(n);
         match self.owner {
-            Some(owner) if n >= SHARED_MIN => Payload::Shared(owner.slice_ref(taken)),
+            Some(owner) if n >= SHARED_MIN.max(owner.len() / 4) => {
+                Payload::Shared(owner.slice_ref(taken))
+            }
             _ => Payload::Lent(taken),
         }
     }
@@ -117,7 +119,7 @@ impl Payload<'_> {
 
 /// Below it a copy costs less than two changes of a reference count and a piece of output of its
 /// own.
-const SHARED_MIN: usize = 1024;
+pub(crate) const SHARED_MIN: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -133,6 +135,18 @@ mod tests {
             panic!("it was lent");
         };
         assert_eq!(piece.as_ptr(), read[10 + SHARED_MIN - 1..].as_ptr());
+    }
+
+    /// So that a slow reader of small pieces does not hold the reads that they came in.
+    #[test]
+    fn a_small_part_of_a_read_is_copied() {
+        let read = Bytes::from(vec![7; 16 * SHARED_MIN]);
+        let mut input = Input::shared(&read);
+        assert!(matches!(
+            input.payload(4 * SHARED_MIN - 1),
+            Payload::Lent(_)
+        ));
+        assert!(matches!(input.payload(4 * SHARED_MIN), Payload::Shared(_)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io::IoSlice};
 
 use bytes::{Buf, Bytes};
 
-use crate::input::Payload;
+use crate::input::{Payload, SHARED_MIN};
 
 /// Bytes to write: small ones one after the other, large ones by reference between them.
 ///
@@ -51,10 +51,11 @@ impl Output {
         self.len += bytes.len();
     }
 
-    /// Appends a piece of a body.
+    /// Appends a piece of a body; a short one is copied, whatever it is.
     pub fn push(&mut self, payload: Payload<'_>) {
         match payload {
             Payload::Lent(bytes) => self.copy(bytes),
+            Payload::Shared(bytes) if bytes.len() < SHARED_MIN => self.copy(&bytes),
             Payload::Shared(bytes) => {
                 self.len += bytes.len();
                 let at = self.small.len();
@@ -115,17 +116,38 @@ impl Output {
             self.written = large.at;
             if n < large.bytes.len() {
                 large.bytes.advance(n);
-                return;
+                n = 0;
+                break;
             }
             n -= large.bytes.len();
             self.large.pop_front();
         }
         self.written += n;
+        self.compact();
+    }
+
+    /// Gives back memory that nothing at rest needs; what is busy would only take it again. So much
+    /// is kept until then: [`ROOM_MAX`], or twice what waits if that is more.
+    pub fn shrink(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn memory_bytes(&self) -> usize {
+        let large = self.len - (self.small.len() - self.written);
+        self.small.capacity() + large + self.large.capacity() * size_of::<Large>()
+    }
+
+    /// What follows moves to the front when it is less than what has gone: each byte moves once on
+    /// average.
+    fn compact(&mut self) {
         if self.len == 0 {
             self.small.clear();
-            self.small.shrink_to(SMALL_KEPT);
+            self.small.shrink_to(ROOM_MAX);
             self.written = 0;
-        } else if self.written >= SMALL_KEPT {
+        } else if self.written >= WRITTEN_KEPT.max(self.small.len() / 2) {
             self.small.drain(..self.written);
             for large in &mut self.large {
                 large.at -= self.written;
@@ -135,9 +157,11 @@ impl Output {
     }
 }
 
-/// Room that an idle connection keeps, and written bytes that are kept before what follows moves
-/// to the front.
-const SMALL_KEPT: usize = 4 * 1024;
+/// Room that is kept between one batch and the next: what a connection has in its output when it is
+/// busy (`h2::Limits::output_bytes`), and a head.
+const ROOM_MAX: usize = 128 * 1024;
+/// Bytes that have gone and are not worth a move.
+const WRITTEN_KEPT: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -192,11 +216,52 @@ mod tests {
         assert!(!first.is_empty());
     }
 
+    /// As a busy connection is used: batches, each of which is written whole.
     #[test]
-    fn an_idle_connection_keeps_little() {
+    fn room_is_kept_while_it_is_used_and_given_back_at_rest() {
         let mut output = Output::default();
-        output.copy(&[0; 1 << 20]);
-        output.consume(1 << 20);
-        assert!(output.small.capacity() <= SMALL_KEPT);
+        let batch = |output: &mut Output, bytes: usize| {
+            output.copy(&vec![0; bytes]);
+            output.consume(bytes);
+            output.memory_bytes()
+        };
+        assert!(batch(&mut output, 64 * 1024) >= 64 * 1024);
+        assert!(batch(&mut output, 1) >= 64 * 1024);
+        assert!(batch(&mut output, 1 << 20) <= ROOM_MAX);
+        output.copy(b"a");
+        output.shrink();
+        assert_eq!(contents(&output), b"a");
+        output.consume(1);
+        output.shrink();
+        assert_eq!(output.memory_bytes(), 0);
+    }
+
+    /// As a connection is used that sends a large body and is never quite empty: what is written ends
+    /// within a large piece each time.
+    #[test]
+    fn what_has_gone_is_forgotten_also_when_it_is_never_empty() {
+        let mut output = Output::default();
+        let body = Bytes::from(vec![7; 16 * 1024]);
+        let frame = 9 + body.len();
+        for n in 0..20_000 {
+            output.copy(&[7; 9]);
+            output.push(Payload::Shared(body.clone()));
+            output.consume(if n == 0 { frame - 1 } else { frame });
+        }
+        assert_eq!(output.len(), 1);
+        assert!(output.memory_bytes() <= 4 * WRITTEN_KEPT);
+    }
+
+    #[test]
+    fn what_waits_moves_as_often_as_it_is_long() {
+        let mut output = Output::default();
+        output.copy(&[1; 1 << 20]);
+        let mut moves = 0;
+        while !output.is_empty() {
+            let written = output.written;
+            output.consume(1 << 10);
+            moves += usize::from(output.written < written);
+        }
+        assert!((1..=10).contains(&moves), "{moves}");
     }
 }

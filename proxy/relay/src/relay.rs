@@ -16,8 +16,13 @@
 
 mod answer;
 mod channel;
+mod charge;
+mod codec;
 mod conn;
 mod exchange;
+mod filter;
+mod lifetime;
+mod rivals;
 mod route;
 mod upload;
 
@@ -26,7 +31,7 @@ use std::{
     hash::BuildHasherDefault,
     net::SocketAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use heddle_policy::{
@@ -39,22 +44,26 @@ use slotmap::{SlotMap, new_key_type};
 
 use self::{
     channel::Channels,
-    conn::{ByStream, Conn, NumberHasher},
-    exchange::Exchange,
+    codec::Fault,
+    conn::{Conn, NumberHasher},
+    exchange::{Exchange, Leg, Lost},
 };
 pub use self::{
-    conn::{Caller, Dialled, Port, Speaks},
+    conn::{Caller, Carries, Dialled, Port, Speaks},
     exchange::Record,
+    filter::{Answer, Filter, Message, Plan, Verdict},
 };
 use crate::{
+    budget::{Account, Budget},
     cluster::EndpointState,
-    error::ConnectError,
-    event::{Broken, Event},
-    h2,
+    error::{ConnectError, ProxyError},
+    event::{Code, Event, StreamId},
+    h1, h2,
     head::Heads,
     input::Input,
     output::Output,
-    request::Terms,
+    record::Direction,
+    request::{Terms, Version},
     timer::Timers,
     view::View,
 };
@@ -63,7 +72,7 @@ new_key_type! {
     /// A connection.
     pub struct ConnId;
     /// An exchange.
-    pub(crate) struct ExchangeId;
+    pub struct ExchangeId;
     /// Connections to one endpoint.
     pub struct ChannelId;
 }
@@ -75,12 +84,33 @@ pub struct Settings {
     pub terms: Terms,
     /// HTTP/2 between sidecars.
     pub mesh: h2::Limits,
-    /// HTTP/2 with the workload.
+    /// HTTP/2 with anybody else, above all the workload.
     pub workload: h2::Limits,
+    /// HTTP/1.1.
+    pub http1: h1::Limits,
     /// Request bytes kept for a retry, each exchange.
     pub replay_bytes_max: usize,
     /// For the answer to a destination nobody asked for before.
-    pub lookup_wait: std::time::Duration,
+    pub lookup_wait: Duration,
+    /// How long connections live.
+    pub bounds: Bounds,
+    /// What this process may keep.
+    pub budget: Arc<Budget>,
+}
+
+/// How long connections live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// A client's connection of HTTP/1.1 without a request is closed after this.
+    pub idle: Duration,
+    /// A connection to an endpoint without a request is closed after this.
+    pub endpoint_idle: Duration,
+    /// A connection of HTTP/1.1 to an endpoint which has been without a request for this long is
+    /// not used for one that may not be repeated, because the endpoint may be closing it by now.
+    /// Sidecars are not meant.
+    pub unrepeatable_idle: Duration,
+    /// A connection is retired at this age, give or take 20 %. Tunnels are not.
+    pub connection_age: Duration,
 }
 
 /// What a driver has to do.
@@ -88,10 +118,23 @@ pub struct Settings {
 pub enum Task {
     /// Connect; the answer is [`Relay::dialled`].
     Dial(Dial),
-    /// Close when its output has been written.
-    Close(ConnId),
+    /// Shut our direction of it when its output has been written; what comes is read on.
+    Shut(ConnId),
+    /// Close it; it is not lost by that. One that is finishing may be aborted yet.
+    Close(ConnId, Closing),
     /// Ask the control plane about a destination; the answer is [`Relay::configured`].
     Ask(DestinationKey),
+}
+
+/// How a connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// In order: its output is written, our direction is shut, and what still comes is read and
+    /// thrown away for a bounded time. Else the kernel destroys what the other side has not read
+    /// (RFC 9112 section 9.6).
+    Finish,
+    /// At once, by a reset: what was sent must not pass for something whole.
+    Abort,
 }
 
 /// A connection that is wanted.
@@ -101,10 +144,14 @@ pub struct Dial {
     pub channel: ChannelId,
     /// Where to.
     pub endpoint: EndpointKey,
+    /// Inbound: to the workload's own port.
+    pub direction: Direction,
     /// Told to it as SNI.
     pub name: Arc<str>,
+    /// What it is wanted for.
+    pub carries: Carries,
     /// For TCP and TLS together.
-    pub timeout: std::time::Duration,
+    pub timeout: Duration,
 }
 
 /// A connection that was wanted.
@@ -114,6 +161,8 @@ pub struct Connected {
     pub peer: Peer,
     /// Whether it is a sidecar of ours, whose reason words are to be believed.
     pub is_sidecar: bool,
+    /// What it speaks.
+    pub speaks: Speaks,
 }
 
 /// Positions of round robins, by the addresses of their clusters' states.
@@ -124,6 +173,7 @@ type Turns = HashMap<usize, Turn, BuildHasherDefault<NumberHasher>>;
 enum Due {
     Exchange(ExchangeId),
     Conn(ConnId),
+    Channel(ChannelId),
 }
 
 /// See the module.
@@ -135,8 +185,15 @@ pub struct Relay {
     view_number: u64,
     conns: SlotMap<ConnId, Conn>,
     exchanges: SlotMap<ExchangeId, Exchange>,
+    /// By direction.
+    begun: [u64; 2],
     channels: Channels,
     timers: Timers<Due>,
+    account: Account,
+    /// Directions whose clients are to go; at most both.
+    retired: Vec<Direction>,
+    /// Nothing may live any more.
+    is_cut: bool,
     /// Exchanges whose destination has been asked for.
     looking: Vec<ExchangeId>,
     /// What is in flight to the workload's own ports; as many as it has.
@@ -150,22 +207,27 @@ pub struct Relay {
     rooms: Vec<Output>,
     /// Connections that may have something to write, each once.
     dirty: Vec<ConnId>,
+    /// Connections that may be read from again, each once.
+    resumed: Vec<ConnId>,
     tasks: VecDeque<Task>,
     records: VecDeque<Record>,
     rng: SmallRng,
+    filter: Option<Box<dyn Filter>>,
 }
 
 impl Relay {
     /// One without connections.
     pub fn new(settings: Settings, view: Arc<View>, seed: u64, now: Instant) -> Self {
         Self {
-            settings,
             view,
             view_number: 0,
             conns: SlotMap::default(),
             exchanges: SlotMap::default(),
             channels: Channels::default(),
             timers: Timers::new(now),
+            account: Account::new(&settings.budget),
+            retired: Vec::new(),
+            is_cut: false,
             looking: Vec::new(),
             applications: HashMap::new(),
             turns: Turns::default(),
@@ -173,20 +235,35 @@ impl Relay {
             nameless: "".into(),
             rooms: Vec::new(),
             dirty: Vec::new(),
+            resumed: Vec::new(),
+            begun: [0; 2],
             tasks: VecDeque::new(),
             records: VecDeque::new(),
             rng: SmallRng::seed_from_u64(seed),
+            filter: None,
+            settings,
         }
+    }
+
+    /// Asks this one at the turning points of exchanges.
+    #[must_use]
+    pub fn with_filter(mut self, filter: Box<dyn Filter>) -> Self {
+        self.filter = Some(filter);
+        self
     }
 
     /// A client has connected.
     pub fn accepted(&mut self, caller: Caller, now: Instant) -> ConnId {
-        let limits = match caller.dialled {
-            Dialled::Port(_) => &self.settings.mesh,
-            Dialled::Destination(_) | Dialled::Authority => &self.settings.workload,
-        };
-        let conn = Conn::of_client(caller, limits, now);
-        self.add(conn)
+        let age = self.age_share();
+        let conn = Conn::of_client(caller, &self.settings, age, now);
+        let is_late = self.retired.contains(&conn.direction());
+        let id = self.add(conn);
+        if self.is_cut {
+            self.close(id, Closing::Abort, now);
+        } else if is_late {
+            self.leave_after_one(id, now);
+        }
+        id
     }
 
     /// A connection that was asked for is there, or will not be.
@@ -196,17 +273,21 @@ impl Relay {
         result: Result<Connected, ConnectError>,
         now: Instant,
     ) -> Option<ConnId> {
+        let slot = self.channels.dialled(channel);
         match result {
             Ok(connected) => {
-                let limits = match connected.is_sidecar {
-                    true => &self.settings.mesh,
-                    false => &self.settings.workload,
-                };
-                let conn = self.add(Conn::of_endpoint(channel, connected, limits, now));
+                let age = self.age_share();
+                let settings = &self.settings;
+                let conn = Conn::of_endpoint(channel, connected, slot, settings, age, now);
+                let conn = self.add(conn);
                 self.connected(channel, conn, now);
+                if self.is_cut {
+                    self.close(conn, Closing::Abort, now);
+                }
                 Some(conn)
             }
             Err(error) => {
+                drop(slot);
                 self.not_connected(channel, &error, now);
                 None
             }
@@ -215,6 +296,9 @@ impl Relay {
 
     /// Bytes have come.
     pub fn received(&mut self, id: ConnId, mut input: Input<'_>, now: Instant) {
+        if let Some(conn) = self.conns.get_mut(id).filter(|_| !input.is_empty()) {
+            conn.life.heard(now);
+        }
         loop {
             let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
                 return;
@@ -224,14 +308,45 @@ impl Relay {
                 Ok(Some(event)) if is_client => self.client_event(id, event, now),
                 Ok(Some(event)) => self.endpoint_event(id, event, now),
                 Ok(None) => break,
-                Err(broken) => return self.broke(id, broken, now),
+                Err(fault) => return self.broke(id, fault, now),
             }
         }
+        debug_assert!(
+            input.is_empty(),
+            "no more was handed in than there was room for"
+        );
         self.touch(id);
-        self.arm_conn(id);
     }
 
-    /// A connection has ended, and nothing can be written any more.
+    /// A connection's other side has ended its direction in order (over TLS: by a
+    /// `close_notify`).
+    pub fn ended(&mut self, id: ConnId, now: Instant) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
+            return;
+        };
+        if conn.codec.ended() {
+            self.received(id, Input::lent(b""), now);
+        } else {
+            self.close(id, Closing::Finish, now);
+        }
+    }
+
+    /// How many bytes may be handed in at once. 0: not now; [`Relay::next_resumed`] tells when.
+    pub fn room(&mut self, id: ConnId) -> usize {
+        let Some(conn) = self.conns.get_mut(id) else {
+            return 0;
+        };
+        let room = conn.codec.room();
+        conn.is_stopped = room == 0;
+        room
+    }
+
+    /// A connection for which there was no room, and is now.
+    pub fn next_resumed(&mut self) -> Option<ConnId> {
+        self.resumed.pop()
+    }
+
+    /// A connection has ended, or was closed: nothing comes and nothing can be written any more.
     pub fn lost(&mut self, id: ConnId, now: Instant) {
         let Some(conn) = self.conns.remove(id) else {
             return;
@@ -239,8 +354,20 @@ impl Relay {
         if let Some(timer) = conn.timer {
             self.timers.cancel(timer);
         }
+        self.account.refund(conn.charged);
         let channel = conn.channel();
-        self.abort(conn.exchanges, channel, id, now);
+        let is_stale = conn.uses > 1 && !conn.codec.is_answered();
+        let lost = match is_stale {
+            true => Lost::Stale,
+            false => Lost::Connection,
+        };
+        let lost = conn.losses(lost);
+        // With it its place among the connections of its cluster.
+        drop(conn);
+        if let Some(channel) = channel {
+            self.channels.ended(channel);
+        }
+        self.abort(lost, channel, id, now);
     }
 
     /// Another view is in force.
@@ -258,8 +385,12 @@ impl Relay {
     pub fn expire(&mut self, now: Instant) {
         while let Some(due) = self.timers.expired(now) {
             match due {
-                Due::Exchange(exchange) => self.exchange_due(exchange, now),
+                Due::Exchange(exchange) => {
+                    self.exchange_due(exchange, now);
+                    self.charge_exchange(exchange);
+                }
                 Due::Conn(conn) => self.conn_due(conn, now),
+                Due::Channel(channel) => self.channel_due(channel, now),
             }
         }
     }
@@ -296,11 +427,10 @@ impl Relay {
             while let Some(event) = self.conns.get_mut(id).and_then(|c| c.codec.next_written()) {
                 self.written(id, &event, now);
             }
+            self.attend(id, now);
             // A window that opened makes room for requests too.
-            let channel = self.conns.get(id).and_then(Conn::channel);
-            if let Some(channel) = channel.filter(|channel| self.channels.has_waiting(*channel)) {
-                self.serve_waiting(channel, now);
-            }
+            self.channel_changed(id, now);
+            self.charge_conn(id);
             let output = self.conns.get_mut(id).map(|conn| conn.codec.output());
             if output.is_some_and(|output| !output.is_empty()) {
                 return Some(id);
@@ -316,10 +446,8 @@ impl Relay {
 
     /// Looks at a connection's output again.
     pub fn touch(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(id)
-            && !std::mem::replace(&mut conn.is_dirty, true)
-        {
-            self.dirty.push(id);
+        if let Some(conn) = self.conns.get_mut(id) {
+            touch(&mut self.dirty, conn, id);
         }
     }
 
@@ -327,6 +455,11 @@ impl Relay {
     pub fn streams_held(&self) -> usize {
         let conns = self.conns.values();
         conns.map(|conn| conn.exchanges.len()).sum()
+    }
+
+    /// Exchanges that have ever begun: outbound, inbound.
+    pub fn begun(&self) -> [u64; 2] {
+        self.begun
     }
 
     /// Exchanges under way.
@@ -341,20 +474,76 @@ impl Relay {
         id
     }
 
-    fn broke(&mut self, id: ConnId, _broken: Broken, now: Instant) {
+    /// What else may have changed with a connection: something to look at again, room for more,
+    /// its end.
+    fn attend(&mut self, id: ConnId, now: Instant) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
+            return;
+        };
+        if conn.codec.is_ready() {
+            self.received(id, Input::lent(b""), now);
+        }
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
+            return;
+        };
+        if conn.is_stopped && conn.codec.room() > 0 {
+            conn.is_stopped = false;
+            self.resumed.push(id);
+        }
+        conn.shut_since = match conn.codec.is_shut() {
+            true => conn.shut_since.or(Some(now)),
+            false => None,
+        };
+        conn.life.look(conn.uses, conn.exchanges.is_empty(), now);
+        let ending = conn.codec.ending();
+        if ending != std::mem::replace(&mut conn.ending, ending) {
+            match ending {
+                h1::Ending::Open => {}
+                h1::Ending::HalfClosed => self.tasks.push_back(Task::Shut(id)),
+                h1::Ending::Finishing => self.close(id, Closing::Finish, now),
+                h1::Ending::Aborted => self.close(id, Closing::Abort, now),
+            }
+        } else if self.has_left(id) {
+            self.close(id, Closing::Finish, now);
+        }
+        self.fit_windows(id);
+        self.arm_conn(id);
+    }
+
+    /// What came cannot be understood. Where the protocol has an answer to that, it is given.
+    fn broke(&mut self, id: ConnId, fault: Fault, now: Instant) {
+        match fault {
+            // It ends behind the answer.
+            Fault::Http1(malformed) => self.refuse(id, malformed, now),
+            Fault::Http2 => self.close(id, Closing::Finish, now),
+        }
         self.touch(id);
-        self.tasks.push_back(Task::Close(id));
+    }
+
+    /// Nothing is taken from a connection any more.
+    fn close(&mut self, id: ConnId, closing: Closing, now: Instant) {
         let conn = &mut self.conns[id];
-        conn.is_closing = true;
-        let exchanges = std::mem::take(&mut conn.exchanges);
+        if std::mem::replace(&mut conn.is_closing, true) {
+            if closing == Closing::Abort {
+                self.tasks.push_back(Task::Close(id, closing));
+            }
+            return;
+        }
+        let lost = conn.losses(Lost::Connection);
+        conn.exchanges.clear();
         let channel = conn.channel();
-        self.abort(exchanges, channel, id, now);
+        if let Some(timer) = conn.timer.take() {
+            self.timers.cancel(timer);
+        }
+        self.tasks.push_back(Task::Close(id, closing));
+        self.touch(id);
+        self.abort(lost, channel, id, now);
     }
 
     /// The connection carries nothing any more.
     fn abort(
         &mut self,
-        exchanges: ByStream,
+        lost: Vec<(StreamId, ExchangeId, Lost)>,
         channel: Option<ChannelId>,
         conn: ConnId,
         now: Instant,
@@ -362,10 +551,19 @@ impl Relay {
         if let Some(channel) = channel {
             self.channels.forget(channel, conn);
         }
-        for exchange in exchanges.into_values() {
+        if channel.is_none() {
+            // None of them is sent in the place of another that ends.
+            for (_, exchange, _) in &lost {
+                let exchange = self.exchanges.get_mut(*exchange);
+                if let Some(attempt) = exchange.and_then(|exchange| exchange.attempt.as_mut()) {
+                    attempt.waits_in = None;
+                }
+            }
+        }
+        for (stream, exchange, lost) in lost {
             match channel {
                 None => self.client_gone(exchange, now),
-                Some(_) => self.attempt_broke(exchange, None, now),
+                Some(_) => self.attempt_broke(exchange, Leg { conn, stream }, lost, now),
             }
         }
         if let Some(channel) = channel {
@@ -373,46 +571,40 @@ impl Relay {
         }
     }
 
-    /// Sets the connection's timer for what is due, unless it is set so.
-    fn arm_conn(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else {
-            return;
-        };
-        let due = conn.codec.deadline().filter(|_| !conn.is_closing);
-        if due == conn.due {
-            return;
-        }
-        conn.due = due;
-        if let Some(timer) = conn.timer.take() {
-            self.timers.cancel(timer);
-        }
-        conn.timer = due.map(|at| self.timers.set(at, Due::Conn(id)));
-    }
-
-    fn conn_due(&mut self, id: ConnId, now: Instant) {
-        let conn = &mut self.conns[id];
-        (conn.timer, conn.due) = (None, None);
-        match conn.codec.expire(now) {
-            Ok(()) => self.arm_conn(id),
-            Err(broken) => self.broke(id, broken, now),
-        }
-    }
-
     fn client_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {
         match event {
-            Event::Head { stream, head, then } => self.begin(id, stream, head, then, now),
+            Event::Head { stream, head, then } => {
+                self.asked(id, now);
+                if self.is_out_of_room() {
+                    return self.turn_away(id, stream, head, then, now);
+                }
+                self.begin(id, stream, head, then, now);
+                if let Some(exchange) = self.conns[id].exchange(stream) {
+                    self.charge_exchange(exchange);
+                }
+            }
+            Event::TooLarge { stream, head, then } => {
+                self.asked(id, now);
+                if let Some(exchange) = self.start(id, stream, head, then, now) {
+                    self.fail(exchange, &ProxyError::HeadersTooLarge, now);
+                    self.charge_exchange(exchange);
+                }
+            }
             Event::Data {
                 stream, data, then, ..
             } => {
                 if let Some(exchange) = self.conns[id].exchange(stream) {
                     self.upload(exchange, data, then, now);
+                    self.charge_exchange(exchange);
                 }
             }
             Event::Trailers { stream, head } => {
                 if let Some(exchange) = self.conns[id].exchange(stream) {
                     self.upload_trailers(exchange, head);
+                    self.charge_exchange(exchange);
                 }
             }
+            Event::Pong => self.ponged(id),
             Event::Reset { stream, .. } => {
                 if let Some(exchange) = self.conns[id].exchange(stream) {
                     self.client_gone(exchange, now);
@@ -422,7 +614,6 @@ impl Relay {
             Event::Interim { .. }
             | Event::Writable { .. }
             | Event::Goodbye { .. }
-            | Event::Pong
             | Event::StreamsMax(_) => {}
         }
     }
@@ -430,8 +621,13 @@ impl Relay {
     fn endpoint_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {
         match event {
             Event::Head { stream, head, then } => {
-                if let Some(exchange) = self.conns[id].exchange(stream) {
-                    self.judge(exchange, head, then, now);
+                let leg = Leg { conn: id, stream };
+                match self.conns[id].exchange(stream) {
+                    Some(exchange) => {
+                        self.judge(exchange, leg, head, then, now);
+                        self.charge_exchange(exchange);
+                    }
+                    None => self.heads.give(head),
                 }
             }
             Event::Interim { stream, head } => {
@@ -452,13 +648,34 @@ impl Relay {
                 }
             }
             Event::Reset { stream, code, .. } => {
-                if let Some(exchange) = self.conns[id].exchange(stream) {
-                    self.attempt_broke(exchange, Some(code), now);
+                let conn = &self.conns[id];
+                if let Some(exchange) = conn.exchange(stream) {
+                    let lost = match conn.codec.version() {
+                        Version::Http2 => Lost::Stream(code),
+                        // It ended, and `CANCEL` says that nothing of an answer had come.
+                        Version::Http1 if code == Code::CANCEL && conn.uses > 1 => Lost::Stale,
+                        Version::Http1 => Lost::Connection,
+                    };
+                    let leg = Leg { conn: id, stream };
+                    self.attempt_broke(exchange, leg, lost, now);
+                    self.charge_exchange(exchange);
                 }
             }
-            Event::Goodbye { .. } | Event::StreamsMax(_) => self.channel_changed(id, now),
-            Event::Writable { .. } | Event::Pong => {}
+            Event::Goodbye { .. } => {
+                self.leave(id, now);
+                self.channel_changed(id, now);
+            }
+            Event::StreamsMax(_) => self.channel_changed(id, now),
+            Event::Pong => self.ponged(id),
+            // Endpoints' are reset.
+            Event::TooLarge { .. } | Event::Writable { .. } => {}
         }
+    }
+}
+
+fn touch(dirty: &mut Vec<ConnId>, conn: &mut Conn, id: ConnId) {
+    if !std::mem::replace(&mut conn.is_dirty, true) {
+        dirty.push(id);
     }
 }
 

@@ -88,6 +88,21 @@ impl Request {
         })
     }
 
+    /// Takes note of what was changed in `head` since.
+    ///
+    /// # Errors
+    /// When the request may not be forwarded so.
+    pub fn read_again(
+        &mut self,
+        head: &mut Head,
+        version: Version,
+        paths: Strictness,
+    ) -> Result<(), ProxyError> {
+        ready_authority(head, version)?;
+        self.path_bytes = ready_path(head, paths)?;
+        Ok(())
+    }
+
     /// For policies.
     pub fn judged<T>(&self, head: &Head, judge: impl FnOnce(&RequestHead<'_>) -> T) -> T {
         judge(&RequestHead {
@@ -117,18 +132,26 @@ pub fn name_if_nameless(head: &mut Head, name: &str) {
 /// Removes what peers say about their own or others' certificates (Envoy's and Istio's header).
 /// The application may believe it from its sidecar, and ours says nothing.
 pub fn strip_claims(head: &mut Head) {
-    head.retain(|field| field.token != Token::XForwardedClientCert);
+    if head.has(Token::XForwardedClientCert) {
+        head.retain(|field| field.token != Token::XForwardedClientCert);
+    }
 }
 
 /// Nobody else sets `x-heddle-*`.
 pub fn strip_ours(head: &mut Head) {
-    if head.iter().any(is_ours) {
+    let may_have = head.has(Token::XHeddleReason) || head.has(Token::Other);
+    if may_have && head.iter().any(is_ours) {
         head.retain(|field| !is_ours(field));
     }
 }
 
 impl Headers for Head {
     fn visit(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) {
+        // One field in HTTP/2, and both names for it (RFC 9113 section 8.3.1).
+        let name = match name {
+            "host" => ":authority",
+            name => name,
+        };
         let name = name.as_bytes();
         let token = Token::of(name);
         let named = self
@@ -149,18 +172,20 @@ fn ready_authority(head: &mut Head, version: Version) -> Result<(), ProxyError> 
     if authority.is_empty() && version == Version::Http2 {
         return bad("there is no authority");
     }
-    if authority.contains(&b'@') {
+    let seen = authority
+        .iter()
+        .fold(0, |seen, byte| seen | AUTHORITY[usize::from(*byte)]);
+    if seen & USER_INFORMATION != 0 {
         return bad("the authority has user information");
     }
-    if !authority.iter().all(|byte| is_of_authority(*byte)) {
+    if seen & INVALID != 0 {
         return bad("the authority is not valid");
     }
-    let is_lower = !authority.iter().any(u8::is_ascii_uppercase);
-    if !is_lower || head.get(Token::Authority).is_none() {
+    if seen & UPPER_CASE != 0 || !head.has(Token::Authority) {
         let lower = authority.to_ascii_lowercase();
         head.set(Token::Authority, &lower);
     }
-    if head.get(Token::Host).is_some() {
+    if head.has(Token::Host) {
         head.retain(|field| field.token != Token::Host);
     }
     Ok(())
@@ -191,7 +216,7 @@ fn ready_request_id(head: &mut Head, rng: &mut impl Rng) {
         return;
     }
     let mut id = [0; 32];
-    write_hex(rng.random(), &mut id);
+    write_hex_128(rng.random(), &mut id);
     head.set(Token::XRequestId, &id);
 }
 
@@ -214,13 +239,24 @@ fn ready_trace(head: &mut Head, sampled_share: f64, rng: &mut impl Rng) -> Trace
             is_sampled: rng.random::<f64>() < sampled_share,
         },
     };
-    if caller.is_none() && head.get(Token::Tracestate).is_some() {
+    if caller.is_none() && head.has(Token::Tracestate) {
         // The state of a trace that is not continued means nothing.
         head.retain(|field| field.token != Token::Tracestate);
     }
+    let continued = head
+        .value_mut(Token::Traceparent)
+        .filter(|text| caller.is_some() && text.len() == TRACEPARENT_BYTES);
+    // The one version that has this length, in its normal form but for flags that later levels
+    // may know.
+    if let Some(text) = continued {
+        text[..2].copy_from_slice(b"00");
+        write_hex(span_id, &mut text[36..52]);
+        text[53..].copy_from_slice(&[b'0', b'0' + u8::from(trace.is_sampled)]);
+        return trace;
+    }
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    write_hex(trace.trace_id, &mut text[3..35]);
-    write_hex(u128::from(span_id), &mut text[36..52]);
+    write_hex_128(trace.trace_id, &mut text[3..35]);
+    write_hex(span_id, &mut text[36..52]);
     text[54] += u8::from(trace.is_sampled);
     head.set(Token::Traceparent, &text);
     trace
@@ -241,30 +277,41 @@ fn parse_traceparent(text: &[u8]) -> Option<(u128, u64, bool)> {
     if [fixed[0], fixed[33], fixed[50]] != *b"---" {
         return None;
     }
-    let trace = parse_hex(&fixed[1..33]).filter(|id| *id != 0)?;
-    let parent = parse_hex(&fixed[34..50]).and_then(|id| u64::try_from(id).ok());
-    let parent = parent.filter(|id| *id != 0)?;
+    let (high, low) = (parse_hex(&fixed[1..17])?, parse_hex(&fixed[17..33])?);
+    let trace = u128::from(high) << 64 | u128::from(low);
+    let parent = parse_hex(&fixed[34..50])?;
+    if trace == 0 || parent == 0 {
+        return None;
+    }
     let flags = parse_hex(&fixed[51..53])?;
     Some((trace, parent, flags & 1 == 1))
 }
 
-/// At most 32 digits, in lower case.
-fn parse_hex(digits: &[u8]) -> Option<u128> {
-    digits.iter().try_fold(0, |sum, digit| {
-        let digit = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        Some(sum << 4 | u128::from(digit))
-    })
+/// At most 16 digits, in lower case.
+fn parse_hex(digits: &[u8]) -> Option<u64> {
+    let (mut sum, mut seen) = (0, 0);
+    for digit in digits {
+        let value = HEX[usize::from(*digit)];
+        seen |= value;
+        sum = sum << 4 | u64::from(value);
+    }
+    (seen < 16).then_some(sum)
 }
 
 /// As many digits as there is room, the last ones.
-fn write_hex(mut number: u128, digits: &mut [u8]) {
+fn write_hex(mut number: u64, digits: &mut [u8]) {
     for digit in digits.iter_mut().rev() {
         *digit = b"0123456789abcdef"[(number & 0xf) as usize];
         number >>= 4;
+    }
+}
+
+/// As [`write_hex`], 32 digits.
+fn write_hex_128(number: u128, digits: &mut [u8]) {
+    #[expect(clippy::cast_possible_truncation, reason = "both halves are written")]
+    let halves = [(number >> 64) as u64, number as u64];
+    for (half, digits) in halves.into_iter().zip(digits.chunks_exact_mut(16)) {
+        write_hex(half, digits);
     }
 }
 
@@ -283,10 +330,46 @@ fn is_grpc(content_type: &[u8]) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// RFC 3986 section 3.2, without user information.
-fn is_of_authority(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(&byte)
-}
+const UPPER_CASE: u8 = 1;
+const USER_INFORMATION: u8 = 2;
+const INVALID: u8 = 4;
+
+/// What a byte of an authority says (RFC 3986 section 3.2).
+static AUTHORITY: [u8; 256] = {
+    let mut says = [INVALID; 256];
+    let mut byte = 0;
+    while byte < 128_u8 {
+        if byte.is_ascii_uppercase() {
+            says[byte as usize] = UPPER_CASE;
+        } else if byte.is_ascii_alphanumeric() {
+            says[byte as usize] = 0;
+        }
+        byte += 1;
+    }
+    let marks = b"-._~!$&'()*+,;=:[]%";
+    let mut mark = 0;
+    while mark < marks.len() {
+        says[marks[mark] as usize] = 0;
+        mark += 1;
+    }
+    says[b'@' as usize] = USER_INFORMATION;
+    says
+};
+
+/// Values of digits in lower case; of anything else one above 15.
+static HEX: [u8; 256] = {
+    let mut values = [0x80; 256];
+    let digits = b"0123456789abcdef";
+    let mut value = 0;
+    while value < 16_u8 {
+        values[digits[value as usize] as usize] = value;
+        value += 1;
+    }
+    values
+};
+
+/// Of version 00 (W3C trace context section 3.2).
+const TRACEPARENT_BYTES: usize = 55;
 
 fn is_ours(field: Field<'_>) -> bool {
     field.token == Token::XHeddleReason
@@ -295,6 +378,9 @@ fn is_ours(field: Field<'_>) -> bool {
 
 /// The first value, and whether there is a second.
 fn first(head: &Head, token: Token) -> (Option<&[u8]>, bool) {
+    if !head.has(token) {
+        return (None, false);
+    }
     let mut values = head.all(token);
     (values.next(), values.next().is_some())
 }

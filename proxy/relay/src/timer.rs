@@ -202,13 +202,19 @@ impl<T: Copy> Timers<T> {
 
     fn tick_before(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.started);
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        ticks(since.as_secs(), since.subsec_millis())
     }
 
     fn tick_after(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.started);
-        u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+        ticks(since.as_secs(), since.subsec_nanos().div_ceil(1_000_000))
     }
+}
+
+fn ticks(seconds: u64, milliseconds: u32) -> u64 {
+    seconds
+        .saturating_mul(1_000)
+        .saturating_add(u64::from(milliseconds))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "it is below SLOTS")]

@@ -102,6 +102,9 @@ tokens! {
 }
 
 impl Token {
+    /// Bytes of the longest known name, at most.
+    pub const NAME_BYTES_MAX: usize = 40;
+
     /// What `name`, in lower case, is.
     pub fn of(name: &[u8]) -> Self {
         let found = BY_HASH[usize::from(hash(name))];
@@ -184,6 +187,7 @@ mod tests {
             assert_eq!(token.name(), Some(name));
             assert_eq!(Token::of(&name.as_bytes()[1..]), Token::Other);
             assert_eq!(token.is_pseudo(), name.starts_with(':'));
+            assert!(name.len() <= Token::NAME_BYTES_MAX);
             assert_eq!(name, name.to_ascii_lowercase());
         }
         for other in ["", "x", "accepu", "Accept", ":stat"] {

@@ -254,6 +254,7 @@ fn our_answer(method: &str, bytes: &[u8]) -> Option<Answer> {
                 | Event::Writable { .. }
                 | Event::Goodbye { .. }
                 | Event::Pong
+                | Event::TooLarge { .. }
                 | Event::StreamsMax(_) => return None,
             };
             if then == Then::End {

@@ -9,19 +9,22 @@ use heddle_policy::{
     snapshot::{CONNECT_TIMEOUT, DestinationKey, WeightedClusters},
 };
 use heddle_relay::{
+    cluster::LiveCluster,
     error::{ConnectError, ProxyError},
+    relay::Speaks,
     view::LiveDestination,
 };
 use heddle_shell::clock;
+use rand::RngExt;
 use tokio::net::TcpStream;
 
-use super::{admit, cluster, name_of, pick, refuse, target};
+use super::{name_of, refuse};
 use crate::{
     detect::{Rewound, Told},
+    dial::Target,
     error::of_io,
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     intercept::{self, Leg},
-    serve::Version,
     session::Session,
     tls::{AsSocket, Carries, Stream},
     worker::Worker,
@@ -55,7 +58,7 @@ pub(super) async fn relay_unless_http(
     client: SocketAddr,
     destination: &LiveDestination,
     clusters: &WeightedClusters,
-) -> Option<(Rewound<TcpStream>, Version)> {
+) -> Option<(Rewound<TcpStream>, Speaks)> {
     let mut stream = Rewound::new(stream);
     let mut exchange = exchange(worker, client, destination);
     let told = {
@@ -64,9 +67,9 @@ pub(super) async fn relay_unless_http(
         stream.tell(wait, Box::pin(connecting)).await
     };
     match told {
-        Told::Http(version) => {
+        Told::Http(speaks) => {
             exchange.retract();
-            Some((stream, version))
+            Some((stream, speaks))
         }
         Told::Bytes(connected) => {
             relay_to(worker, stream, connected, exchange).await;
@@ -120,14 +123,16 @@ async fn connect(
     let connection = admission
         .acquire(Resource::Connections, limits.connections_max)
         .map_err(overloaded)?;
-    let request = admit(&cluster)?;
+    let request = admission
+        .acquire(Resource::Requests, limits.requests_max)
+        .map_err(overloaded)?;
     let terms = cluster.retry_terms(None);
     let mut retry = Retry::new("", None);
     loop {
         let mut attempt = pick(worker, &cluster, &mut retry)?;
         exchange.attempted(&attempt);
-        let target = target(&attempt, destination, Carries::Tcp);
-        let source = match worker.outbound.dial(&target).await {
+        let target = target(&attempt, destination);
+        let source = match worker.dialler.dial(&target).await {
             Ok(established) => {
                 exchange.record.peer = established.peer;
                 return Ok(Connected {
@@ -160,6 +165,40 @@ async fn connect(
     }
 }
 
+fn cluster(
+    worker: &Worker,
+    destination: &LiveDestination,
+    clusters: &WeightedClusters,
+) -> Result<Arc<LiveCluster>, ProxyError> {
+    let name = clusters.at(worker.rng.borrow_mut().random());
+    let cluster = destination.clusters.get(name);
+    cluster
+        .cloned()
+        .ok_or_else(|| ProxyError::NoEndpoint(name.clone()))
+}
+
+fn pick(
+    worker: &Worker,
+    cluster: &Arc<LiveCluster>,
+    retry: &mut Retry,
+) -> Result<Attempt, ProxyError> {
+    let index = worker
+        .pick(cluster, retry.tried())
+        .ok_or_else(|| ProxyError::NoEndpoint(cluster.config.name.clone()))?;
+    retry.picked(index);
+    Ok(Attempt::start(cluster, index))
+}
+
+fn target(attempt: &Attempt, destination: &LiveDestination) -> Target {
+    Target {
+        endpoint: attempt.endpoint.state.key.clone(),
+        name: Arc::clone(&destination.config.name),
+        carries: Carries::Tcp,
+        timeout: attempt.cluster().config.connect_timeout,
+        leg: Leg::Outbound,
+    }
+}
+
 /// To where the workload wanted, in plaintext, unseen.
 pub(super) async fn pass_through(
     worker: &Rc<Worker>,
@@ -188,7 +227,9 @@ pub(super) async fn pass_through(
         Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
     };
     match connected {
-        Ok(endpoint) => worker.relay(stream, endpoint, &mut exchange).await,
+        Ok(endpoint) => {
+            worker.relay(stream, endpoint, &mut exchange).await;
+        }
         Err(source) => {
             exchange.failed(&ProxyError::Connect {
                 endpoint: address,

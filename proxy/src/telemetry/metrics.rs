@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::exchange::{Direction, Record, Spoken};
+use crate::exchange::{Counted, Direction, Spoken};
 
 /// Upper bounds of `http_request_duration_seconds`, in microseconds and as text.
 const BUCKETS: [(u64, &str); 16] = [
@@ -118,12 +118,12 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// An exchange or opaque connection is under way.
-    pub fn begin(&self, direction: Direction) {
-        self.begun[index(direction)].fetch_add(1, Relaxed);
+    /// As many exchanges or opaque connections more are under way.
+    pub fn begin(&self, direction: Direction, count: u64) {
+        self.begun[index(direction)].fetch_add(count, Relaxed);
     }
 
-    /// It no longer is.
+    /// One no longer is.
     pub fn end(&self, direction: Direction) {
         self.ended[index(direction)].fetch_add(1, Relaxed);
     }
@@ -137,7 +137,7 @@ impl Metrics {
     }
 
     /// Counts one finished exchange or connection.
-    pub fn record(&self, record: &Record) {
+    pub fn record(&self, record: &Counted) {
         let direction = index(record.direction);
         let spoken = match record.spoken {
             Spoken::Http1 => 0,

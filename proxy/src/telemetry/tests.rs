@@ -39,8 +39,8 @@ fn record() -> Record {
 #[test]
 fn an_exchange_is_counted_by_closed_labels() {
     let telemetry = Telemetry::default();
-    telemetry.record(&record());
-    telemetry.record(&record());
+    telemetry.record(&record().counted(), record);
+    telemetry.record(&record().counted(), record);
     let mut text = Text::default();
     telemetry.metrics.write(&mut text);
     let labels = "direction=\"outbound\",protocol=\"grpc\"";
@@ -67,11 +67,12 @@ fn an_exchange_is_counted_by_closed_labels() {
 #[test]
 fn odd_statuses_are_counted_as_none() {
     let telemetry = Telemetry::default();
-    telemetry.record(&Record {
+    let odd = Record {
         status: Some(999),
         grpc_status: Some(77),
         ..record()
-    });
+    };
+    telemetry.record(&odd.counted(), || odd.clone());
     let mut text = Text::default();
     telemetry.metrics.write(&mut text);
     assert!(
@@ -103,7 +104,7 @@ fn a_full_queue_drops_and_counts() {
     let (spans, _queue_of_spans) = mpsc::channel(1);
     let telemetry = Telemetry::new(Some(lines), Some(spans));
     for _ in 0..3 {
-        telemetry.record(&record());
+        telemetry.record(&record().counted(), record);
     }
     assert_eq!(telemetry.metrics.dropped.access_log.load(Relaxed), 2);
     assert_eq!(telemetry.metrics.dropped.spans.load(Relaxed), 2);

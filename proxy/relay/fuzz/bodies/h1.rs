@@ -171,7 +171,11 @@ impl Side {
                 self.onward = Onward::default();
                 _ = write!(self.told, "\n{event:?}");
             }
-            Event::Writable { .. } | Event::Goodbye { .. } | Event::Pong | Event::StreamsMax(_) => {
+            Event::TooLarge { .. }
+            | Event::Writable { .. }
+            | Event::Goodbye { .. }
+            | Event::Pong
+            | Event::StreamsMax(_) => {
                 unreachable!("not told by receive")
             }
         }

@@ -118,7 +118,7 @@ impl Stage {
             7 => {
                 let head = head(&[(":method", "POST"), (":path", "/"), ("a", "b")]);
                 let opened = self.connection.open(&head, then, &mut self.heads);
-                if let Some(opened) = opened {
+                if let Ok(opened) = opened {
                     self.received.insert(opened.0, false);
                     self.begin(opened, then);
                 }
@@ -160,7 +160,7 @@ impl Stage {
                 2 => self.connection.goodbye(Code::NO_ERROR),
                 3 => {
                     let window = script.number();
-                    self.connection.set_stream_window(window, self.now);
+                    self.connection.set_stream_window(window);
                 }
                 _ => self.connection.shrink(),
             },
@@ -231,9 +231,9 @@ impl Stage {
 /// Each stream is told as a head, pieces, and one end.
 fn take(received: &mut BTreeMap<u32, bool>, told: &mut Vec<String>, event: &Event<'_>) {
     let (stream, is_over) = match event {
-        Event::Head { stream, then, .. } | Event::Data { stream, then, .. } => {
-            (*stream, *then == Then::End)
-        }
+        Event::Head { stream, then, .. }
+        | Event::TooLarge { stream, then, .. }
+        | Event::Data { stream, then, .. } => (*stream, *then == Then::End),
         Event::Interim { stream, .. } => (*stream, false),
         Event::Trailers { stream, .. } | Event::Reset { stream, .. } => (*stream, true),
         Event::Writable { .. } | Event::Goodbye { .. } | Event::Pong | Event::StreamsMax(_) => {

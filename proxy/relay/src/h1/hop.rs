@@ -1,5 +1,10 @@
 //! What a head of HTTP/1 says that HTTP/2 has no words for.
 
+use crate::{
+    head::{Head, Indexing},
+    token::Token,
+};
+
 /// How a request is written. With it, beside the fields of its [`crate::head::Head`], a request that
 /// went through HTTP/2 is rebuilt as it was. An upgrade is in the head, as `:protocol` (RFC 8441
 /// section 4) beside the request's own method; an expectation and `te: trailers` are fields as in
@@ -11,6 +16,46 @@ pub struct Form {
     /// Its target is a whole URI.
     pub is_absolute: bool,
 }
+
+impl Form {
+    /// Says it in a head that goes to another sidecar over HTTP/2, unless it is the ordinary one.
+    pub fn mark(self, head: &mut Head) {
+        let text: &[u8] = match (self.version, self.is_absolute) {
+            (Version::Http11, false) => return,
+            (Version::Http11, true) => ABSOLUTE,
+            (Version::Http10, false) => HTTP_10,
+            (Version::Http10, true) => HTTP_10_ABSOLUTE,
+        };
+        head.push(MARK, text, Indexing::Allowed);
+    }
+
+    /// What another sidecar has said of it; no more in `head` after that.
+    pub fn unmark(head: &mut Head) -> Self {
+        if !head.has(Token::Other) {
+            return Self::default();
+        }
+        let mut form = None;
+        head.retain(|field| {
+            let is_mark = field.name == MARK;
+            if is_mark {
+                form.get_or_insert(Self {
+                    version: match field.value {
+                        HTTP_10 | HTTP_10_ABSOLUTE => Version::Http10,
+                        _ => Version::Http11,
+                    },
+                    is_absolute: matches!(field.value, ABSOLUTE | HTTP_10_ABSOLUTE),
+                });
+            }
+            !is_mark
+        });
+        form.unwrap_or_default()
+    }
+}
+
+const MARK: &[u8] = b"x-heddle-form";
+const ABSOLUTE: &[u8] = b"absolute";
+const HTTP_10: &[u8] = b"1.0";
+const HTTP_10_ABSOLUTE: &[u8] = b"1.0 absolute";
 
 /// What a head says for this hop, and what follows from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

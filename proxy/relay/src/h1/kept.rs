@@ -48,6 +48,11 @@ impl Kept {
         self.bytes.capacity()
     }
 
+    /// Gives back the room that is not in use.
+    pub(super) fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+    }
+
     /// Takes from `input` as much as there is room for.
     pub(super) fn fill(&mut self, input: &mut Input<'_>, bytes_max: usize) {
         let room = bytes_max.saturating_sub(self.rest().len());

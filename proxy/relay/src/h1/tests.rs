@@ -140,7 +140,11 @@ impl Side {
                 assert_eq!((Some(stream), by), (self.stream, By::Peer));
                 self.told(format!("reset {}", code.0));
             }
-            Event::Writable { .. } | Event::Goodbye { .. } | Event::Pong | Event::StreamsMax(_) => {
+            Event::TooLarge { .. }
+            | Event::Writable { .. }
+            | Event::Goodbye { .. }
+            | Event::Pong
+            | Event::StreamsMax(_) => {
                 panic!("not told by receive: {event:?}")
             }
         }

@@ -68,6 +68,11 @@ impl Connection {
                 Ok(None)
             }
             (0, Then::More) => self.spend_idle(now).map(|()| None),
+            (0, Then::End) if self.streams[slot].is_upgrade_due() => {
+                // Its message was told as over before.
+                self.receive_ended(slot);
+                Ok(None)
+            }
             (0, Then::End) => {
                 self.receive_ended(slot);
                 Ok(Some(Event::Data {
@@ -128,6 +133,10 @@ impl Connection {
 
     /// Forgets a stream that was reset, and what waits on it.
     pub(super) fn drop_stream(&mut self, slot: Slot) {
+        let it = &self.streams[slot];
+        if it.id > self.highest {
+            self.send_window.give_back(it.framed);
+        }
         self.pieces.clear(&mut self.streams[slot].line);
         self.streams.remove(slot);
     }
@@ -146,7 +155,9 @@ impl Connection {
             return;
         }
         if it.receiving == Receiving::Ended {
-            self.resets.earn(1);
+            if it.is_served {
+                self.resets.earn(1);
+            }
             self.streams.remove(slot);
         } else if it.is_unwanted {
             let id = it.id;

@@ -3,13 +3,16 @@
 use std::time::Instant;
 
 use super::{
-    Connection, Role,
+    Connection, Role, Unacknowledged,
     fault::Fault,
     flow::Overflow,
     frame::{self, ACK, FrameHeader, Kind, MAX_31_BITS, word},
     settings,
 };
-use crate::event::{Broken, By, Code, Event, StreamId};
+use crate::{
+    event::{Broken, By, Code, Event, StreamId},
+    head::Heads,
+};
 
 impl Connection {
     /// Asks for a sign of life; the answer is [`Event::Pong`].
@@ -21,9 +24,9 @@ impl Connection {
 
     /// Lets streams have windows of `bytes`, at most 2^31 - 1, from when the peer has heard of it.
     /// Those of streams that are open change by the difference (RFC 9113 section 6.9.2).
-    pub fn set_stream_window(&mut self, bytes: u32, now: Instant) {
+    pub fn set_stream_window(&mut self, bytes: u32) {
         self.stream_window_wanted = bytes.min(MAX_31_BITS);
-        self.say_stream_window(now);
+        self.say_stream_window();
     }
 
     /// As a server: asks the client to open no more streams; those that are on their way are
@@ -44,18 +47,31 @@ impl Connection {
         &mut self,
         header: FrameHeader,
         payload: &[u8],
+        heads: &mut Heads,
         now: Instant,
     ) -> Result<Option<Event<'static>>, Fault> {
         if header.has(ACK) {
             return self.settings_taken(now).map(|()| None);
         }
-        // A window that changes is changed in each stream.
-        self.spend_idle_of(1 + self.streams.len() / 64, now)?;
         let before = self.peer;
-        self.peer = before.after(payload, self.role)?;
+        let after = before.after(payload, self.role)?;
+        // A window that changes is changed in each stream, and one that opens by a few bytes may
+        // have each stream send a frame of them.
+        let opened = after.stream_window.wrapping_sub(before.stream_window);
+        let per_frame = if (1..UPDATE_MIN).contains(&opened) {
+            8
+        } else {
+            64
+        };
+        self.spend_idle_of(1 + self.streams.len() / per_frame, now)?;
+        if after.stream_window < before.stream_window {
+            // What is in frames was taken from larger windows, and goes before we acknowledge.
+            self.fill_heads(heads);
+        }
+        self.peer = after;
         self.has_settings = true;
-        if self.peer.table_bytes_max != before.table_bytes_max {
-            self.encoder.set_table_bytes_max(self.peer.table_bytes_max);
+        for size in [self.peer.table_bytes_lowest, self.peer.table_bytes_max] {
+            self.encoder.set_table_bytes_max(size);
         }
         if self.peer.stream_window != before.stream_window {
             self.resize_send_windows(before.stream_window, self.peer.stream_window)?;
@@ -162,10 +178,15 @@ impl Connection {
             return Err(Broken { code, reason });
         }
         self.spend_reset(now)?;
-        self.write_reset(stream.0, code);
         let Some(slot) = self.streams.find(stream.0) else {
+            // An endpoint can send frames of streams that are over without end, too.
+            if self.role == Role::Client && !self.idle_frames.spend(1, now) {
+                return Err(TOO_IDLE);
+            }
+            self.write_reset(stream.0, code);
             return Ok(None);
         };
+        self.write_reset(stream.0, code);
         self.drop_stream(slot);
         Ok(Some(Event::Reset {
             stream,
@@ -198,7 +219,7 @@ impl Connection {
     fn spend_idle_of(&mut self, frames: u32, now: Instant) -> Result<(), Fault> {
         match self.idle_frames.spend(frames, now) {
             true => Ok(()),
-            false => Err(Fault::calm("too many frames that do nothing (10.5)")),
+            false => Err(Fault::Connection(TOO_IDLE)),
         }
     }
 
@@ -230,6 +251,7 @@ impl Connection {
     /// Resets a stream that the peer knows of; what is on its way of it will be ignored.
     pub(super) fn write_reset(&mut self, stream: u32, code: Code) {
         self.ignore(stream);
+        self.resets_sent.spend_what_is_left();
         self.control(|out| frame::write_words(out, Kind::RstStream, 0, stream, &[code.0]));
     }
 
@@ -244,32 +266,35 @@ impl Connection {
 
     /// The peer knows our settings: from here on its windows are as large as we said.
     fn settings_taken(&mut self, now: Instant) -> Result<(), Fault> {
-        if self.settings_due.take().is_none() {
+        if self.unacknowledged == Unacknowledged::None {
             return self.spend_idle(now);
         }
+        self.unacknowledged = Unacknowledged::None;
         self.decoder
             .set_table_bytes_max(self.limits.table_bytes_max);
         let (before, after) = (self.stream_window, self.stream_window_said);
         self.stream_window = after;
         self.recent.grow(after.saturating_sub(before));
         self.each_stream(|connection, slot| {
-            connection.streams[slot]
-                .receive_window
-                .resize(before, after);
+            let it = &mut connection.streams[slot];
+            it.receive_window.resize(before, after);
+            // What was collected of a larger window may be all of a smaller one.
+            let stream = StreamId(it.id);
+            connection.release(stream, 0);
             Ok(())
         })?;
-        self.say_stream_window(now);
+        self.say_stream_window();
         Ok(())
     }
 
     /// One SETTINGS at a time is on its way, so that the peer makes us remember no more.
-    fn say_stream_window(&mut self, now: Instant) {
+    fn say_stream_window(&mut self) {
         let bytes = self.stream_window_wanted;
-        if self.settings_due.is_some() || bytes == self.stream_window_said {
+        if self.unacknowledged != Unacknowledged::None || bytes == self.stream_window_said {
             return;
         }
         self.stream_window_said = bytes;
-        self.settings_due = Some(now + self.limits.settings_timeout);
+        self.unacknowledged = Unacknowledged::Later;
         self.control(|out| settings::write_stream_window(out, bytes));
     }
 
@@ -290,6 +315,11 @@ fn window_overflow() -> Fault {
     let why = "a window above 2^31 - 1 (6.9.1)";
     Fault::connection(Code::FLOW_CONTROL_ERROR, why)
 }
+
+const TOO_IDLE: Broken = Broken {
+    code: Code::ENHANCE_YOUR_CALM,
+    reason: "too many frames that do nothing (10.5)",
+};
 
 /// So that an answer to nothing is not taken for one.
 const OUR_PING: [u32; 2] = [0x6865_6464, 0x6c65_2121];

@@ -1,7 +1,7 @@
 //! What makes a message malformed (RFC 9113 sections 8.1 to 8.5, RFC 8441 section 4): rules about
 //! its fields together. What each name and value may be by itself, HPACK has checked.
 
-use super::streams::Asked;
+use super::{limits::Upgrade, streams::Asked};
 use crate::{event::Then, head::Head, token::Token};
 
 /// How much of a body is still to come.
@@ -20,7 +20,7 @@ pub(super) enum Answer {
     Interim,
     /// A message of that length.
     Final(Length),
-    /// 2xx to CONNECT.
+    /// 2xx to CONNECT, or 101 to an upgrade.
     Tunnel,
 }
 
@@ -28,8 +28,15 @@ pub(super) enum Answer {
 type Reason = &'static str;
 
 /// Checks a request's head; what it asks for, and how long its body is.
-pub(super) fn request(head: &Head, then: Then) -> Result<(Asked, Length), Reason> {
+pub(super) fn request(
+    head: &Head,
+    then: Then,
+    upgrade: Upgrade,
+) -> Result<(Asked, Length), Reason> {
     let fields = Fields::of(head)?;
+    if upgrade == Upgrade::Refused && fields.get(Token::Protocol).is_some() {
+        return Err(":protocol, and extended CONNECT is not announced (8.3, 8441: 3)");
+    }
     if fields.get(Token::Status).is_some() {
         return Err("a request with :status (8.3)");
     }
@@ -53,10 +60,15 @@ pub(super) fn request(head: &Head, then: Then) -> Result<(Asked, Length), Reason
     scheme_and_path(method, &fields)?;
     authority(&fields)?;
     match (method, fields.get(Token::Protocol)) {
-        (b"CONNECT", Some(protocol)) => {
-            if protocol.is_empty() || !protocol.iter().copied().all(is_token_byte) {
-                return Err(":protocol is not a token (8441: 4)");
+        (_, Some(protocol)) if upgrade == Upgrade::Http1 => {
+            if matches!(method, b"CONNECT" | b"HEAD") || matches!(length, Length::Left(1..)) {
+                return Err("an upgrade of CONNECT, of HEAD or behind a body");
             }
+            is_protocol(protocol)?;
+            Ok((Asked::Upgrade, Length::Left(0)))
+        }
+        (b"CONNECT", Some(protocol)) => {
+            is_protocol(protocol)?;
             if fields.get(Token::Authority).is_none() {
                 return Err("extended CONNECT without :authority (8441: 4)");
             }
@@ -68,20 +80,32 @@ pub(super) fn request(head: &Head, then: Then) -> Result<(Asked, Length), Reason
     }
 }
 
+/// One name, perhaps with a version (RFC 9110 section 7.8).
+fn is_protocol(protocol: &[u8]) -> Result<(), Reason> {
+    let mut parts = protocol.splitn(2, |&byte| byte == b'/');
+    let is_valid = parts.all(|part| !part.is_empty() && part.iter().copied().all(is_token_byte));
+    is_valid
+        .then_some(())
+        .ok_or(":protocol is not one (8441: 4)")
+}
+
 /// Checks the head of an answer to what was `asked`.
 pub(super) fn answer(head: &Head, then: Then, asked: Asked) -> Result<Answer, Reason> {
     let fields = Fields::of(head)?;
-    let of_request = Token::Authority as usize..Token::Status as usize;
-    if fields.pseudo[of_request].iter().any(Option::is_some) {
-        return Err("an answer with a request's pseudo-header (8.3)");
-    }
     let status = fields
         .get(Token::Status)
         .ok_or("an answer without :status (8.3.2)")?;
+    let grants = asked == Asked::Upgrade && status == b"101";
+    let of_request = [Token::Authority, Token::Method, Token::Path, Token::Scheme];
+    let is_of_request = of_request.iter().any(|token| fields.get(*token).is_some());
+    if is_of_request || fields.get(Token::Protocol).is_some() != grants {
+        return Err("an answer with a request's pseudo-header (8.3), or 101 without :protocol");
+    }
     let [class @ b'1'..=b'9', b'0'..=b'9', b'0'..=b'9'] = status else {
         return Err(":status is not three digits (8.3.2)");
     };
     match (class, status, asked) {
+        (_, b"101", Asked::Upgrade) => Ok(Answer::Tunnel),
         (_, b"101", _) => Err("101 does not exist here (8.6)"),
         (b'1', _, _) => match then {
             Then::End => Err("an interim answer that ends the stream (8.1)"),
@@ -97,7 +121,9 @@ pub(super) fn answer(head: &Head, then: Then, asked: Asked) -> Result<Answer, Re
             Length::Left(1..) => Err("204 with a content-length (9110: 8.6)"),
             Length::Left(0) | Length::Unknown => Ok(Answer::Final(Length::Left(0))),
         },
-        (_, _, Asked::Any | Asked::Connect) => Ok(Answer::Final(length(&fields, then)?)),
+        (_, _, Asked::Any | Asked::Connect | Asked::Upgrade) => {
+            Ok(Answer::Final(length(&fields, then)?))
+        }
     }
 }
 

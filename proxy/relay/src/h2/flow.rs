@@ -76,6 +76,11 @@ impl SendWindow {
         self.0 = clamped(i64::from(self.0) - i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
+    /// What was taken has not been sent after all.
+    pub(super) fn give_back(&mut self, bytes: u32) {
+        self.0 = self.0.saturating_add(signed(bytes));
+    }
+
     /// WINDOW_UPDATE.
     pub(super) fn grow(&mut self, increment: u32) -> Result<(), Overflow> {
         self.0 = self.0.checked_add(signed(increment)).ok_or(Overflow)?;

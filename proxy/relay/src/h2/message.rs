@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::{
-    Connection, Role,
+    Connection, Role, Unacknowledged,
     body::closed,
     fault::Fault,
-    fields::{self, Answer},
+    fields::{self, Answer, Length},
     flow::{ReceiveWindow, SendWindow},
     frame::{END_HEADERS, FrameHeader, PADDED, PRIORITY},
     receive::{Assembling, BUFFER_KEPT_BYTES},
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     event::{Code, Event, StreamId, Then},
-    head::{Head, Heads, Indexing},
+    head::{Head, Heads},
     hpack,
 };
 
@@ -115,6 +115,12 @@ impl Connection {
         let stream = StreamId(stream);
         match taken {
             Ok(Taken::Head) => Ok(Some(Event::Head { stream, head, then })),
+            Ok(Taken::Upgrade) => Ok(Some(Event::Head {
+                stream,
+                head,
+                then: Then::End,
+            })),
+            Ok(Taken::TooLarge) => Ok(Some(Event::TooLarge { stream, head, then })),
             Ok(Taken::Interim) => Ok(Some(Event::Interim { stream, head })),
             Ok(Taken::Trailers) => Ok(Some(Event::Trailers { stream, head })),
             Ok(Taken::Not) => {
@@ -147,13 +153,19 @@ impl Connection {
         if self.streams.len() >= self.limits.streams_max {
             return self.refuse(stream, now);
         }
-        match decoded {
-            Ok(()) => {}
-            Err(Unusable::TooLarge) => return self.answer_too_large(stream, then, now),
-            Err(Unusable::Malformed(why)) => return Err(Fault::malformed(stream, why)),
-        }
-        let request = fields::request(head, then);
-        let (asked, length) = request.map_err(|why| Fault::malformed(stream, why))?;
+        let (taken, checked) = match decoded {
+            Ok(()) => (
+                Taken::Head,
+                fields::request(head, then, self.limits.upgrade),
+            ),
+            Err(Unusable::TooLarge) => {
+                self.last_fault = Some(LIST_TOO_LARGE);
+                self.spend_reset(now).map_err(Fault::Connection)?;
+                (Taken::TooLarge, Ok((Asked::Any, Length::Unknown)))
+            }
+            Err(Unusable::Malformed(why)) => (Taken::Not, Err(why)),
+        };
+        let (asked, length) = checked.map_err(|why| Fault::malformed(stream, why))?;
         let mut new = self.stream(stream, asked);
         new.length = length;
         new.is_tunnel = asked == Asked::Connect;
@@ -163,7 +175,10 @@ impl Connection {
         };
         self.streams.insert(new);
         self.idle_frames.earn(EARNED_BY_HEAD);
-        Ok(Taken::Head)
+        match asked {
+            Asked::Upgrade => Ok(Taken::Upgrade),
+            Asked::Any | Asked::Head | Asked::Connect => Ok(taken),
+        }
     }
 
     /// A stream of ours or of the peer's, with the windows that new ones have.
@@ -177,24 +192,13 @@ impl Connection {
     /// Section 5.1.2. A client that does not know the limit yet made no mistake, but does not
     /// open so many.
     fn refuse(&mut self, stream: u32, now: Instant) -> Result<Taken, Fault> {
-        match self.settings_due {
-            None => self.spend_reset(now).map_err(Fault::Connection)?,
-            Some(_) => self.spend_idle(now)?,
+        match self.unacknowledged {
+            Unacknowledged::None | Unacknowledged::Later => {
+                self.spend_reset(now).map_err(Fault::Connection)?;
+            }
+            Unacknowledged::First { .. } => self.spend_idle(now)?,
         }
         self.write_reset(stream, Code::REFUSED_STREAM);
-        Ok(Taken::Not)
-    }
-
-    /// Section 10.5.1. The answer is ours: no policy can judge a head that is not whole.
-    fn answer_too_large(&mut self, stream: u32, then: Then, now: Instant) -> Result<Taken, Fault> {
-        self.last_fault = Some("a header list over its limit (10.5.1)");
-        self.spend_reset(now).map_err(Fault::Connection)?;
-        let mut head = Head::new();
-        head.push(b":status", b"431", Indexing::Allowed);
-        self.write_head(stream, &head, Then::End);
-        if then == Then::More {
-            self.write_reset(stream, Code::NO_ERROR);
-        }
         Ok(Taken::Not)
     }
 
@@ -216,15 +220,18 @@ impl Connection {
             Ok(()) => {}
             Err(Unusable::Malformed(why)) => return Err(malformed(why)),
             Err(Unusable::TooLarge) => {
-                let why = "a header list over its limit (10.5.1)";
-                return Err(Fault::Stream(stream, Code::ENHANCE_YOUR_CALM, why));
+                return Err(Fault::Stream(
+                    stream,
+                    Code::ENHANCE_YOUR_CALM,
+                    LIST_TOO_LARGE,
+                ));
             }
         }
         if it.receiving == Receiving::Head {
             return self.answer(slot, then, head);
         }
-        if it.is_tunnel {
-            return Err(malformed("HEADERS in a tunnel (8.5)"));
+        if it.is_tunnel || it.is_upgrade_due() {
+            return Err(malformed("HEADERS in a tunnel (8.5), or before it"));
         }
         if then == Then::More {
             return Err(malformed("trailers that do not end the stream (8.1)"));
@@ -254,6 +261,9 @@ impl Connection {
             Answer::Tunnel => it.is_tunnel = true,
         }
         it.receiving = Receiving::Body;
+        if it.is_upgrade_due() {
+            self.end_upgrade(slot);
+        }
         self.idle_frames.earn(EARNED_BY_HEAD);
         if then == Then::End {
             self.receive_ended(slot);
@@ -288,10 +298,15 @@ enum Unusable {
 /// What became of a header block.
 enum Taken {
     Head,
+    /// A request that is over, of a stream that is not: it asks for an upgrade.
+    Upgrade,
+    TooLarge,
     Interim,
     Trailers,
     Not,
 }
+
+const LIST_TOO_LARGE: &str = "a header list over its limit (10.5.1)";
 
 /// Shorter ones that do not end a block are frames that bring nothing.
 const CONTINUATION_BYTES_MIN: usize = 1_024;

@@ -3,7 +3,11 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::{head::Head, input::Payload, output::Output};
+use crate::{
+    head::Head,
+    input::{Payload, SHARED_MIN},
+    output::Output,
+};
 
 /// The pieces that wait. How many bytes that may be is the relay's to bound: a piece of a body
 /// waits only within the window that its source was given.
@@ -15,6 +19,9 @@ pub(super) struct Pieces {
     bytes: usize,
     /// Of heads, in memory.
     head_bytes: usize,
+    /// What [`Piece::Framed`] are of, until all of them have gone.
+    framed: Vec<u8>,
+    framed_pieces: u32,
 }
 
 /// The pieces of one stream, in order.
@@ -31,6 +38,8 @@ pub(super) struct Line {
 pub(super) enum First {
     Nothing,
     Head,
+    /// DATA frames, which go with the head before them.
+    Framed,
     Data,
 }
 
@@ -45,10 +54,15 @@ enum Piece {
     /// A place that is free.
     None,
     Head(Head),
-    /// Of lent pieces, which are collected: a peer that sends a byte at a time makes no piece of
+    /// Of lent or short pieces, which are collected: a peer that sends a byte at a time makes no piece of
     /// each.
     Copied(BytesMut),
     Shared(Bytes),
+    /// So much from a place on of `Pieces::framed`.
+    Framed {
+        start: usize,
+        len: usize,
+    },
 }
 
 impl Pieces {
@@ -66,19 +80,43 @@ impl Pieces {
         self.bytes += len;
         line.bytes += len;
         match payload {
-            Payload::Shared(bytes) => self.push(line, Piece::Shared(bytes)),
-            Payload::Lent(bytes) => {
-                let last = line
-                    .ends
-                    .map(|(_, last)| &mut self.nodes[last as usize].piece);
-                if let Some(Piece::Copied(last)) = last
-                    && last.len() + len <= COPIED_BYTES_MAX
-                {
-                    last.extend_from_slice(bytes);
-                    return;
-                }
-                self.push(line, Piece::Copied(BytesMut::from(bytes)));
-            }
+            Payload::Shared(bytes) if len >= SHARED_MIN => self.push(line, Piece::Shared(bytes)),
+            Payload::Shared(bytes) => self.push_copy(line, &bytes),
+            Payload::Lent(bytes) => self.push_copy(line, bytes),
+        }
+    }
+
+    fn push_copy(&mut self, line: &mut Line, bytes: &[u8]) {
+        let last = line
+            .ends
+            .map(|(_, last)| &mut self.nodes[last as usize].piece);
+        if let Some(Piece::Copied(last)) = last
+            && last.len() + bytes.len() <= COPIED_BYTES_MAX
+        {
+            last.extend_from_slice(bytes);
+            return;
+        }
+        self.push(line, Piece::Copied(BytesMut::from(bytes)));
+    }
+
+    /// Appends DATA frames. They come behind a head and before what is not in frames yet.
+    pub(super) fn push_framed(&mut self, line: &mut Line, header: &[u8], data: &[u8]) {
+        let start = self.framed.len();
+        self.framed.extend_from_slice(header);
+        self.framed.extend_from_slice(data);
+        let len = self.framed.len() - start;
+        self.framed_pieces += 1;
+        self.push(line, Piece::Framed { start, len });
+    }
+
+    /// Moves the frames that are first into `output`.
+    pub(super) fn move_framed(&mut self, line: &mut Line, output: &mut Output) {
+        while let Some((first, _)) = line.ends
+            && let Piece::Framed { start, len } = self.nodes[first as usize].piece
+        {
+            output.copy(&self.framed[start..start + len]);
+            self.pop(line);
+            self.framed_gone();
         }
     }
 
@@ -88,6 +126,7 @@ impl Pieces {
         };
         match self.nodes[first as usize].piece {
             Piece::Head(_) => First::Head,
+            Piece::Framed { .. } => First::Framed,
             Piece::Copied(_) | Piece::Shared(_) => First::Data,
             Piece::None => First::Nothing,
         }
@@ -97,7 +136,7 @@ impl Pieces {
     pub(super) fn take_head(&mut self, line: &mut Line) -> Option<Head> {
         match self.first(line) {
             First::Head => {}
-            First::Nothing | First::Data => return None,
+            First::Nothing | First::Framed | First::Data => return None,
         }
         let Piece::Head(head) = self.pop(line) else {
             return None;
@@ -114,7 +153,7 @@ impl Pieces {
             && let Some((first, _)) = line.ends
         {
             let moved = match &mut self.nodes[first as usize].piece {
-                Piece::None | Piece::Head(_) => break,
+                Piece::None | Piece::Head(_) | Piece::Framed { .. } => break,
                 Piece::Copied(bytes) => {
                     let n = left.min(bytes.len());
                     output.copy(&bytes[..n]);
@@ -123,7 +162,13 @@ impl Pieces {
                 }
                 Piece::Shared(bytes) => {
                     let n = left.min(bytes.len());
-                    output.push(Payload::Shared(bytes.split_to(n)));
+                    match n < SHARED_MIN {
+                        true => {
+                            output.copy(&bytes[..n]);
+                            bytes.advance(n);
+                        }
+                        false => output.push(Payload::Shared(bytes.split_to(n))),
+                    }
                     (n, bytes.is_empty())
                 }
             };
@@ -141,8 +186,10 @@ impl Pieces {
     /// Forgets all of `line`.
     pub(super) fn clear(&mut self, line: &mut Line) {
         while line.ends.is_some() {
-            if let Piece::Head(head) = self.pop(line) {
-                self.head_bytes -= head.memory_bytes();
+            match self.pop(line) {
+                Piece::Head(head) => self.head_bytes -= head.memory_bytes(),
+                Piece::Framed { .. } => self.framed_gone(),
+                Piece::None | Piece::Copied(_) | Piece::Shared(_) => {}
             }
         }
         self.bytes -= line.bytes;
@@ -159,8 +206,26 @@ impl Pieces {
         self.bytes
     }
 
+    /// Bytes of frames that wait with their heads; those that have gone count while others wait.
+    pub(super) fn framed_bytes(&self) -> usize {
+        self.framed.len()
+    }
+
+    /// Bytes of heads that wait, in memory.
+    pub(super) fn head_bytes(&self) -> usize {
+        self.head_bytes
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
-        self.bytes + self.head_bytes + self.nodes.capacity() * size_of::<Node>()
+        let nodes = self.nodes.capacity() * size_of::<Node>();
+        self.bytes + self.head_bytes + self.framed.capacity() + nodes
+    }
+
+    fn framed_gone(&mut self) {
+        self.framed_pieces -= 1;
+        if self.framed_pieces == 0 {
+            self.framed.clear();
+        }
     }
 
     fn push(&mut self, line: &mut Line, piece: Piece) {

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::{
-    Connection,
+    Connection, Role,
     fault::Fault,
     frame::{ACK, FrameHeader, HEADER_BYTES, Kind, PREFACE},
 };
@@ -133,7 +133,7 @@ impl Connection {
             .filter(|_| self.partial.is_empty());
         let header = match in_place {
             Some(bytes) => FrameHeader::parse(*bytes),
-            None if !self.collect_to(HEADER_BYTES, input) => return Ok(None),
+            None if !self.collect_to(HEADER_BYTES, input, now) => return Ok(None),
             None => {
                 let bytes = self.partial.first_chunk().expect("it was collected");
                 FrameHeader::parse(*bytes)
@@ -142,6 +142,7 @@ impl Connection {
         if let Err(fault) = self.admit(header) {
             input.take(if in_place.is_some() { HEADER_BYTES } else { 0 });
             self.partial.clear();
+            self.partial_due = None;
             self.skip(header.len);
             return self.found(fault, now);
         }
@@ -149,8 +150,9 @@ impl Connection {
         let mut collected = Vec::new();
         let frame = if in_place.is_some() && input.rest().len() >= whole {
             input.take(whole)
-        } else if self.collect_to(whole, input) {
+        } else if self.collect_to(whole, input, now) {
             collected = std::mem::take(&mut self.partial);
+            self.partial_due = None;
             &collected[..]
         } else {
             return Ok(None);
@@ -164,7 +166,9 @@ impl Connection {
         event
     }
 
-    fn collect_to(&mut self, len: usize, input: &mut Input<'_>) -> bool {
+    fn collect_to(&mut self, len: usize, input: &mut Input<'_>, now: Instant) -> bool {
+        let due = now + self.limits.block_timeout;
+        self.partial_due.get_or_insert(due);
         let missing = len.saturating_sub(self.partial.len());
         let n = missing.min(input.rest().len());
         self.partial.extend_from_slice(input.take(n));
@@ -192,7 +196,9 @@ impl Connection {
             (_, _) => {}
         }
         header.check(self.limits.frame_bytes_max)?;
-        if self.output.len() > self.limits.output_bytes_max() {
+        let are_heads_many =
+            self.role == Role::Server && self.pieces.head_bytes() > self.limits.heads_bytes_max();
+        if are_heads_many || self.output.len() > self.limits.output_bytes_max() {
             return Err(Fault::calm("answers are asked for and not read (10.5)"));
         }
         Ok(())
@@ -215,7 +221,7 @@ impl Connection {
             Kind::Continuation => self.continuation(header, payload, heads, now),
             Kind::RstStream => self.rst_stream(header, payload, now),
             Kind::WindowUpdate => self.window_update(header, payload, now),
-            Kind::Settings => self.settings(header, payload, now),
+            Kind::Settings => self.settings(header, payload, heads, now),
             Kind::Ping => self.ping_frame(header, payload, now),
             Kind::GoAway => self.goaway(payload, now),
             Kind::Priority | Kind::Unknown | Kind::PushPromise => {

@@ -2,7 +2,9 @@
 
 use super::{
     Connection,
-    frame::{self, END_STREAM, Kind},
+    fields::Length,
+    frame::{self, END_STREAM, HEADER_BYTES, Kind},
+    limits::Upgrade,
     pieces::First,
     streams::{Asked, Queue, Sending, Slot},
 };
@@ -13,43 +15,95 @@ use crate::{
     token::Token,
 };
 
+/// Why a stream was not opened. Nothing has been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// See [`Connection::can_open`].
+    #[error("the connection takes no more requests now")]
+    Busy,
+    /// The header list is larger than the peer's SETTINGS_MAX_HEADER_LIST_SIZE. To send it would be
+    /// allowed (RFC 9113 section 10.5.1), but there are peers that end the connection for it, which
+    /// others share.
+    #[error("the header list is larger than the endpoint takes")]
+    HeadTooLarge,
+}
+
 impl Connection {
-    /// As a client: sends a request. `None`, and nothing is sent, when there is no room: see
-    /// [`Connection::can_open`].
+    /// As a client: sends a request.
+    ///
+    /// It is written by [`Connection::fill`]: until then [`Connection::reset`] makes it vanish without
+    /// a byte. Otherwise a client that begins and cancels requests would have us say as much to an
+    /// endpoint, which counts that as an attack of all who share the connection.
     ///
     /// Heads are sent as they are: what HTTP/2 forbids in them (RFC 9113 section 8.2.2) is to be
     /// out of them.
-    pub fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn open(
+        &mut self,
+        head: &Head,
+        then: Then,
+        heads: &mut Heads,
+    ) -> Result<StreamId, Refusal> {
         if !self.can_open() {
-            return None;
+            return Err(Refusal::Busy);
         }
-        let asked = match head.get(Token::Method) {
-            Some(b"HEAD") => Asked::Head,
-            Some(b"CONNECT") => Asked::Connect,
-            Some(_) | None => Asked::Any,
+        if head.is_list_over(self.peer.list_bytes_max as usize) {
+            return Err(Refusal::HeadTooLarge);
+        }
+        let carries_http1 = self.limits.upgrade == Upgrade::Http1;
+        let (asked, then) = match head.get(Token::Method) {
+            _ if carries_http1 && head.get(Token::Protocol).is_some() => {
+                (Asked::Upgrade, Then::More)
+            }
+            Some(b"HEAD") => (Asked::Head, then),
+            Some(b"CONNECT") => (Asked::Connect, then),
+            Some(_) | None => (Asked::Any, then),
         };
         let mut stream = self.stream(self.next_id, asked);
         stream.sending = Sending::Body;
         let id = StreamId(stream.id);
         self.next_id += 2;
         let slot = self.streams.insert(stream);
-        self.queue_head(slot, head, then, heads);
-        Some(id)
+        self.push_head(slot, head, then, heads);
+        Ok(id)
     }
 
     /// As a server: sends an answer, once, or an interim one before it. Nothing happens when the
     /// stream is over.
+    ///
+    /// An answer that is larger than the client's SETTINGS_MAX_HEADER_LIST_SIZE is sent all the same:
+    /// that is advice (RFC 9113 section 6.5.2), clients take more than they say or reset the stream,
+    /// and whatever they do harms nobody else, unlike a request. Envoy and the `h2` crate do the same.
     pub fn send_head(&mut self, stream: StreamId, head: &Head, then: Then, heads: &mut Heads) {
         let Some(slot) = self.sending(stream, Sending::Head) else {
             return;
         };
-        let is_interim = head
-            .get(Token::Status)
-            .is_some_and(|status| status.starts_with(b"1"));
-        if !is_interim {
-            self.streams[slot].sending = Sending::Body;
+        let status = head.get(Token::Status).unwrap_or_default();
+        let it = &mut self.streams[slot];
+        let grants = status == b"101" && it.is_upgrade_due();
+        if grants {
+            it.is_tunnel = true;
+            it.length = Length::Unknown;
+        }
+        if grants || !status.starts_with(b"1") {
+            it.sending = Sending::Body;
+        } else if self.pieces.head_bytes() > self.limits.heads_bytes_max() {
+            // The client does not read.
+            return;
         }
         self.queue_head(slot, head, then, heads);
+    }
+
+    /// As a client: the upgrade was not granted, and so the request is over.
+    pub(super) fn end_upgrade(&mut self, slot: Slot) {
+        let it = &mut self.streams[slot];
+        it.asked = Asked::Any;
+        if it.sending == Sending::Body {
+            it.sending = Sending::Ending;
+            self.write_data_header(slot, 0);
+        }
     }
 
     /// Sends a piece of a body. The result is how many bytes of it went into the output at once;
@@ -75,6 +129,10 @@ impl Connection {
         }
         if is_first && self.streams.is_empty(Queue::Data) && self.streams.is_empty(Queue::Heads) {
             data = self.write_at_once(slot, data);
+        } else if let Payload::Lent(bytes) = data
+            && self.streams[slot].id > self.highest
+        {
+            data = Payload::Lent(self.frame_early(slot, bytes));
         }
         let waiting = u32::try_from(data.len()).unwrap_or(u32::MAX);
         self.pieces.push_data(&mut self.streams[slot].line, data);
@@ -97,6 +155,14 @@ impl Connection {
         if let Some(slot) = self.streams.find(stream.0) {
             self.streams[slot].is_unwanted = true;
             self.settle(slot);
+        }
+    }
+
+    /// As a server: the stream's answer is that of an endpoint. Such a stream, when it ends well, pays
+    /// for one that is reset; answers of our own cost a client nothing, and would pay for a flood.
+    pub fn served(&mut self, stream: StreamId) {
+        if let Some(slot) = self.streams.find(stream.0) {
+            self.streams[slot].is_served = true;
         }
     }
 
@@ -144,7 +210,8 @@ impl Connection {
     pub(super) fn schedule(&mut self, slot: Slot) {
         let it = &self.streams[slot];
         match self.pieces.first(&it.line) {
-            First::Nothing => {}
+            // Frames without their head are of a stream that is refused.
+            First::Nothing | First::Framed => {}
             First::Head => self.streams.push(Queue::Heads, slot),
             First::Data if it.send_window.left() == 0 => {}
             First::Data => self.streams.push(Queue::Data, slot),
@@ -177,20 +244,35 @@ impl Connection {
         (sending == expected).then_some(slot)
     }
 
+    /// Sends a head at once, or has it wait for its turn.
     fn queue_head(&mut self, slot: Slot, head: &Head, then: Then, heads: &mut Heads) {
-        if then == Then::End {
-            self.streams[slot].sending = Sending::Ending;
-        }
-        let line = &mut self.streams[slot].line;
+        let line = &self.streams[slot].line;
         let is_first = self.pieces.first(line) == First::Nothing;
         let is_turn = self.output.len() < self.limits.output_bytes;
         if is_first && is_turn && self.streams.is_empty(Queue::Heads) {
+            if then == Then::End {
+                self.streams[slot].sending = Sending::Ending;
+            }
             self.send_first_head(slot, head);
             return;
         }
-        let line = &mut self.streams[slot].line;
-        self.pieces.push_head(line, heads.copy(head));
+        self.push_head(slot, head, then, heads);
+    }
+
+    fn push_head(&mut self, slot: Slot, head: &Head, then: Then, heads: &mut Heads) {
+        let it = &mut self.streams[slot];
+        if then == Then::End {
+            it.sending = Sending::Ending;
+        }
+        self.pieces.push_head(&mut it.line, heads.copy(head));
         self.schedule(slot);
+    }
+
+    /// Writes all heads that wait, whatever room there is.
+    pub(super) fn fill_heads(&mut self, heads: &mut Heads) {
+        while let Some(slot) = self.streams.pop(Queue::Heads) {
+            self.fill_head(slot, heads);
+        }
     }
 
     fn fill_head(&mut self, slot: Slot, heads: &mut Heads) {
@@ -219,6 +301,11 @@ impl Connection {
             Then::More
         };
         self.write_head(stream, head, then);
+        let it = &mut self.streams[slot];
+        self.pieces.move_framed(&mut it.line, &mut self.output);
+        if it.sending == Sending::Ending && it.line.is_empty() {
+            self.write_data_header(slot, 0);
+        }
         self.schedule(slot);
         self.settle(slot);
     }
@@ -250,12 +337,34 @@ impl Connection {
                 break;
             }
             let is_all = n == data.len();
-            self.write_data_header_of(slot, n, is_all);
+            let header = self.data_header(slot, n, is_all);
+            self.output.copy(&header);
             if is_all {
                 self.output.push(data);
                 return Payload::Lent(&[]);
             }
             self.output.push(data.split_to(n));
+        }
+        data
+    }
+
+    /// Makes frames of the first of a body whose head waits, so that they go with it: small requests
+    /// need no turn of their own. They count as gone, as what is in the output does, and up to the
+    /// same bound; what is left has to wait.
+    fn frame_early<'a>(&mut self, slot: Slot, mut data: &'a [u8]) -> &'a [u8] {
+        while self.streams[slot].line.bytes == 0
+            && self.output.len() + self.pieces.framed_bytes() < self.limits.output_bytes
+        {
+            let n = self.quantum(slot, data.len());
+            if n == 0 {
+                break;
+            }
+            let (framed, rest) = data.split_at(n);
+            let header = self.data_header(slot, n, rest.is_empty());
+            let it = &mut self.streams[slot];
+            it.framed += u32::try_from(n).unwrap_or(u32::MAX);
+            self.pieces.push_framed(&mut it.line, &header, framed);
+            data = rest;
         }
         data
     }
@@ -270,10 +379,12 @@ impl Connection {
     /// Begins a frame with the first `n` bytes that wait; it has the end when they are the last.
     fn write_data_header(&mut self, slot: Slot, n: usize) {
         let is_last = self.streams[slot].line.is_last_data(n);
-        self.write_data_header_of(slot, n, is_last);
+        let header = self.data_header(slot, n, is_last);
+        self.output.copy(&header);
     }
 
-    fn write_data_header_of(&mut self, slot: Slot, n: usize, is_last: bool) {
+    /// The header of a frame with `n` bytes of a body, which are taken from the windows.
+    fn data_header(&mut self, slot: Slot, n: usize, is_last: bool) -> [u8; HEADER_BYTES] {
         let it = &mut self.streams[slot];
         let flags = if is_last && it.sending == Sending::Ending {
             it.sending = Sending::Ended;
@@ -283,9 +394,11 @@ impl Connection {
         };
         it.send_window.take(n);
         self.send_window.take(n);
-        self.idle_frames.earn(EARNED_BY_SENDING);
-        let header = frame::header(Kind::Data, flags, it.id, n);
-        self.output.copy(&header);
+        // Nothing for what a window cut: whoever opens it by single bytes would be paid for that.
+        if is_last || (it.send_window.left() > 0 && self.send_window.left() > 0) {
+            self.idle_frames.earn(EARNED_BY_SENDING);
+        }
+        frame::header(Kind::Data, flags, it.id, n)
     }
 }
 

@@ -4,7 +4,7 @@ use super::{
     Role,
     fault::Fault,
     frame::{self, Kind, MAX_31_BITS},
-    limits::Limits,
+    limits::{Limits, Upgrade},
 };
 use crate::event::Code;
 
@@ -21,15 +21,19 @@ pub(super) const INITIAL_WINDOW: u32 = 65_535;
 /// The least that MAX_FRAME_SIZE can be.
 pub(super) const FRAME_BYTES_MIN: u32 = 16 * 1024;
 
-/// What the peer's SETTINGS say. Its MAX_HEADER_LIST_SIZE is advice that we cannot follow: what
-/// we send was sent to us.
+/// What the peer's SETTINGS say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) table_bytes_max: u32,
+    /// The smallest that it was to be in the last frame: if it is 0 and 4,096 at once, the table has
+    /// to be emptied (RFC 7541 section 4.2).
+    pub(super) table_bytes_lowest: u32,
     /// Without a limit until the peer sets one (section 6.5.2), which `Limits::streams_max` does.
     pub(super) streams_max: u32,
     pub(super) stream_window: u32,
     pub(super) frame_bytes_max: u32,
+    /// Without a limit until the peer sets one. It is advice (section 6.5.2).
+    pub(super) list_bytes_max: u32,
     /// Whether extended CONNECT may be sent.
     pub(super) has_connect_protocol: bool,
 }
@@ -38,9 +42,11 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             table_bytes_max: 4_096,
+            table_bytes_lowest: 4_096,
             streams_max: u32::MAX,
             stream_window: INITIAL_WINDOW,
             frame_bytes_max: FRAME_BYTES_MIN,
+            list_bytes_max: u32::MAX,
             has_connect_protocol: false,
         }
     }
@@ -48,13 +54,18 @@ impl Default for Settings {
 
 impl Settings {
     /// What is said after a frame with `payload`, whose length has been checked. Only the last of
-    /// many values for one setting has an effect: so a frame costs its length.
+    /// many values for one setting has an effect, but for the smallest table: so a frame costs its
+    /// length.
     pub(super) fn after(mut self, payload: &[u8], role: Role) -> Result<Self, Fault> {
+        self.table_bytes_lowest = self.table_bytes_max;
         for setting in payload.as_chunks::<6>().0 {
             let [i1, i2, v1, v2, v3, v4] = *setting;
             let value = u32::from_be_bytes([v1, v2, v3, v4]);
             match u16::from_be_bytes([i1, i2]) {
-                HEADER_TABLE_SIZE => self.table_bytes_max = value,
+                HEADER_TABLE_SIZE => {
+                    self.table_bytes_max = value;
+                    self.table_bytes_lowest = self.table_bytes_lowest.min(value);
+                }
                 ENABLE_PUSH if value > 1 || (value == 1 && role == Role::Client) => {
                     return Err(Fault::protocol(
                         "ENABLE_PUSH is 0, or 1 of a client (6.5.2)",
@@ -70,6 +81,7 @@ impl Settings {
                     return Err(Fault::protocol("MAX_FRAME_SIZE out of its range (6.5.2)"));
                 }
                 MAX_FRAME_SIZE => self.frame_bytes_max = value,
+                MAX_HEADER_LIST_SIZE => self.list_bytes_max = value,
                 ENABLE_CONNECT_PROTOCOL if value > 1 => {
                     return Err(Fault::protocol(
                         "ENABLE_CONNECT_PROTOCOL is 0 or 1 (8441: 3)",
@@ -91,9 +103,10 @@ impl Settings {
 /// Writes what a connection says first: as a client the preface; SETTINGS; and the connection's
 /// window, which SETTINGS do not change.
 pub(super) fn write_first(out: &mut Vec<u8>, role: Role, limits: &Limits) {
+    let has_connect_protocol = u32::from(limits.upgrade == Upgrade::ExtendedConnect);
     let of_role = match role {
         Role::Client => (ENABLE_PUSH, 0),
-        Role::Server => (ENABLE_CONNECT_PROTOCOL, 1),
+        Role::Server => (ENABLE_CONNECT_PROTOCOL, has_connect_protocol),
     };
     let settings = [
         of_role,

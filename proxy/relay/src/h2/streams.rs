@@ -21,8 +21,12 @@ pub(super) struct Stream {
     pub(super) sending: Sending,
     /// What its messages may be, from the request's method.
     pub(super) asked: Asked,
-    /// Whether CONNECT succeeded: from then on there is only DATA (RFC 9113 section 8.5).
+    /// Whether CONNECT or an upgrade succeeded: from then on there is only DATA (RFC 9113 section 8.5).
     pub(super) is_tunnel: bool,
+    /// Whether an endpoint answered, see [`Connection::served`].
+    ///
+    /// [`Connection::served`]: super::Connection::served
+    pub(super) is_served: bool,
     /// Whether the rest of what the peer sends is of no use, see [`Connection::stop`].
     ///
     /// [`Connection::stop`]: super::Connection::stop
@@ -34,6 +38,8 @@ pub(super) struct Stream {
     pub(super) send_window: SendWindow,
     /// What waits to be sent.
     pub(super) line: Line,
+    /// Bytes of a body that went into frames before the stream's HEADERS were written.
+    pub(super) framed: u32,
     /// Bytes that waited, have gone, and have not been told of.
     pub(super) written: u32,
     links: [Link; Queue::ALL],
@@ -72,6 +78,8 @@ pub(super) enum Asked {
     Head,
     /// CONNECT, also the extended one.
     Connect,
+    /// An upgrade of HTTP/1.1.
+    Upgrade,
 }
 
 /// A place in the slab.
@@ -122,15 +130,23 @@ impl Stream {
             sending: Sending::Head,
             asked,
             is_tunnel: false,
+            is_served: false,
             is_unwanted: false,
             interims: 0,
             length: Length::Unknown,
             receive_window: ReceiveWindow::new(0),
             send_window: SendWindow::new(0),
             line: Line::default(),
+            framed: 0,
             written: 0,
             links: [Link::OUT; Queue::ALL],
         }
+    }
+
+    /// Whether it asks for an upgrade which has not been granted: nothing may come of the request
+    /// but its end.
+    pub(super) fn is_upgrade_due(&self) -> bool {
+        self.asked == Asked::Upgrade && !self.is_tunnel
     }
 }
 

@@ -6,6 +6,7 @@ mod messages;
 mod pair;
 mod sending;
 mod streams;
+mod upgrades;
 
 use std::{io::IoSlice, time::Instant};
 
@@ -117,7 +118,8 @@ impl Probe {
     fn open(&mut self, method: &str, then: Then) {
         let head = head(&request(method));
         let opened = self.connection.open(&head, then, &mut self.heads);
-        assert!(opened.is_some());
+        assert!(opened.is_ok());
+        self.connection.fill(usize::MAX, &mut self.heads);
     }
 }
 
@@ -209,6 +211,7 @@ fn shown(event: &Event<'_>) -> String {
             let what = text(Token::Method).or(text(Token::Status)).unwrap();
             format!("{} {what}{}", stream.0, end(then))
         }
+        Event::TooLarge { stream, then, .. } => format!("{} too large{}", stream.0, end(then)),
         Event::Interim { stream, .. } => format!("{} interim", stream.0),
         Event::Data {
             stream, data, then, ..

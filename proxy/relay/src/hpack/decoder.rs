@@ -118,13 +118,22 @@ impl Decoder {
             Found::Static(token, value) => {
                 let name = token.name().unwrap_or_default();
                 if list.takes(size_of_field(name.as_bytes(), value.as_bytes()), None) {
-                    list.push(token, value.as_bytes(), 0, 0);
+                    let start = list.append(value.as_bytes());
+                    let head = &mut *list.head;
+                    head.push_stored(token, start, 0, Indexing::Indexed, 0);
                 }
             }
             Found::Dynamic(entry) => {
                 if list.takes(entry.size(), entry.fault) {
-                    let stored = self.table.stored(entry);
-                    list.push(entry.token, stored, entry.name_bytes(), entry.hash);
+                    let start = list.append(self.table.stored(entry));
+                    let name_bytes = entry.name_bytes();
+                    // What was hashed when it entered has nothing at its ends.
+                    if entry.hash == 0 {
+                        trim(list.head.buffer(), start + name_bytes);
+                    }
+                    let (token, hash) = (entry.token, entry.hash);
+                    let head = &mut *list.head;
+                    head.push_stored(token, start, name_bytes, Indexing::Indexed, hash);
                 }
             }
         }
@@ -148,12 +157,14 @@ impl Decoder {
         string(block, buffer)?;
         let known = token.name().map(str::as_bytes);
         let size = size_of_field(known.unwrap_or_default(), &buffer[start..]);
-        let fault = name_fault.or_else(|| check::value(&buffer[name_end..]).err());
+        let value = &buffer[name_end..];
+        let fault = name_fault.or_else(|| check::value(token, value).err());
+        let is_padded = check::is_padded(value);
         let is_taken = list.takes(size, fault);
         let (name, value) = list.head.buffer()[start..].split_at(name_end - start);
         let name = known.unwrap_or(name);
         // It takes as long as the name is, which the table may have.
-        let hash = match (keep, is_taken) {
+        let hash = match (keep, is_taken && !is_padded) {
             (Keep::Yes, true) => head::hash(token, name, value),
             (Keep::Yes, false) | (Keep::No | Keep::Never, _) => 0,
         };
@@ -172,10 +183,14 @@ impl Decoder {
             Keep::Never => Indexing::Never,
         };
         let head = &mut *list.head;
-        match is_taken {
-            true => head.push_stored(token, start, name_end - start, indexing, hash),
-            false => head.buffer().truncate(start),
+        if !is_taken {
+            head.buffer().truncate(start);
+            return Ok(());
         }
+        if is_padded {
+            trim(head.buffer(), name_end);
+        }
+        head.push_stored(token, start, name_end - start, indexing, hash);
         Ok(())
     }
 
@@ -275,14 +290,22 @@ impl List<'_> {
         Ok(())
     }
 
-    /// `stored`: the name, if it is not known, and the value.
-    fn push(&mut self, token: Token, stored: &[u8], name_bytes: usize, hash: u32) {
+    /// Puts `stored` into the buffer; where it begins there.
+    fn append(&mut self, stored: &[u8]) -> usize {
         let buffer = self.head.buffer();
         let start = buffer.len();
         buffer.extend_from_slice(stored);
-        let head = &mut *self.head;
-        head.push_stored(token, start, name_bytes, Indexing::Indexed, hash);
+        start
     }
+}
+
+/// Takes white space off both ends of the value that begins at `start`, see [`check::is_padded`].
+/// Of what counts as white space here, only spaces and tabs have passed [`check::value`].
+fn trim(buffer: &mut Vec<u8>, start: usize) {
+    let kept = buffer[start..].trim_ascii_end().len();
+    buffer.truncate(start + kept);
+    let spaces = kept - buffer[start..].trim_ascii_start().len();
+    buffer.drain(start..start + spaces);
 }
 
 /// Cuts a string literal (RFC 7541 section 5.2) off `block` and appends it to `out`.

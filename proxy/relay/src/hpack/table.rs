@@ -28,7 +28,8 @@ pub(super) struct Entry {
     name_bytes: u32,
     value_bytes: u32,
     size: u32,
-    /// As [`crate::head::hash`] computes it.
+    /// As [`crate::head::hash`] computes it. A decoder has 0 for one that it did not pass on, or not
+    /// as it is here.
     pub(super) hash: u32,
     pub(super) token: Token,
     /// Of a field that must not be passed on. It enters all the same: the other end has it.

@@ -9,8 +9,9 @@ use heddle_policy::{
 
 use super::{
     ConnId, ExchangeId, Relay,
-    conn::Side,
+    conn::{Conn, Side},
     exchange::{Leg, Stage},
+    filter::Message,
     route::Decided,
 };
 use crate::{
@@ -25,24 +26,28 @@ use crate::{
 
 impl Relay {
     /// An endpoint's answer begins. It is forwarded, unless another attempt is worth more.
-    pub(super) fn judge(&mut self, id: ExchangeId, mut head: Head, then: Then, now: Instant) {
+    pub(super) fn judge(
+        &mut self,
+        id: ExchangeId,
+        leg: Leg,
+        mut head: Head,
+        then: Then,
+        now: Instant,
+    ) {
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return self.heads.give(head);
         };
-        let Some(leg) = exchange.leg() else {
+        if !exchange.prefer(leg) {
             return self.heads.give(head);
-        };
-        let is_sidecar = match &self.conns[leg.conn].side {
-            Side::Endpoint {
-                peer, is_sidecar, ..
-            } => {
-                if exchange.facts.direction == Direction::Outbound {
-                    exchange.facts.peer = peer.clone();
-                }
-                *is_sidecar
-            }
-            Side::Client(_) => false,
-        };
+        }
+        exchange.stage = Stage::Sent;
+        let conn = &self.conns[leg.conn];
+        let is_sidecar = conn.is_sidecar();
+        if let Side::Endpoint { peer, .. } = &conn.side
+            && exchange.facts.direction == Direction::Outbound
+        {
+            exchange.facts.peer = peer.clone();
+        }
         let answer = Answer::read(&head, is_sidecar);
         let policy = exchange
             .way
@@ -59,21 +64,39 @@ impl Relay {
         if !is_sidecar {
             request::strip_ours(&mut head);
         }
-        self.commit(id, &head, &answer, then, now);
+        self.drop_rivals(id, now);
+        if self.may_commit(id, &mut head, is_sidecar, then, now) {
+            let answer = Answer::read(&head, is_sidecar);
+            self.commit(id, &head, &answer, then, now);
+        }
         self.heads.give(head);
     }
 
     /// From here on nothing is repeated.
-    fn commit(&mut self, id: ExchangeId, head: &Head, answer: &Answer, then: Then, now: Instant) {
+    pub(super) fn commit(
+        &mut self,
+        id: ExchangeId,
+        head: &Head,
+        answer: &Answer,
+        then: Then,
+        now: Instant,
+    ) {
         let exchange = &mut self.exchanges[id];
         exchange.stage = Stage::Committed;
         exchange.upload.give_up();
+        if answer.status == SWITCHING_PROTOCOLS {
+            // Bytes from here on, for as long as it takes.
+            exchange.is_tunnel = true;
+            exchange.deadline = None;
+            exchange.upload.reopen();
+        }
         exchange.facts.status = Some(answer.status);
         exchange.facts.grpc_status = answer.grpc;
         exchange.facts.first_response = Some(now.saturating_duration_since(exchange.started));
         let client = exchange.client;
         self.arm(id, None);
         if let Some(conn) = self.conns.get_mut(client.conn) {
+            conn.codec.served(client.stream);
             conn.codec
                 .send_head(client.stream, head, then, &mut self.heads);
             self.touch(client.conn);
@@ -102,10 +125,14 @@ impl Relay {
             return;
         };
         let len = data.len() as u64;
+        if let Some(pending) = &mut exchange.pending {
+            pending.push(data, then);
+            return self.charge_exchange(id);
+        }
         let (client, leg) = (exchange.client, exchange.leg());
         exchange.facts.bytes_sent += len;
         let Some(conn) = self.conns.get_mut(client.conn) else {
-            return;
+            return self.drop_download(id, data.len(), then, now);
         };
         let passed = conn.codec.send_data(client.stream, data, then);
         exchange.facts.unsent += len - u64::from(passed);
@@ -117,8 +144,19 @@ impl Relay {
     }
 
     /// The end of an answer's body has come.
-    pub(super) fn download_trailers(&mut self, id: ExchangeId, head: Head, now: Instant) {
+    pub(super) fn download_trailers(&mut self, id: ExchangeId, mut head: Head, now: Instant) {
         if let Some(exchange) = self.exchanges.get_mut(id) {
+            let conn = exchange.leg().and_then(|leg| self.conns.get(leg.conn));
+            if !conn.is_some_and(Conn::is_sidecar) {
+                request::strip_ours(&mut head);
+            }
+            if let Some(pending) = &mut exchange.pending {
+                pending.end(head);
+                return self.charge_exchange(id);
+            }
+            if let Some(filter) = &mut self.filter {
+                filter.trailers(id, Message::Answer, &mut head);
+            }
             if let Some(status) = head.get(Token::GrpcStatus) {
                 exchange.facts.grpc_status = Some(grpc_status(status));
             }
@@ -144,7 +182,11 @@ impl Relay {
             return;
         };
         if !is_client {
-            return self.passed(exchange, u64::from(*sent));
+            let leg = Leg {
+                conn: id,
+                stream: *stream,
+            };
+            return self.passed(exchange, leg, u64::from(*sent));
         }
         let Some(found) = self.exchanges.get_mut(exchange) else {
             return;
@@ -158,9 +200,13 @@ impl Relay {
         }
     }
 
-    /// The answer is whole.
-    fn complete(&mut self, id: ExchangeId, now: Instant) {
+    /// The answer is whole. A tunnel is over when the other direction is too.
+    pub(super) fn complete(&mut self, id: ExchangeId, now: Instant) {
         let exchange = &mut self.exchanges[id];
+        exchange.is_answered = exchange.is_tunnel;
+        if exchange.is_tunnel && !exchange.upload.is_whole() {
+            return;
+        }
         if let Some(status) = exchange.facts.status
             && exchange.attempt.is_some()
         {
@@ -174,7 +220,7 @@ impl Relay {
     }
 
     /// The endpoint may send as many bytes more.
-    fn release(&mut self, leg: Option<Leg>, bytes: u32) {
+    pub(super) fn release(&mut self, leg: Option<Leg>, bytes: u32) {
         if let Some(leg) = leg
             && let Some(conn) = self.conns.get_mut(leg.conn)
         {
@@ -185,50 +231,73 @@ impl Relay {
 
     /// Answers in place of an endpoint.
     pub(super) fn fail(&mut self, id: ExchangeId, error: &ProxyError, now: Instant) {
-        self.abandon(id, now);
-        let exchange = &mut self.exchanges[id];
-        // It has had its effect.
-        exchange.deadline = None;
-        exchange.upload.give_up();
         let Disposition {
             status,
             grpc,
             reason,
         } = error.disposition();
+        let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
-        exchange.facts.first_response = Some(now.saturating_duration_since(exchange.started));
+        if exchange.facts.spoken == Spoken::Http1
+            && error.is_malformed()
+            && let Some(conn) = self.conns.get_mut(exchange.client.conn)
+        {
+            // Where the next request of such a client begins is anybody's guess.
+            conn.codec.goodbye();
+        }
         let mut head = self.heads.take();
         let mut put = |token: Token, value: &[u8]| head.set(token, value);
         let text = error.text();
         let is_grpc = exchange.facts.spoken == Spoken::Grpc;
         if is_grpc {
-            exchange.facts.status = Some(200);
-            exchange.facts.grpc_status = Some(grpc);
             put(Token::Status, b"200");
             put(Token::ContentType, b"application/grpc");
             put(Token::GrpcStatus, grpc.to_string().as_bytes());
             put(Token::GrpcMessage, grpc_message(&text).as_bytes());
         } else {
-            exchange.facts.status = Some(status);
             put(Token::Status, status.to_string().as_bytes());
             put(Token::ContentType, b"text/plain; charset=utf-8");
-            put(
-                Token::ContentLength,
-                (text.len() + 1).to_string().as_bytes(),
-            );
         }
         put(Token::XHeddleReason, reason.as_bytes());
+        let body = match is_grpc {
+            true => String::new(),
+            false => format!("{text}\n"),
+        };
+        self.answer_here(id, head, body.as_bytes(), now);
+    }
+
+    /// Answers in place of an endpoint, with this.
+    pub(super) fn answer_here(
+        &mut self,
+        id: ExchangeId,
+        mut head: Head,
+        body: &[u8],
+        now: Instant,
+    ) {
+        self.abandon(id, now);
+        self.drop_rivals(id, now);
+        let exchange = &mut self.exchanges[id];
+        // It has had its effect.
+        exchange.deadline = None;
+        exchange.hedge_at = None;
+        exchange.upload.give_up();
+        let answer = Answer::read(&head, false);
+        exchange.facts.first_response = Some(now.saturating_duration_since(exchange.started));
+        exchange.facts.status = Some(answer.status);
+        exchange.facts.grpc_status = answer.grpc;
         exchange.stage = Stage::Ending;
         let client = exchange.client;
         if let Some(conn) = self.conns.get_mut(client.conn) {
+            if answer.grpc.is_none() {
+                head.set(Token::ContentLength, body.len().to_string().as_bytes());
+            }
             // What answers HEAD has no body, whatever it says of one (RFC 9110 section 9.3.2).
-            let is_all = is_grpc || exchange.head.get(Token::Method) == Some(b"HEAD");
+            let is_all = body.is_empty() || exchange.head.get(Token::Method) == Some(b"HEAD");
             let then = if is_all { Then::End } else { Then::More };
             conn.codec
                 .send_head(client.stream, &head, then, &mut self.heads);
             if !is_all {
-                let body = format!("{text}\n");
-                let data = Payload::Lent(body.as_bytes());
+                let data = Payload::Lent(body);
                 let passed = conn.codec.send_data(client.stream, data, Then::End);
                 exchange.facts.bytes_sent = body.len() as u64;
                 exchange.facts.unsent = body.len() as u64 - u64::from(passed);
@@ -244,7 +313,13 @@ impl Relay {
     }
 
     /// Ends an answer that has begun: in words where the protocol has them.
-    pub(super) fn cut(&mut self, id: ExchangeId, reason: &'static str, status: u32, now: Instant) {
+    pub(super) fn break_off(
+        &mut self,
+        id: ExchangeId,
+        reason: &'static str,
+        status: u32,
+        now: Instant,
+    ) {
         let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
         exchange.deadline = None;
@@ -277,11 +352,12 @@ impl Relay {
     }
 }
 
+const SWITCHING_PROTOCOLS: u16 = 101;
 /// How long a client may take to read why its request failed.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What matters of an endpoint's answer.
-struct Answer {
+pub(super) struct Answer {
     status: u16,
     grpc: Option<u32>,
     /// What the reason word of another sidecar proves.
@@ -290,7 +366,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn read(head: &Head, is_sidecar: bool) -> Self {
+    pub(super) fn read(head: &Head, is_sidecar: bool) -> Self {
         let status = head.get(Token::Status).unwrap_or_default();
         let status = std::str::from_utf8(status).ok();
         let reason = head.get(Token::XHeddleReason).filter(|_| is_sidecar);

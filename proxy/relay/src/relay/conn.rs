@@ -8,17 +8,19 @@ use std::{
     time::Instant,
 };
 
-use heddle_policy::{snapshot::DestinationKey, spiffe::Peer};
+use heddle_policy::{admission::Slot, snapshot::DestinationKey, spiffe::Peer};
 
-use super::{ChannelId, Connected, ExchangeId};
+use super::{
+    ChannelId, Connected, ExchangeId, Settings,
+    codec::{Codec, Role},
+    exchange::Lost,
+    lifetime::Life,
+};
 use crate::{
-    event::{Broken, Code, Event, StreamId, Then},
-    h2,
-    head::{Head, Heads},
-    input::{Input, Payload},
-    output::Output,
+    budget::Room,
+    event::{Code, StreamId},
+    h1,
     record::Direction,
-    request::Version,
     timer::Timer,
     view::LiveDestination,
 };
@@ -30,10 +32,22 @@ pub struct Caller {
     pub address: SocketAddr,
     /// Who, as far as TLS has proven it.
     pub peer: Peer,
+    /// Whether it is a sidecar of ours.
+    pub is_sidecar: bool,
     /// Where to.
     pub dialled: Dialled,
     /// What it speaks.
     pub speaks: Speaks,
+}
+
+impl Caller {
+    /// Which side of the sidecar it came to.
+    pub fn direction(&self) -> Direction {
+        match self.dialled {
+            Dialled::Destination(_) | Dialled::Authority => Direction::Outbound,
+            Dialled::Port(_) => Direction::Inbound,
+        }
+    }
 }
 
 /// Where a client wants to go.
@@ -59,8 +73,24 @@ pub struct Port {
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
+    /// HTTP/1.0 or 1.1.
+    Http1,
     /// HTTP/2.
     Http2,
+    /// HTTP/1.1 in the frames of HTTP/2, between sidecars: so its requests share connections, and
+    /// come out as they went in.
+    Http1InHttp2,
+}
+
+/// What a connection to an endpoint is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carries {
+    /// HTTP/2.
+    Http2,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/1.1 to a sidecar, HTTP/2 to anybody else.
+    Http1OrForeignHttp2,
 }
 
 /// The exchanges of a connection. Numbers of streams are a peer's choice within narrow bounds: few
@@ -82,11 +112,26 @@ pub(super) struct Conn {
     pub(super) due: Option<Instant>,
     /// What was found in the view of this number.
     pub(super) found: Option<(u64, Arc<LiveDestination>)>,
+    /// Its driver waits until there is room again.
+    pub(super) is_stopped: bool,
+    /// What its driver knows of its end.
+    pub(super) ending: h1::Ending,
+    /// Requests that were sent over it, or came.
+    pub(super) uses: u32,
+    pub(super) life: Life,
+    /// Since when an endpoint has let nothing be sent.
+    pub(super) shut_since: Option<Instant>,
+    /// Of the connections that its cluster may have; held to its end.
+    pub(super) _slot: Option<Slot>,
+    /// Bytes on the worker's account.
+    pub(super) charged: usize,
+    /// What its client was told last of the room for streams.
+    pub(super) room: Room,
 }
 
 #[derive(Debug)]
 pub(super) enum Side {
-    Client(Caller),
+    Client(Arc<Caller>),
     Endpoint {
         channel: ChannelId,
         peer: Peer,
@@ -94,35 +139,53 @@ pub(super) enum Side {
     },
 }
 
-/// What is spoken.
-#[derive(Debug)]
-pub(super) enum Codec {
-    Http2(Box<h2::Connection>),
-}
-
 impl Conn {
-    pub(super) fn of_client(caller: Caller, limits: &h2::Limits, now: Instant) -> Self {
-        let Speaks::Http2 = caller.speaks;
-        Self::new(h2::Role::Server, Side::Client(caller), limits, now)
+    /// `age` is the share of `connection_age` that it lives.
+    pub(super) fn of_client(caller: Caller, settings: &Settings, age: f64, now: Instant) -> Self {
+        let (speaks, is_sidecar) = (caller.speaks, caller.is_sidecar);
+        let codec = Codec::new(Role::Server, speaks, is_sidecar, settings, now);
+        let version = codec.version();
+        let life = Life::new(
+            Role::Server,
+            version,
+            is_sidecar,
+            &settings.bounds,
+            age,
+            now,
+        );
+        Self::new(codec, Side::Client(Arc::new(caller)), life, None)
     }
 
     pub(super) fn of_endpoint(
         channel: ChannelId,
         connected: Connected,
-        limits: &h2::Limits,
+        slot: Option<Slot>,
+        settings: &Settings,
+        age: f64,
         now: Instant,
     ) -> Self {
+        let (speaks, is_sidecar) = (connected.speaks, connected.is_sidecar);
+        let codec = Codec::new(Role::Client, speaks, is_sidecar, settings, now);
         let side = Side::Endpoint {
             channel,
             peer: connected.peer,
-            is_sidecar: connected.is_sidecar,
+            is_sidecar,
         };
-        Self::new(h2::Role::Client, side, limits, now)
+        let version = codec.version();
+        let life = Life::new(
+            Role::Client,
+            version,
+            is_sidecar,
+            &settings.bounds,
+            age,
+            now,
+        );
+        Self::new(codec, side, life, slot)
     }
 
-    fn new(role: h2::Role, side: Side, limits: &h2::Limits, now: Instant) -> Self {
+    fn new(codec: Codec, side: Side, life: Life, slot: Option<Slot>) -> Self {
         Self {
-            codec: Codec::Http2(Box::new(h2::Connection::new(role, limits, now))),
+            codec,
             side,
             exchanges: HashMap::default(),
             is_dirty: false,
@@ -130,6 +193,53 @@ impl Conn {
             timer: None,
             due: None,
             found: None,
+            is_stopped: false,
+            ending: h1::Ending::Open,
+            uses: 0,
+            life,
+            shut_since: None,
+            _slot: slot,
+            charged: 0,
+            room: Room::Ample,
+        }
+    }
+
+    /// Gives back memory that it does not need at rest.
+    pub(super) fn shrink(&mut self) {
+        self.codec.shrink();
+        if self.exchanges.is_empty() {
+            self.exchanges = HashMap::default();
+        }
+    }
+
+    /// What the exchanges over it lose with it: those whose requests never began to go, nothing.
+    pub(super) fn losses(&self, lost: Lost) -> Vec<(StreamId, ExchangeId, Lost)> {
+        let exchanges = self.exchanges.iter().map(|(stream, exchange)| {
+            let stream = StreamId(*stream);
+            match self.channel().is_none() || self.codec.has_begun(stream) {
+                true => (stream, *exchange, lost),
+                false => (stream, *exchange, Lost::Stream(Code::REFUSED_STREAM)),
+            }
+        });
+        exchanges.collect()
+    }
+
+    /// Bytes that it keeps beside what a connection at rest does.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.codec.kept_bytes()
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let exchanges = self.exchanges.capacity() * size_of::<(u32, ExchangeId)>();
+        size_of::<Self>() + self.codec.memory_bytes() + exchanges
+    }
+
+    /// Who the other side is.
+    pub(super) fn peer(&self) -> &Peer {
+        match &self.side {
+            Side::Client(caller) => &caller.peer,
+            Side::Endpoint { peer, .. } => peer,
         }
     }
 
@@ -146,122 +256,18 @@ impl Conn {
         }
     }
 
+    /// Whether the other side is a sidecar of ours, whose words are to be believed.
+    pub(super) fn is_sidecar(&self) -> bool {
+        match &self.side {
+            Side::Client(caller) => caller.is_sidecar,
+            Side::Endpoint { is_sidecar, .. } => *is_sidecar,
+        }
+    }
+
     pub(super) fn direction(&self) -> Direction {
         match &self.side {
-            Side::Client(Caller {
-                dialled: Dialled::Port(_),
-                ..
-            }) => Direction::Inbound,
-            Side::Client(_) | Side::Endpoint { .. } => Direction::Outbound,
-        }
-    }
-
-    pub(super) fn version(&self) -> Version {
-        match self.codec {
-            Codec::Http2(_) => Version::Http2,
-        }
-    }
-}
-
-impl Codec {
-    pub(super) fn receive<'a>(
-        &mut self,
-        input: &mut Input<'a>,
-        heads: &mut Heads,
-        now: Instant,
-    ) -> Result<Option<Event<'a>>, Broken> {
-        match self {
-            Self::Http2(conn) => conn.receive(input, heads, now),
-        }
-    }
-
-    pub(super) fn open(&mut self, head: &Head, then: Then, heads: &mut Heads) -> Option<StreamId> {
-        match self {
-            Self::Http2(conn) => conn.open(head, then, heads),
-        }
-    }
-
-    pub(super) fn send_head(
-        &mut self,
-        stream: StreamId,
-        head: &Head,
-        then: Then,
-        heads: &mut Heads,
-    ) {
-        match self {
-            Self::Http2(conn) => conn.send_head(stream, head, then, heads),
-        }
-    }
-
-    /// How many bytes have gone at once.
-    pub(super) fn send_data(&mut self, stream: StreamId, data: Payload<'_>, then: Then) -> u32 {
-        match self {
-            Self::Http2(conn) => conn.send_data(stream, data, then),
-        }
-    }
-
-    pub(super) fn send_trailers(&mut self, stream: StreamId, head: &Head, heads: &mut Heads) {
-        match self {
-            Self::Http2(conn) => conn.send_trailers(stream, head, heads),
-        }
-    }
-
-    pub(super) fn reset(&mut self, stream: StreamId, code: Code) {
-        match self {
-            Self::Http2(conn) => conn.reset(stream, code),
-        }
-    }
-
-    /// Nothing more is wanted of the stream; what is sent goes first.
-    pub(super) fn stop(&mut self, stream: StreamId) {
-        match self {
-            Self::Http2(conn) => conn.stop(stream),
-        }
-    }
-
-    pub(super) fn release(&mut self, stream: StreamId, bytes: u32) {
-        match self {
-            Self::Http2(conn) => conn.release(stream, bytes),
-        }
-    }
-
-    pub(super) fn fill(&mut self, room: usize, heads: &mut Heads) {
-        match self {
-            Self::Http2(conn) => conn.fill(room, heads),
-        }
-    }
-
-    pub(super) fn next_written(&mut self) -> Option<Event<'static>> {
-        match self {
-            Self::Http2(conn) => conn.next_written(),
-        }
-    }
-
-    pub(super) fn output(&mut self) -> &mut Output {
-        match self {
-            Self::Http2(conn) => conn.output(),
-        }
-    }
-
-    pub(super) fn expire(&mut self, now: Instant) -> Result<(), Broken> {
-        match self {
-            Self::Http2(conn) => conn.expire(now),
-        }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Http2(conn) => conn.deadline(),
-        }
-    }
-
-    /// Whether a request sent now would be on its way soon: there is room for a stream, and what
-    /// was sent before does not pile up.
-    pub(super) fn takes_requests(&self) -> bool {
-        match self {
-            Self::Http2(conn) => {
-                conn.can_open() && conn.send_window() > 0 && conn.waiting_bytes() < WAITING_MAX
-            }
+            Side::Client(caller) => caller.direction(),
+            Side::Endpoint { .. } => Direction::Outbound,
         }
     }
 }
@@ -294,6 +300,3 @@ impl Hasher for NumberHasher {
         self.0 = mixed ^ (mixed >> 32);
     }
 }
-
-/// Unsent bytes of a connection to an endpoint from which on requests go to another one.
-const WAITING_MAX: usize = 256 * 1024;

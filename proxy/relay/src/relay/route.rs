@@ -8,7 +8,7 @@ use heddle_policy::{
     deadline::{earliest, of_attempt, remaining},
     retry::{Attempted, Pushback, Retry, RetryDecision},
     snapshot::{
-        CONNECT_TIMEOUT, DestinationKey, EndpointKey, MtlsMode, Target, Transport,
+        CONNECT_TIMEOUT, ClusterProtocol, DestinationKey, EndpointKey, MtlsMode, Target, Transport,
         UnknownDestination,
     },
     spiffe::Peer,
@@ -16,19 +16,21 @@ use heddle_policy::{
 use rand::{Rng, RngExt};
 
 use super::{
-    ConnId, ExchangeId, Relay, TURNS_MAX, Task, Turns,
-    channel::Reach,
+    Carries, ConnId, ExchangeId, Relay, TURNS_MAX, Task, Turns,
+    channel::{Freshness, Reach},
+    codec::Unopened,
     conn::{Dialled, Port, Side},
-    exchange::{Attempt, Exchange, Facts, Held, Leg, Stage, Way},
+    exchange::{Attempt, Exchange, Facts, Leg, Lost, Stage, Way},
     upload::Upload,
 };
 use crate::{
     cluster::{EndpointState, LiveCluster},
     error::ProxyError,
     event::{Code, StreamId, Then},
+    h1,
     head::Head,
     record::{Direction, Spoken},
-    request::{self, Request},
+    request::{self, Request, Version},
     token::Token,
     view::{LiveDestination, Lookup},
 };
@@ -43,53 +45,86 @@ impl Relay {
         then: Then,
         now: Instant,
     ) {
-        let caller = &self.conns[conn];
-        let (version, direction) = (caller.version(), caller.direction());
-        let peer = match (&caller.side, direction) {
-            (Side::Client(caller), Direction::Inbound) => caller.peer.clone(),
-            _ => Peer::Anonymous,
+        let Some(id) = self.start(conn, stream, head, then, now) else {
+            return;
         };
-        let spoken = request::spoken(&head, version);
-        let mut exchange = Exchange {
-            client: Leg { conn, stream },
-            head,
-            request: None,
-            stage: Stage::Looking,
-            started: now,
-            deadline: None,
-            is_asked: false,
-            timer: None,
-            way: None,
-            retry: Retry::new("", None),
-            upload: Upload::new(then, self.rooms.pop().unwrap_or_default()),
-            attempt: None,
-            held: Held::default(),
-            facts: Facts {
-                direction,
-                spoken,
-                endpoint: None,
-                peer,
-                status: None,
-                grpc_status: None,
-                reason: None,
-                attempts: 0,
-                bytes_received: 0,
-                bytes_sent: 0,
-                unsent: 0,
-                first_response: None,
-            },
-        };
+        let exchange = &mut self.exchanges[id];
+        let version = exchange.version;
         let terms = &self.settings.terms;
         let read = Request::ready(&mut exchange.head, version, terms, &mut self.rng);
         exchange.request = read.as_ref().ok().copied();
-        let id = self.exchanges.insert(exchange);
-        self.conns[conn].exchanges.insert(stream.0, id);
-        let begun = read.and_then(|request| match direction {
+        match read {
+            Ok(_) if self.may_pass(id, now) => self.direct(id, now),
+            Ok(_) => {}
+            Err(error) => self.fail(id, &error, now),
+        }
+    }
+
+    /// Judges and routes what was read.
+    pub(super) fn direct(&mut self, id: ExchangeId, now: Instant) {
+        let exchange = &self.exchanges[id];
+        let Some(request) = exchange.request else {
+            return;
+        };
+        let directed = match exchange.facts.direction {
             Direction::Outbound => self.route(id, &request, now),
             Direction::Inbound => self.admit(id, &request, now),
-        });
-        if let Err(error) = begun {
+        };
+        if let Err(error) = directed {
             self.fail(id, &error, now);
+        }
+    }
+
+    /// `None`: it is no client's connection.
+    pub(super) fn start(
+        &mut self,
+        conn: ConnId,
+        stream: StreamId,
+        mut head: Head,
+        then: Then,
+        now: Instant,
+    ) -> Option<ExchangeId> {
+        let client = &mut self.conns[conn];
+        client.uses = client.uses.saturating_add(1);
+        let Side::Client(caller) = &client.side else {
+            return None;
+        };
+        let version = client.codec.carries();
+        let form = client.codec.form(&mut head);
+        let facts = Facts::new(Arc::clone(caller), request::spoken(&head, version));
+        self.begun[client.direction() as usize] += 1;
+        let upload = Upload::new(then, self.rooms.pop().unwrap_or_default());
+        let leg = Leg { conn, stream };
+        let mut exchange = Exchange::new(leg, head, upload, facts, now);
+        exchange.version = version;
+        exchange.form = form;
+        let id = self.exchanges.insert(exchange);
+        client.exchanges.insert(stream.0, id);
+        Some(id)
+    }
+
+    /// What came over a connection of HTTP/1.1 is not HTTP: its client is told so while it can be,
+    /// and its endpoint is not asked for more.
+    pub(super) fn refuse(&mut self, conn: ConnId, malformed: h1::Malformed, now: Instant) {
+        let is_client = self.conns[conn].channel().is_none();
+        let mut exchanges = self.conns[conn].exchanges.iter();
+        let exchange = exchanges
+            .next()
+            .map(|(stream, id)| (StreamId(*stream), *id));
+        match (exchange, malformed.answer) {
+            (Some((stream, exchange)), _) if !is_client => {
+                let leg = Leg { conn, stream };
+                self.attempt_broke(exchange, leg, Lost::Answer(malformed.reason), now);
+            }
+            (Some((_, exchange)), None) => self.client_gone(exchange, now),
+            (Some((_, exchange)), Some(_)) => self.fail(exchange, &malformed.into(), now),
+            (None, Some(stream)) => {
+                let exchange = self.start(conn, stream, Head::new(), Then::End, now);
+                if let Some(exchange) = exchange {
+                    self.fail(exchange, &malformed.into(), now);
+                }
+            }
+            (None, None) => {}
         }
     }
 
@@ -122,6 +157,9 @@ impl Relay {
             route,
             cluster,
         });
+        if self.filter.is_some() {
+            return self.ask_before_sending(id, now);
+        }
         self.attempt(id, now)
     }
 
@@ -148,7 +186,19 @@ impl Relay {
             Dialled::Destination(key) => (key.clone(), true),
             Dialled::Authority | Dialled::Port(_) => (by_authority(&exchange.head)?, false),
         };
-        match self.view.lookup(&key) {
+        let known = self.view.lookup(&key);
+        let is_plain = match &known {
+            Some(Lookup::Found(found)) => matches!(found.config.target, Target::Passthrough),
+            Some(Lookup::Unknown(_)) => true,
+            Some(Lookup::Unanswered) | None => false,
+        };
+        if let DestinationKey::Address(address) = &key
+            && is_plain
+            && self.view.meshed.contains(address)
+        {
+            return Err(ProxyError::OnceMeshed(*address));
+        }
+        match known {
             Some(Lookup::Found(destination)) => {
                 conn.found = is_all.then(|| (number, Arc::clone(&destination)));
                 Ok(Some(destination))
@@ -208,28 +258,30 @@ impl Relay {
         });
         exchange.facts.attempts += 1;
         exchange.facts.endpoint = Some(application);
-        exchange.attempt = Some(Attempt::start(endpoint));
-        let reach = Reach {
-            endpoint: Arc::clone(endpoint),
-            name: Arc::clone(&self.nameless),
-            timeout: CONNECT_TIMEOUT,
+        let carries = match exchange.version {
+            Version::Http1 => Carries::Http1,
+            Version::Http2 => Carries::Http2,
         };
+        exchange.attempt = Some(Attempt::start(Reach {
+            endpoint: Arc::clone(endpoint),
+            direction: Direction::Inbound,
+            name: Arc::clone(&self.nameless),
+            carries,
+            timeout: CONNECT_TIMEOUT,
+        }));
         self.arm(id, None);
-        self.connect(id, reach, now);
+        if self.filter.is_some() {
+            return self.ask_before_sending(id, now);
+        }
+        let freshness = self.freshness(id);
+        self.connect(id, freshness, now);
         Ok(())
     }
 
     /// The view has changed since the destination was asked for.
     pub(super) fn look_again(&mut self, id: ExchangeId, now: Instant) {
-        let exchange = &self.exchanges[id];
-        let Some(request) = exchange
-            .request
-            .filter(|_| exchange.stage == Stage::Looking)
-        else {
-            return;
-        };
-        if let Err(error) = self.route(id, &request, now) {
-            self.fail(id, &error, now);
+        if self.exchanges[id].stage == Stage::Looking {
+            self.direct(id, now);
         }
     }
 
@@ -240,7 +292,7 @@ impl Relay {
     }
 
     /// Picks an endpoint.
-    fn attempt(&mut self, id: ExchangeId, now: Instant) -> Result<(), ProxyError> {
+    pub(super) fn attempt(&mut self, id: ExchangeId, now: Instant) -> Result<(), ProxyError> {
         let exchange = &mut self.exchanges[id];
         let way = exchange.way.as_ref().ok_or(ProxyError::NoRoute)?;
         let cluster = &way.cluster;
@@ -258,15 +310,37 @@ impl Relay {
         let endpoint = &cluster.endpoints[index].state;
         exchange.facts.attempts += 1;
         exchange.facts.endpoint = Some(endpoint.key.address);
-        let reach = Reach {
-            endpoint: Arc::clone(endpoint),
-            name: Arc::clone(&way.destination.config.name),
-            timeout: cluster.config.connect_timeout,
+        // An upgrade is HTTP/1.1's own.
+        let is_upgrade = exchange.head.get(Token::Protocol).is_some();
+        let carries = match (exchange.version, cluster.config.protocol) {
+            (Version::Http2, _) => Carries::Http2,
+            (Version::Http1, ClusterProtocol::Http2) if !is_upgrade => Carries::Http1OrForeignHttp2,
+            (Version::Http1, _) => Carries::Http1,
         };
-        exchange.attempt = Some(Attempt::start(&reach.endpoint));
+        exchange.attempt = Some(Attempt::start(Reach {
+            endpoint: Arc::clone(endpoint),
+            direction: Direction::Outbound,
+            name: Arc::clone(&way.destination.config.name),
+            carries,
+            timeout: cluster.config.connect_timeout,
+        }));
+        exchange.is_resent = false;
         self.arm(id, until);
-        self.connect(id, reach, now);
+        let freshness = self.freshness(id);
+        self.connect(id, freshness, now);
         Ok(())
+    }
+
+    /// What connection will do for a first try.
+    pub(super) fn freshness(&self, id: ExchangeId) -> Freshness {
+        let exchange = &self.exchanges[id];
+        let fits = exchange
+            .upload
+            .fits(&exchange.head, self.settings.replay_bytes_max);
+        match fits && exchange.is_repeatable() {
+            true => Freshness::Any,
+            false => Freshness::Recent,
+        }
     }
 
     /// Over this connection, with what of the body is there.
@@ -281,20 +355,33 @@ impl Relay {
             true => Then::End,
             false => Then::More,
         };
-        let codec = &mut self.conns[conn].codec;
-        let Some(stream) = codec.open(&exchange.head, then, &mut self.heads) else {
-            let error = ProxyError::Refused("the connection has no room".into());
-            return self.attempt_failed(id, error, now);
+        let endpoint = &mut self.conns[conn];
+        let codec = &mut endpoint.codec;
+        let opened = codec.open(&exchange.head, exchange.form, then, &mut self.heads);
+        let stream = match opened {
+            Ok(stream) => stream,
+            Err(Unopened::Malformed(why)) => {
+                return self.fail(id, &ProxyError::BadRequest(why), now);
+            }
+            Err(Unopened::HeadTooLarge) => {
+                return self.attempt_failed(id, ProxyError::HeadersTooLarge, now);
+            }
+            Err(Unopened::Busy) => {
+                let error = ProxyError::Refused("the connection has no room".into());
+                return self.attempt_failed(id, error, now);
+            }
         };
+        endpoint.uses = endpoint.uses.saturating_add(1);
         exchange.stage = Stage::Sent;
         let passed = exchange.upload.send(codec, stream, then, &mut self.heads);
         exchange.upload.sent(self.settings.replay_bytes_max);
+        let leg = Leg { conn, stream };
         if let Some(attempt) = &mut exchange.attempt {
-            attempt.leg = Some(Leg { conn, stream });
+            attempt.leg = Some(leg);
         }
         self.conns[conn].exchanges.insert(stream.0, id);
         self.touch(conn);
-        self.passed(id, passed);
+        self.passed(id, leg, passed);
     }
 
     /// An attempt came to nothing.
@@ -314,6 +401,9 @@ impl Relay {
         pushback: Option<Pushback>,
         now: Instant,
     ) -> Decided {
+        if self.fall_back(id, now) {
+            return Decided::Again;
+        }
         let exchange = &mut self.exchanges[id];
         let Some(way) = &exchange.way else {
             return Decided::Stop;

@@ -2,12 +2,20 @@
 
 use std::time::Instant;
 
-use super::{ExchangeId, Relay, conn::Codec, exchange::Stage};
+use super::{
+    ExchangeId, Relay,
+    codec::Codec,
+    exchange::{Exchange, Leg, Stage},
+    filter::Message,
+    touch,
+};
 use crate::{
     event::{StreamId, Then},
     head::{Head, Heads},
     input::Payload,
     output::Output,
+    request,
+    token::Token,
 };
 
 /// What has come of a request's body.
@@ -41,9 +49,47 @@ impl Upload {
         self.is_whole && self.kept.is_empty() && self.trailers.is_none()
     }
 
+    /// Whether all of it can be kept, as far as the head says.
+    pub(super) fn fits(&self, head: &Head, bytes_max: usize) -> bool {
+        let length = head.get(Token::ContentLength);
+        let length = length.and_then(|length| std::str::from_utf8(length).ok()?.parse().ok());
+        self.is_whole || length.is_some_and(|length: usize| length <= bytes_max)
+    }
+
     /// Whether all that has come can be sent again.
     pub(super) fn is_replayable(&self) -> bool {
         !self.is_given_up
+    }
+
+    pub(super) fn kept(&self) -> &Output {
+        &self.kept
+    }
+
+    /// The same, kept in `room`, and nothing of it sent yet.
+    pub(super) fn with_kept(&self, room: Output) -> Self {
+        Self {
+            kept: room,
+            trailers: None,
+            is_whole: self.is_whole,
+            is_given_up: false,
+            credited: 0,
+        }
+    }
+
+    /// Bytes that it keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let trailers = self.trailers.as_ref().map_or(0, Head::memory_bytes);
+        self.kept.len() + trailers
+    }
+
+    /// Whether its end has come.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// What was the whole message is followed by the bytes of a tunnel.
+    pub(super) fn reopen(&mut self) {
+        self.is_whole = false;
     }
 
     /// Keeps nothing from here on.
@@ -93,54 +139,81 @@ impl Upload {
 
 impl Relay {
     /// A piece of a request's body has come.
-    pub(super) fn upload(&mut self, id: ExchangeId, data: Payload<'_>, then: Then, _now: Instant) {
+    pub(super) fn upload(&mut self, id: ExchangeId, data: Payload<'_>, then: Then, now: Instant) {
         let bytes_max = self.settings.replay_bytes_max;
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return;
         };
         exchange.facts.bytes_received += data.len() as u64;
-        let leg = exchange.leg();
+        if let Some(mirror) = exchange.mirror {
+            self.upload_copy(mirror, data.clone(), then, now);
+        }
+        let Some(exchange) = self.exchanges.get_mut(id) else {
+            return;
+        };
+        let is_sent = exchange.leg().is_some() || !exchange.rivals.is_empty();
         let upload = &mut exchange.upload;
         upload.is_whole = then == Then::End;
         if !upload.is_given_up {
             // What cannot go yet is kept whatever its length: the client's window bounds it.
-            if leg.is_some() && upload.kept.len() + data.len() > bytes_max {
+            if is_sent && upload.kept.len() + data.len() > bytes_max {
                 upload.give_up();
             } else {
                 upload.kept.push(data.clone());
             }
         }
+        if !exchange.rivals.is_empty() {
+            self.upload_to_rivals(id, &data, then, now);
+        }
+        // The attempt may be another one by now.
+        let leg = self.exchanges.get(id).and_then(Exchange::leg);
         let Some(leg) = leg else { return };
         let Some(conn) = self.conns.get_mut(leg.conn) else {
             return;
         };
         let passed = conn.codec.send_data(leg.stream, data, then);
         self.touch(leg.conn);
-        self.passed(id, u64::from(passed));
+        self.passed(id, leg, u64::from(passed));
+        if then == Then::End && self.exchanges[id].is_answered {
+            self.complete(id, now);
+        }
     }
 
     /// The end of a request's body has come.
-    pub(super) fn upload_trailers(&mut self, id: ExchangeId, head: Head) {
+    pub(super) fn upload_trailers(&mut self, id: ExchangeId, mut head: Head) {
         let Some(exchange) = self.exchanges.get_mut(id) else {
-            return;
+            return self.heads.give(head);
         };
-        exchange.upload.is_whole = true;
-        if let Some(leg) = exchange.leg()
-            && let Some(conn) = self.conns.get_mut(leg.conn)
-        {
-            conn.codec.send_trailers(leg.stream, &head, &mut self.heads);
-            self.touch(leg.conn);
+        request::strip_ours(&mut head);
+        if let Some(filter) = &mut self.filter {
+            filter.trailers(id, Message::Request, &mut head);
         }
-        self.exchanges[id].upload.trailers = Some(head);
+        exchange.upload.is_whole = true;
+        let attempts = exchange.attempt.iter().chain(&exchange.rivals);
+        for leg in attempts.filter_map(|attempt| attempt.leg) {
+            if let Some(conn) = self.conns.get_mut(leg.conn) {
+                conn.codec.send_trailers(leg.stream, &head, &mut self.heads);
+                touch(&mut self.dirty, conn, leg.conn);
+            }
+        }
+        if let Some(mirror) = exchange.mirror {
+            let copy = self.heads.copy(&head);
+            self.upload_trailers(mirror, copy);
+            self.charge_exchange(mirror);
+        }
+        if let Some(exchange) = self.exchanges.get_mut(id) {
+            exchange.upload.trailers = Some(head);
+        }
     }
 
     /// So many bytes more of the body have gone to the endpoint: the client may send as many,
     /// once, whatever the number of attempts.
-    pub(super) fn passed(&mut self, id: ExchangeId, bytes: u64) {
+    pub(super) fn passed(&mut self, id: ExchangeId, leg: Leg, bytes: u64) {
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return;
         };
-        let Some(attempt) = &mut exchange.attempt else {
+        let mut attempts = exchange.attempt.iter_mut().chain(&mut exchange.rivals);
+        let Some(attempt) = attempts.find(|attempt| attempt.leg == Some(leg)) else {
             return;
         };
         attempt.passed += bytes;

@@ -198,3 +198,17 @@ fn a_traceparent_is_taken_only_if_it_is_well_formed() {
     check(format!("00-{TRACE}-{PARENT}"), None);
     check(String::new(), None);
 }
+
+#[test]
+fn host_and_authority_are_one_to_those_who_judge() {
+    let mut head = get(&[("host", "Echo.Shop"), (":path", "/")]);
+    ready(&mut head, Version::Http1).unwrap();
+    for name in ["host", ":authority"] {
+        let mut seen = Vec::new();
+        head.visit(name, &mut |value| {
+            seen.push(value.to_vec());
+            true
+        });
+        assert_eq!(seen, [b"echo.shop"], "{name}");
+    }
+}

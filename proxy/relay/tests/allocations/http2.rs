@@ -47,6 +47,7 @@ impl Pair {
             let data = Payload::Lent(&body);
             self.client.send_data(stream, data, Then::End);
         }
+        self.client.fill(usize::MAX, &mut self.heads);
         take(self.client.output(), &mut self.wire);
         let mut input = Input::lent(&self.wire);
         while let Some(event) = next(&mut self.server, &mut input, &mut self.heads, self.now) {

@@ -13,7 +13,7 @@ use heddle_relay::{
     h2::{Connection, Limits, Role},
     head::{Head, Heads, Indexing},
     input::{Input, Payload},
-    relay::{ConnId, Connected, Relay, Task},
+    relay::{ConnId, Connected, Relay, Speaks, Task},
     view::{self, View},
 };
 
@@ -67,6 +67,7 @@ impl Chain {
         while self.ended < until {
             self.now += Duration::from_millis(1);
             self.relay.expire(self.now);
+            self.client.1.fill(usize::MAX, &mut self.heads);
             take(self.client.1.output(), &mut self.wire);
             self.relay
                 .received(self.client.0, Input::lent(&self.wire), self.now);
@@ -87,6 +88,7 @@ impl Chain {
                 let connected = Connected {
                     peer: spiffe::Peer::Anonymous,
                     is_sidecar: true,
+                    speaks: Speaks::Http2,
                 };
                 let id = self.relay.dialled(dial.channel, Ok(connected), self.now);
                 let endpoint = Connection::new(Role::Server, &Limits::of_mesh(), self.now);

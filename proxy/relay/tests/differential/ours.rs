@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use heddle_relay::{
     event::{Event, Then},
-    h2::{Connection, Limits, Role},
+    h2::{Connection, Limits, Role, Upgrade},
     head::{Head, Heads},
     input::Input,
 };
@@ -14,7 +14,11 @@ use crate::Heard;
 pub(crate) fn hear(bytes: &[u8]) -> Heard {
     #[expect(clippy::disallowed_methods, reason = "any instant does")]
     let now = std::time::Instant::now();
-    let mut connection = Connection::new(Role::Server, &Limits::of_mesh(), now);
+    let limits = Limits {
+        upgrade: Upgrade::ExtendedConnect,
+        ..Limits::of_mesh()
+    };
+    let mut connection = Connection::new(Role::Server, &limits, now);
     let mut heads = Heads::default();
     let mut heard = Heard::default();
     let mut input = Input::lent(bytes);
@@ -62,6 +66,7 @@ fn take(heard: &mut Heard, connection: &mut Connection, event: &Event<'_>) {
         | Event::Writable { .. }
         | Event::Goodbye { .. }
         | Event::Pong
+        | Event::TooLarge { .. }
         | Event::StreamsMax(_) => {}
     }
 }

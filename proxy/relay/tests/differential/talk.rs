@@ -114,7 +114,10 @@ impl Ours {
                 );
                 self.ended.push(stream.0);
             }
-            Event::Interim { .. } | Event::Reset { .. } | Event::Goodbye { .. } => {
+            Event::TooLarge { .. }
+            | Event::Interim { .. }
+            | Event::Reset { .. }
+            | Event::Goodbye { .. } => {
                 unreachable!("nothing is wrong: {event:?}")
             }
             Event::Writable { .. } | Event::Pong | Event::StreamsMax(_) => {}

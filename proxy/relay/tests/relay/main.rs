@@ -1,14 +1,25 @@
 //! The relay among simulated peers, network and clock. A failure names its seed.
 
+mod channels;
+mod lifetimes;
 mod peer;
+mod policies;
 mod scene;
+mod stand;
+mod upheaval;
 mod world;
 
 use std::{num::NonZeroU32, time::Duration};
 
-use heddle_policy::retry::{RetryOn, RetryPolicy};
+use heddle_policy::{
+    retry::{RetryOn, RetryPolicy},
+    snapshot::Limits,
+};
 
-use crate::world::{Behaviour, Plan, World};
+use crate::{
+    upheaval::Upheavals,
+    world::{Behaviour, Plan, World},
+};
 
 /// Plays `plan` for many seeds: as many as `HEDDLE_SIM_SEEDS` says, or the one that
 /// `HEDDLE_SIM_SEED` names.
@@ -210,5 +221,174 @@ fn every_exchange_ends_once_in_a_world_that_breaks() {
             ..Plan::default()
         },
         |world| assert!(world.outcomes("ok") > 0),
+    );
+}
+
+fn limit(n: u32) -> Option<NonZeroU32> {
+    NonZeroU32::new(n)
+}
+
+#[test]
+fn connections_and_their_requests_stay_within_the_limits_of_the_cluster() {
+    play(
+        |seed| Plan {
+            requests: 40,
+            endpoints: vec![Behaviour::Echo; 2],
+            endpoint_streams: 1,
+            limits: Limits {
+                connections_max: limit(2 + u32::try_from(seed % 4).expect("it is small")),
+                requests_per_connection_max: limit(
+                    1 + u32::try_from(seed % 3).expect("it is small"),
+                ),
+                ..Limits::UNLIMITED
+            },
+            ..Plan::default()
+        },
+        |world| {
+            let others = world.records.iter().filter_map(|record| record.reason);
+            assert!(others.clone().all(|reason| reason == "overloaded"));
+            assert_eq!(world.outcomes("ok"), 40 - others.count());
+            assert!(world.outcomes("ok") > 20);
+        },
+    );
+}
+
+#[test]
+fn who_would_wait_beyond_the_limit_is_refused() {
+    play(
+        |_| Plan {
+            requests: 60,
+            endpoints: vec![Behaviour::Late],
+            endpoint_streams: 1,
+            limits: Limits {
+                connections_max: limit(1),
+                pending_max: limit(3),
+                ..Limits::UNLIMITED
+            },
+            ..Plan::default()
+        },
+        |world| {
+            assert!(world.outcomes("ok") > 0);
+            let overloaded = |seen: &&world::Seen| seen.reason == Some("overloaded");
+            assert!(world.records.iter().filter(overloaded).count() > 20);
+        },
+    );
+}
+
+#[test]
+fn a_goodbye_of_an_endpoint_loses_nothing() {
+    play(
+        |_| Plan {
+            requests: 60,
+            upheavals: Upheavals {
+                goodbyes: 0.03,
+                ..Upheavals::default()
+            },
+            ..Plan::default()
+        },
+        |world| assert_eq!(world.outcomes("ok"), 60),
+    );
+}
+
+#[test]
+fn connections_that_age_or_are_retired_lose_nothing() {
+    play(
+        |seed| Plan {
+            requests: 60,
+            body_bytes_max: 50_000,
+            upheavals: Upheavals {
+                is_meshed: true,
+                is_inbound: seed % 2 == 0,
+                age: Some(Duration::from_millis(100 + 50 * (seed % 7))),
+                renewals: 0.05,
+                retires: true,
+                ..Upheavals::default()
+            },
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("ok"), 60);
+            assert!(world.records.iter().all(|record| record.reason.is_none()));
+        },
+    );
+}
+
+#[test]
+fn an_endpoint_that_is_denied_is_cut_off_and_dialled_again() {
+    play(
+        |_| Plan {
+            requests: 60,
+            upheavals: Upheavals {
+                is_meshed: true,
+                revocations: 0.02,
+                ..Upheavals::default()
+            },
+            ..Plan::default()
+        },
+        |world| {
+            assert!(world.outcomes("ok") > 0);
+            let reasons = world.records.iter().filter_map(|record| record.reason);
+            assert!(reasons.clone().all(|reason| reason == "reset"));
+        },
+    );
+}
+
+#[test]
+fn who_waits_for_a_sidecar_that_is_gone_is_told_so_in_time() {
+    play(
+        |_| Plan {
+            requests: 12,
+            endpoints: vec![Behaviour::Dies; 2],
+            upheavals: Upheavals {
+                is_meshed: true,
+                ..Upheavals::default()
+            },
+            ..Plan::default()
+        },
+        |world| {
+            assert_eq!(world.outcomes("status 14"), 12);
+            let longest = world.records.iter().map(|record| record.duration).max();
+            assert!(longest < Some(Duration::from_secs(42)), "{longest:?}");
+        },
+    );
+}
+
+#[test]
+fn the_application_is_asked_over_few_connections() {
+    play(
+        |seed| Plan {
+            requests: 60,
+            endpoint_streams: 1 + u32::try_from(seed % 9).expect("it is small"),
+            cancels: 0.05,
+            upheavals: Upheavals {
+                is_inbound: true,
+                goodbyes: 0.01,
+                ..Upheavals::default()
+            },
+            ..Plan::default()
+        },
+        |world| assert!(world.outcomes("ok") > 40),
+    );
+}
+
+#[test]
+fn near_the_end_of_the_budget_what_has_begun_ends_well() {
+    play(
+        |seed| Plan {
+            requests: 30,
+            body_bytes_max: 150_000,
+            stalls: true,
+            upheavals: Upheavals {
+                budget_bytes: Some(65_536 * (1 + usize::try_from(seed % 5).expect("it is small"))),
+                ..Upheavals::default()
+            },
+            ..Plan::default()
+        },
+        |world| {
+            let refused = world.outcomes("reset 7");
+            assert_eq!(world.outcomes("ok"), 30 - refused);
+            let overloaded = |seen: &&world::Seen| seen.reason == Some("overloaded");
+            assert_eq!(world.records.iter().filter(overloaded).count(), refused);
+        },
     );
 }

@@ -50,6 +50,8 @@ pub(crate) struct Peer {
     pub(crate) handed: BTreeMap<u32, u64>,
     /// Exchanges that are over, and how.
     pub(crate) done: Vec<(u32, String)>,
+    /// Endpoint: requests that came.
+    pub(crate) asked: u32,
 }
 
 impl Peer {
@@ -74,6 +76,7 @@ impl Peer {
             handed: BTreeMap::new(),
             behaviour,
             done: Vec::new(),
+            asked: 0,
         }
     }
 
@@ -92,7 +95,7 @@ impl Peer {
             head.push(name.as_bytes(), value.as_bytes(), Indexing::Allowed);
         }
         let then = if bytes == 0 { Then::End } else { Then::More };
-        let Some(stream) = self.codec.open(&head, then, &mut self.heads) else {
+        let Ok(stream) = self.codec.open(&head, then, &mut self.heads) else {
             return false;
         };
         let state = Stream {
@@ -160,7 +163,15 @@ impl Peer {
         self.done.push((stream.id, "cancelled".into()));
     }
 
+    /// Whether nothing comes of it any more, not even an answer to a ping.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.behaviour == Some(Behaviour::Dies) && self.asked > 0
+    }
+
     pub(crate) fn receive(&mut self, bytes: &[u8], now: Instant) {
+        if self.is_dead() {
+            return;
+        }
         let mut input = Input::lent(bytes);
         loop {
             let event = self.codec.receive(&mut input, &mut self.heads, now);
@@ -227,6 +238,7 @@ impl Peer {
             Event::Goodbye { .. }
             | Event::Interim { .. }
             | Event::Pong
+            | Event::TooLarge { .. }
             | Event::StreamsMax(_)
             | Event::Writable { .. } => {}
         }
@@ -288,12 +300,14 @@ impl Peer {
             Event::Goodbye { .. }
             | Event::Interim { .. }
             | Event::Pong
+            | Event::TooLarge { .. }
             | Event::StreamsMax(_)
             | Event::Writable { .. } => {}
         }
     }
 
     fn begun(&mut self, behaviour: Behaviour, stream: StreamId, head: &Head, then: Then) {
+        self.asked += 1;
         let path = text(head, Token::Path).expect("it has a path");
         let id = path.rsplit('/').next().and_then(|id| id.parse().ok());
         let id: u32 = id.expect("it has the exchange's number");
@@ -310,7 +324,8 @@ impl Peer {
                 // Nothing else of it is wanted.
                 return self.codec.reset(stream, Code::NO_ERROR);
             }
-            Behaviour::Silent | Behaviour::Late | Behaviour::ResetLongUploads => {}
+            Behaviour::Silent | Behaviour::Dies | Behaviour::Late | Behaviour::ResetLongUploads => {
+            }
             Behaviour::Echo
             | Behaviour::BreakInAnswer
             | Behaviour::Stuck

@@ -13,8 +13,9 @@ use heddle_policy::{
     spiffe::Peer,
 };
 use heddle_relay::{
-    h2,
-    relay::{Caller, Dialled, Settings, Speaks},
+    budget::Budget,
+    h1, h2,
+    relay::{Bounds, Caller, Dialled, Settings, Speaks},
     request::Terms,
 };
 
@@ -26,8 +27,16 @@ pub(crate) fn settings() -> Settings {
         },
         mesh: h2::Limits::of_mesh(),
         workload: h2::Limits::of_application(),
+        http1: h1::Limits::default(),
         replay_bytes_max: 64 * 1024,
         lookup_wait: Duration::from_secs(2),
+        bounds: Bounds {
+            idle: Duration::from_hours(1),
+            endpoint_idle: Duration::from_mins(5),
+            unrepeatable_idle: Duration::from_secs(1),
+            connection_age: Duration::from_hours(1),
+        },
+        budget: Budget::new(32 * 1024 * 1024),
     }
 }
 
@@ -36,6 +45,7 @@ pub(crate) fn caller() -> Caller {
     Caller {
         address: ([127, 0, 0, 1], 40_000).into(),
         peer: Peer::Anonymous,
+        is_sidecar: false,
         dialled: Dialled::Destination(key()),
         speaks: Speaks::Http2,
     }

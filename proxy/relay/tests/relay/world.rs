@@ -1,23 +1,31 @@
 //! A relay, its clients and its endpoints, and a network that delivers in pieces and late.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use heddle_policy::{admission::Resource, retry::RetryPolicy, spiffe};
+use heddle_policy::{admission::Resource, retry::RetryPolicy, snapshot::Limits};
 use heddle_relay::{
+    cluster::LiveCluster,
     error::ConnectError,
     h2,
     input::Input,
-    relay::{ConnId, Connected, Dial, Relay, Task},
+    relay::{Closing, ConnId, Dial, ExchangeId, Relay, Task, Verdict},
     view::{self, View},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use crate::{peer::Peer, scene};
+use crate::{
+    peer::Peer,
+    policies::{Ledger, Treating, Treatment, VERDICT_TIME},
+    scene,
+    upheaval::Upheavals,
+};
 
 /// What an endpoint does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +42,8 @@ pub(crate) enum Behaviour {
     Unavailable,
     /// Never answers.
     Silent,
+    /// Is not heard of any more once a request has come.
+    Dies,
     /// Echoes, and breaks off within.
     BreakInAnswer,
     /// Begins an answer and goes no further.
@@ -66,6 +76,12 @@ pub(crate) struct Plan {
     pub(crate) cancels: f64,
     /// Share of steps in which a connection breaks.
     pub(crate) breaks: f64,
+    /// What a filter does to an exchange.
+    pub(crate) treatment: Option<fn(u32) -> Treatment>,
+    /// Of the cluster.
+    pub(crate) limits: Limits,
+    /// What else happens to connections.
+    pub(crate) upheavals: Upheavals,
 }
 
 impl Default for Plan {
@@ -84,6 +100,9 @@ impl Default for Plan {
             stalls: false,
             cancels: 0.0,
             breaks: 0.0,
+            treatment: None,
+            limits: Limits::UNLIMITED,
+            upheavals: Upheavals::default(),
         }
     }
 }
@@ -98,30 +117,37 @@ pub(crate) struct Seen {
 
 /// The two ends of a connection and what is under way.
 #[derive(Debug)]
-struct Link {
-    conn: ConnId,
-    peer: Peer,
-    is_client: bool,
+pub(crate) struct Link {
+    pub(crate) conn: ConnId,
+    pub(crate) peer: Peer,
+    pub(crate) is_client: bool,
     to_relay: VecDeque<u8>,
     to_peer: VecDeque<u8>,
     granted: Granted,
-    is_closing: bool,
+    closing: Option<Closing>,
 }
 
 #[derive(Debug)]
 pub(crate) struct World {
-    plan: Plan,
-    rng: SmallRng,
-    now: Instant,
-    relay: Relay,
+    pub(crate) plan: Plan,
+    pub(crate) rng: SmallRng,
+    pub(crate) now: Instant,
+    pub(crate) relay: Relay,
     view: Arc<View>,
-    links: Vec<Link>,
+    pub(crate) links: Vec<Link>,
     behaviours: HashMap<SocketAddr, Behaviour>,
-    dials: VecDeque<Dial>,
-    started: u32,
+    pub(crate) dials: VecDeque<Dial>,
+    pub(crate) started: u32,
+    /// Of our credentials.
+    pub(crate) renewals: u64,
     /// How the clients saw them end.
     done: Vec<(u32, String)>,
     pub(crate) records: Vec<Seen>,
+    /// Requests that came over connections to endpoints that are gone.
+    asked_before: u32,
+    pub(crate) ledger: Rc<RefCell<Ledger>>,
+    /// Until when the filter holds what.
+    held: Vec<(Instant, ExchangeId)>,
 }
 
 impl World {
@@ -138,23 +164,30 @@ impl World {
             .copied()
             .zip(plan.endpoints.iter().copied());
         let behaviours: HashMap<_, _> = endpoints.collect();
-        let view = view::reconcile(
-            &View::empty(now),
-            scene::snapshot(&addresses, plan.retry.clone(), plan.timeout),
-            now,
-        );
-        let view = Arc::new(view);
+        let mut snapshot = scene::snapshot(&addresses, plan.retry.clone(), plan.timeout);
+        plan.upheavals.equip(&mut snapshot, plan.limits);
+        let view = Arc::new(view::reconcile(&View::empty(now), snapshot, now));
+        let settings = plan.upheavals.settings();
+        let ledger = Rc::<RefCell<Ledger>>::default();
+        let mut relay = Relay::new(settings, Arc::clone(&view), seed, now);
+        if let Some(treatment) = plan.treatment {
+            relay = relay.with_filter(Box::new(Treating::new(treatment, &ledger)));
+        }
         let mut world = Self {
             rng: SmallRng::seed_from_u64(seed),
-            relay: Relay::new(scene::settings(), Arc::clone(&view), seed, now),
+            relay,
             now,
             view,
             links: Vec::new(),
             behaviours,
             dials: VecDeque::new(),
             started: 0,
+            renewals: 0,
             done: Vec::new(),
             records: Vec::new(),
+            asked_before: 0,
+            ledger,
+            held: Vec::new(),
             plan,
         };
         for _ in 0..world.plan.clients {
@@ -168,17 +201,24 @@ impl World {
         for _step in 0..STEPS_MAX {
             self.step();
             if self.started == self.plan.requests && self.is_quiet() {
-                return self.check_end();
+                self.check_end();
+                return self.end();
             }
         }
         unreachable!(
-            "{} of {} ended; the relay has {} exchanges; {:?}",
+            "{} of {} ended; the relay has {} exchanges, {} streams; {:?}",
             self.done.len(),
             self.plan.requests,
             self.relay.exchanges_active(),
+            self.relay.streams_held(),
             self.links
                 .iter()
-                .map(|link| &link.peer.streams)
+                .map(|link| (
+                    link.closing,
+                    link.to_relay.len(),
+                    link.to_peer.len(),
+                    &link.peer
+                ))
                 .collect::<Vec<_>>()
         );
     }
@@ -188,9 +228,16 @@ impl World {
         self.done.iter().filter(|(_, done)| done == how).count()
     }
 
+    /// Requests that came to endpoints.
+    pub(crate) fn asked(&self) -> u32 {
+        let now: u32 = self.links.iter().map(|link| link.peer.asked).sum();
+        self.asked_before + now
+    }
+
     fn step(&mut self) {
         self.now += Duration::from_millis(self.rng.random_range(0..20));
         self.relay.expire(self.now);
+        self.decide();
         let may_call = !self.plan.one_at_a_time || self.is_quiet();
         if may_call && self.started < self.plan.requests && self.rng.random_bool(0.3) {
             self.call();
@@ -204,7 +251,9 @@ impl World {
             take_output(output, usize::MAX, &mut link.to_relay);
         }
         self.deliver();
+        self.disturb();
         self.drive();
+        self.check_limits();
         if self.rng.random_bool(self.plan.breaks) && !self.links.is_empty() {
             let index = self.rng.random_range(0..self.links.len());
             self.break_link(index);
@@ -216,9 +265,23 @@ impl World {
         }
     }
 
+    /// The verdicts that the filter was waiting for.
+    fn decide(&mut self) {
+        let held = std::mem::take(&mut self.ledger.borrow_mut().held);
+        let until = self.now + VERDICT_TIME;
+        self.held.extend(held.into_iter().map(|id| (until, id)));
+        let (due, held) = self.held.iter().partition(|(at, _)| *at <= self.now);
+        self.held = held;
+        let due: Vec<(Instant, ExchangeId)> = due;
+        for (_, id) in due {
+            self.relay.resume(id, Verdict::Pass, self.now);
+        }
+    }
+
     fn call(&mut self) {
+        let takes = |link: &Link| link.is_client && link.peer.codec.can_open();
         let clients: Vec<usize> = (0..self.links.len())
-            .filter(|index| self.links[*index].is_client)
+            .filter(|index| takes(&self.links[*index]))
             .collect();
         if clients.is_empty() {
             return self.add_client();
@@ -271,9 +334,10 @@ impl World {
         while let Some(task) = self.relay.next_task() {
             match task {
                 Task::Dial(dial) => self.dials.push_back(dial),
-                Task::Close(conn) => {
+                Task::Shut(_) => unreachable!("HTTP/2 is not half closed"),
+                Task::Close(conn, closing) => {
                     let link = self.links.iter_mut().find(|link| link.conn == conn);
-                    link.expect("it is open").is_closing = true;
+                    link.expect("it is open").closing = Some(closing);
                 }
                 Task::Ask(key) => unreachable!("{key} is described"),
             }
@@ -291,9 +355,21 @@ impl World {
         {
             self.answer_dial(&dial);
         }
-        let closing = |link: &Link| link.is_closing;
-        while let Some(index) = self.links.iter().position(closing) {
-            self.break_link(index);
+        for index in (0..self.links.len()).rev() {
+            let link = &self.links[index];
+            let output = self.relay.output(link.conn);
+            let is_written = output.is_none_or(|output| output.is_empty());
+            let is_over = match link.closing {
+                None => false,
+                Some(Closing::Abort) => true,
+                // What was written is read first, unless nobody reads.
+                Some(Closing::Finish) => {
+                    is_written && (link.to_peer.is_empty() || link.peer.is_dead())
+                }
+            };
+            if is_over {
+                self.break_link(index);
+            }
         }
     }
 
@@ -301,10 +377,7 @@ impl World {
         let behaviour = self.behaviours[&dial.endpoint.address];
         let result = match behaviour {
             Behaviour::RefuseConnections => Err(ConnectError::Tcp("refused".into())),
-            _ => Ok(Connected {
-                peer: spiffe::Peer::Anonymous,
-                is_sidecar: false,
-            }),
+            _ => Ok(self.plan.upheavals.connected()),
         };
         if let Some(conn) = self.relay.dialled(dial.channel, result, self.now) {
             let limits = h2::Limits {
@@ -317,7 +390,8 @@ impl World {
     }
 
     fn add_client(&mut self) {
-        let conn = self.relay.accepted(scene::caller(), self.now);
+        let caller = self.plan.upheavals.caller();
+        let conn = self.relay.accepted(caller, self.now);
         let limits = h2::Limits {
             stream_window: self.plan.client_window,
             ..h2::Limits::of_mesh()
@@ -334,12 +408,42 @@ impl World {
             to_relay: VecDeque::new(),
             to_peer: VecDeque::new(),
             granted: Granted::default(),
-            is_closing: false,
+            closing: None,
         });
+    }
+
+    /// Ends what is left; nothing is held then any more.
+    fn end(&mut self) {
+        self.rest();
+        self.relay.cut(self.now);
+        self.drive();
+        self.dials.clear();
+        assert_eq!((self.relay.conns_open(), self.links.len()), (0, 0));
+        assert_eq!(self.relay.bytes_charged(), 0);
+        for cluster in self.clusters() {
+            let admission = &cluster.state.admission;
+            for resource in [Resource::Connections, Resource::Pending] {
+                assert_eq!(admission.in_use(resource), 0, "{resource:?}");
+            }
+        }
+    }
+
+    /// A while after the last exchange, whatever was before, connections take little memory.
+    fn rest(&mut self) {
+        for _ in 0..100 {
+            self.deliver();
+            self.drive();
+        }
+        self.drive();
+        self.now += Duration::from_secs(4);
+        self.relay.expire(self.now);
+        let (conns, memory) = (self.relay.conns_open(), self.relay.conns_memory_bytes());
+        assert!(memory <= conns * CONN_BYTES_MAX, "{memory} of {conns}");
     }
 
     fn break_link(&mut self, index: usize) {
         let link = self.links.swap_remove(index);
+        self.asked_before += link.peer.asked;
         self.relay.lost(link.conn, self.now);
         if link.is_client {
             self.done.extend(link.peer.done);
@@ -379,13 +483,17 @@ impl World {
         for endpoint in self.view.endpoints() {
             assert_eq!(endpoint.outstanding(), 0, "{:?}", endpoint.key);
         }
-        for destination in self.view.destinations.values() {
-            for cluster in destination.clusters.values() {
-                let admission = &cluster.state.admission;
-                assert_eq!(admission.in_use(Resource::Requests), 0);
-                assert_eq!(admission.in_use(Resource::Retries), 0);
+        for cluster in self.clusters() {
+            let admission = &cluster.state.admission;
+            for resource in [Resource::Requests, Resource::Retries, Resource::Pending] {
+                assert_eq!(admission.in_use(resource), 0, "{resource:?}");
             }
         }
+    }
+
+    pub(crate) fn clusters(&self) -> impl Iterator<Item = &Arc<LiveCluster>> {
+        let destinations = self.view.destinations.values();
+        destinations.flat_map(|destination| destination.clusters.values())
     }
 }
 
@@ -430,6 +538,10 @@ fn take_output(output: &mut heddle_relay::output::Output, n: usize, to: &mut Vec
     output.consume(n);
     to.extend(bytes);
 }
+
+/// Of a connection at rest: half of what one in plaintext may cost the process. It takes 2.1 KiB,
+/// and what few fields there are here in the tables of HPACK.
+const CONN_BYTES_MAX: usize = 3 * 1024;
 
 /// Far more than any play takes.
 const STEPS_MAX: usize = 200_000;

@@ -15,7 +15,7 @@ enum Peer {
 /// More than any connection lives.
 const FRAMES: u32 = 200_000;
 /// What a connection may take besides the streams that it was allowed.
-const MEMORY: usize = 400 * 1024;
+const MEMORY: usize = 416 * 1024;
 
 /// Sends what `attack` makes of 0, 1, 2 until the connection ends: after at most `times`.
 #[track_caller]
@@ -76,9 +76,54 @@ fn answer(probe: &mut Probe, stream: u32, then: Then) {
 
 #[test]
 fn rapid_resets() {
-    flood_server(5_001, |n| {
-        [get(n), words(Kind::RstStream, 0, 2 * n + 1, &[8])].concat()
+    let rapid = |n| [get(n), words(Kind::RstStream, 0, 2 * n + 1, &[8])].concat();
+    flood_server(5_001, rapid);
+    // Answers that are ours pay for nothing.
+    let probe = Probe::new(Role::Server, &Limits::of_mesh());
+    flood(probe, Peer::Reads, 5_001, |probe, n| {
+        let answered = 4 * n + 1;
+        probe.feed(&get(2 * n));
+        answer(probe, answered, Then::End);
+        rapid(2 * n + 1)
     });
+}
+
+#[test]
+fn a_connection_is_worn_by_what_we_reset_and_recovers() {
+    let limits = Limits {
+        resets_sent: Rate {
+            burst: 25,
+            per_second: 5,
+        },
+        ..Limits::of_mesh()
+    };
+    let mut probe = Probe::new(Role::Client, &limits);
+    let reset = |probe: &mut Probe, streams| {
+        for _ in 0..streams {
+            probe.open("GET", Then::End);
+            let last = probe.connection.next_id - 2;
+            probe.connection.reset(StreamId(last), Code::CANCEL);
+        }
+        probe.take_output();
+        probe.connection.is_worn(probe.now)
+    };
+    assert!(!reset(&mut probe, 24));
+    assert!(reset(&mut probe, 1));
+    assert!(reset(&mut probe, 10));
+    probe.now += Duration::from_secs(1);
+    assert!(!reset(&mut probe, 0));
+    assert!(reset(&mut probe, 5));
+    probe.now += Duration::from_secs(60);
+    assert!(!reset(&mut probe, 0));
+    assert!(!reset(&mut probe, 24));
+    assert!(reset(&mut probe, 1));
+    // What a server resets does not wear it.
+    let mut probe = Probe::new(Role::Server, &limits);
+    for n in 0..100 {
+        probe.feed(&get(n));
+        probe.connection.reset(StreamId(2 * n + 1), Code::CANCEL);
+    }
+    assert!(!probe.connection.is_worn(probe.now));
 }
 
 #[test]
@@ -145,6 +190,35 @@ fn frames_that_do_nothing() {
             |n| if n == 0 { begin.clone() } else { frame.clone() },
         );
     }
+    let ended = headers(1, Then::End, &[(":status", "200")]);
+    let over = [
+        words(Kind::RstStream, 0, 1, &[8]),
+        words(Kind::WindowUpdate, 0, 1, &[1 << 20]),
+        frame(Kind::Priority, 0, 1, &[0; 5]),
+        frame(Kind::Data, 0, 1, &[]),
+        ended.clone(),
+    ];
+    for frame in over {
+        for is_ended in [false, true] {
+            let mut probe = Probe::new(Role::Client, &Limits::of_mesh());
+            probe.open("POST", Then::End);
+            match is_ended {
+                true => probe.feed(&ended),
+                false => probe.connection.reset(StreamId(1), Code::CANCEL),
+            }
+            flood(probe, Peer::Reads, 10_001, |_, _| frame.clone());
+        }
+    }
+    // Each of another stream.
+    let mut probe = Probe::new(Role::Client, &Limits::of_mesh());
+    for n in 0..10_000 {
+        probe.open("POST", Then::End);
+        probe.feed(&headers(2 * n + 1, Then::End, &[(":status", "200")]));
+        probe.take_output();
+    }
+    flood(probe, Peer::Reads, 10_001, |_, n| {
+        headers(2 * (n % 10_000) + 1, Then::End, &[(":status", "200")])
+    });
     // Windows that change are changed in each stream.
     let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
     for n in 0..1_000 {
@@ -166,7 +240,7 @@ fn continuations() {
         0 => frame(Kind::Headers, 0, 1, &[]),
         _ => frame(Kind::Continuation, 0, 1, &[0x20]),
     });
-    flood_server(10, |n| match n {
+    flood_server(11, |n| match n {
         0 => frame(Kind::Headers, 0, 1, &[]),
         _ => frame(Kind::Continuation, 0, 1, &[0; 16_000]),
     });
@@ -185,14 +259,14 @@ fn answers_that_are_asked_for_and_not_read() {
     };
     let probe = |role| Probe::new(role, &limits);
     for role in [Role::Server, Role::Client] {
-        flood(probe(role), Peer::DoesNotRead, 16_000, |_, _| {
+        flood(probe(role), Peer::DoesNotRead, 17_000, |_, _| {
             words(Kind::Ping, 0, 0, &[1, 2])
         });
-        flood(probe(role), Peer::DoesNotRead, 30_000, |_, _| {
+        flood(probe(role), Peer::DoesNotRead, 32_000, |_, _| {
             frame(Kind::Settings, 0, 0, &[])
         });
     }
-    flood(probe(Role::Server), Peer::DoesNotRead, 30_000, |_, n| {
+    flood(probe(Role::Server), Peer::DoesNotRead, 32_000, |_, n| {
         headers(2 * n + 1, Then::End, &[])
     });
     // Answers wait while the output is long, and their streams stay until then.
@@ -212,6 +286,77 @@ fn answers_that_are_asked_for_and_not_read() {
 }
 
 #[test]
+fn long_heads_that_are_not_read() {
+    let limits = Limits {
+        streams_max: 100,
+        ..Limits::of_mesh()
+    };
+    let bound = 1024 * 1024 + 100 * 8 * 1024 + 2 * 72 * 1024;
+    let long = "x".repeat(70_000);
+    let long_head = |first: (&str, &str)| head(&[first, ("a", &long)]);
+    let mut probe = Probe::new(Role::Server, &limits);
+    for n in 0..100 {
+        probe.feed(&get(n));
+    }
+    probe.events.clear();
+    let heads = &mut probe.heads;
+    for n in 0..1_000 {
+        let stream = StreamId(2 * (n % 100) + 1);
+        let interim = long_head((":status", "103"));
+        probe
+            .connection
+            .send_head(stream, &interim, Then::More, heads);
+        let held = probe.connection.kept_bytes();
+        assert!(held < bound + 140_000, "{held}");
+    }
+    assert!(probe.connection.kept_bytes() > bound / 2);
+    // Nobody asks for more when so much was not taken.
+    probe.feed(&words(Kind::Ping, 0, 0, &[1, 2]));
+    let code = probe.broken.map(|broken| broken.code);
+    assert_eq!(code, Some(Code::ENHANCE_YOUR_CALM));
+    // As a client we wait.
+    let mut probe = Probe::new(Role::Client, &limits);
+    let mut fields = request("GET").to_vec();
+    fields.push(("a", &long));
+    let long_head = head(&fields);
+    while probe.connection.can_open() {
+        let opened = probe
+            .connection
+            .open(&long_head, Then::End, &mut probe.heads);
+        assert!(opened.is_ok());
+    }
+    let held = probe.connection.kept_bytes();
+    assert!((bound / 2..bound).contains(&held), "{held}");
+    while !probe.connection.output().is_empty() || probe.connection.can_fill() {
+        probe.connection.fill(usize::MAX, &mut probe.heads);
+        probe.take_output();
+    }
+    assert_eq!(probe.connection.kept_bytes(), 0);
+    assert!(probe.connection.can_open());
+}
+
+/// What is told of memory is what there is.
+#[test]
+fn what_is_held_is_counted() {
+    let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+    probe.feed(&post(0));
+    answer(&mut probe, 1, Then::More);
+    probe.take_output();
+    assert_eq!(probe.connection.kept_bytes(), 0);
+    let held = |probe: &Probe| probe.connection.kept_bytes();
+    assert_eq!(probe.send(1, 70_000, Then::More), 65_535);
+    assert_eq!(held(&probe), 70_000 + 4 * HEADER_BYTES);
+    probe.take_output();
+    assert_eq!(held(&probe), 70_000 - 65_535);
+    probe.feed(&frame(Kind::Headers, 0, 3, &[0; 100]));
+    probe.feed(&frame(Kind::Continuation, 0, 3, &[0; 100])[..50]);
+    assert_eq!(held(&probe), 70_000 - 65_535 + 100 + 50);
+    probe.connection.reset(StreamId(1), Code::CANCEL);
+    probe.take_output();
+    assert_eq!(held(&probe), 100 + 50);
+}
+
+#[test]
 fn credit_that_is_given_and_not_read() {
     // A peer that uploads and never reads makes us say windows.
     let limits = Limits {
@@ -220,10 +365,39 @@ fn credit_that_is_given_and_not_read() {
     };
     let mut probe = Probe::new(Role::Server, &limits);
     probe.feed(&post(0));
-    flood(probe, Peer::DoesNotRead, 30_000, |probe, _| {
+    flood(probe, Peer::DoesNotRead, 32_000, |probe, _| {
         probe.connection.release(StreamId(1), 1);
         frame(Kind::Data, 0, 1, &[7])
     });
+}
+
+/// Each SETTINGS opens the window of all streams by a byte, or each WINDOW_UPDATE that of one.
+#[test]
+fn windows_that_open_by_single_bytes() {
+    for is_by_settings in [true, false] {
+        let mut probe = Probe::new(Role::Server, &Limits::of_mesh());
+        let window = |n: u32| {
+            let setting = [&4_u16.to_be_bytes()[..], &n.to_be_bytes()].concat();
+            frame(Kind::Settings, 0, 0, &setting)
+        };
+        probe.feed(&words(Kind::WindowUpdate, 0, 0, &[1 << 30]));
+        probe.feed(&window(0));
+        for n in 0..1_000 {
+            probe.feed(&post(n));
+            answer(&mut probe, 2 * n + 1, Then::More);
+            probe.send(2 * n + 1, 200, Then::More);
+        }
+        let mut frames = 0;
+        flood(probe, Peer::Reads, 12_000, |probe, n| {
+            probe.connection.fill(usize::MAX, &mut probe.heads);
+            frames += probe.connection.output().len() / 10;
+            match is_by_settings {
+                true => window(n + 1),
+                false => words(Kind::WindowUpdate, 0, 2 * (n % 1_000) + 1, &[1]),
+            }
+        });
+        assert!(frames < 100_000, "{frames}");
+    }
 }
 
 #[test]
@@ -241,7 +415,7 @@ fn pieces_of_one_byte_are_collected() {
     assert!(waiting > 250_000);
     assert_eq!(probe.connection.waiting_bytes(), waiting);
     probe.take_output();
-    assert!(probe.connection.memory_bytes() < window + 8 * 1024);
+    assert!(probe.connection.memory_bytes() < window + 160 * 1024);
 }
 
 #[test]
@@ -341,6 +515,7 @@ fn half_of_all_requests_may_be_cancelled() {
         let id = 4 * n + 1;
         probe.feed(&get(2 * n));
         probe.feed(&get(2 * n + 1));
+        probe.connection.served(StreamId(id));
         answer(&mut probe, id, Then::End);
         probe.feed(&words(Kind::RstStream, 0, id + 2, &[8]));
         assert_eq!(probe.broken, None, "round {n}");

@@ -1,9 +1,10 @@
 //! Messages that are malformed (RFC 9113 sections 8.1 to 8.5), and those beside them that are not.
 
 use super::{
-    malformed::{but, client, client_of, data, post, server},
+    malformed::{but, check_with, client, client_of, data, post, server},
     *,
 };
+use crate::h2::Upgrade;
 
 /// A request whose fields are malformed.
 #[track_caller]
@@ -89,18 +90,28 @@ fn connect_has_an_authority_and_nothing_else_unless_it_is_extended() {
     bad_request(&but("CONNECT", "", None));
     bad_request(&but("CONNECT", ":path", None));
     bad_request(&but("CONNECT", ":scheme", None));
-    let mut extended = request("CONNECT").to_vec();
-    extended.push((":protocol", "websocket"));
-    good_request(&extended);
+    let limits = Limits {
+        upgrade: Upgrade::ExtendedConnect,
+        ..Limits::of_mesh()
+    };
+    let extended = |fields: &[(&str, &str)], expected: &str| {
+        let probe = || Probe::new(Role::Server, &limits);
+        check_with(probe, &[headers(1, Then::More, fields)], &[expected]);
+    };
+    let mut fields = request("CONNECT").to_vec();
+    fields.push((":protocol", "websocket"));
+    extended(&fields, "1 CONNECT");
+    // Unless it is announced there is no such thing.
+    bad_request(&fields);
     for missing in 1..4 {
-        let mut fields = extended.clone();
+        let mut fields = fields.clone();
         fields.remove(missing);
-        bad_request(&fields);
+        extended(&fields, "> RST 1 PROTOCOL_ERROR");
     }
-    bad_request(&with(":protocol", "websocket"));
+    extended(&with(":protocol", "websocket"), "> RST 1 PROTOCOL_ERROR");
     let mut spaced = request("CONNECT").to_vec();
     spaced.push((":protocol", "web socket"));
-    bad_request(&spaced);
+    extended(&spaced, "> RST 1 PROTOCOL_ERROR");
     // Only DATA follows.
     server(
         &[

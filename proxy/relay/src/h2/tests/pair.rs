@@ -292,7 +292,8 @@ impl Side {
                     .is_reset = true;
             }
             Event::StreamsMax(_) => {}
-            Event::Interim { .. }
+            Event::TooLarge { .. }
+            | Event::Interim { .. }
             | Event::Writable { .. }
             | Event::Goodbye { .. }
             | Event::Pong => {
@@ -307,7 +308,7 @@ impl Side {
         let head = head(&request("POST"));
         let is_empty = talk.body == 0 && !talk.has_trailers;
         let then = if is_empty { Then::End } else { Then::More };
-        if let Some(stream) = self.connection.open(&head, then, &mut self.heads) {
+        if let Ok(stream) = self.connection.open(&head, then, &mut self.heads) {
             let is_sent = is_empty;
             self.streams.insert(
                 stream.0,
@@ -418,7 +419,7 @@ fn step(rng: &mut Rng, a: &mut Side, b: &mut Side, streams: usize) {
         }
         18 if rng.below(4) == 0 => {
             let bytes = WINDOWS[rng.below(WINDOWS.len())];
-            a.connection.set_stream_window(bytes, start());
+            a.connection.set_stream_window(bytes);
             a.audit();
         }
         19 if rng.below(25) == 0 => {
@@ -433,7 +434,7 @@ fn step(rng: &mut Rng, a: &mut Side, b: &mut Side, streams: usize) {
 /// Everything that is left is sent, read and released.
 fn finish(client: &mut Side, server: &mut Side) {
     for side in [&mut *client, &mut *server] {
-        side.connection.set_stream_window(100_000, start());
+        side.connection.set_stream_window(100_000);
     }
     for _ in 0..10_000 {
         for id in server.unanswered() {

@@ -205,7 +205,8 @@ fn a_large_head_is_cut_and_put_together() {
         let opened = client
             .connection
             .open(&head(&fields), Then::End, &mut client.heads);
-        assert_eq!(opened, Some(StreamId(stream)));
+        assert_eq!(opened, Ok(StreamId(stream)));
+        client.connection.fill(usize::MAX, &mut client.heads);
         let output = client.take_output();
         let kinds = frames(&output);
         assert_eq!(kinds[0], format!("> HEADERS {stream} end"));

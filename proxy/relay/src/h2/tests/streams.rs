@@ -2,8 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::*;
-use crate::{event::StreamId, h2::frame::MAX_31_BITS, input::Payload};
+use crate::{
+    event::StreamId,
+    h2::{Refusal, frame::MAX_31_BITS},
+    input::Payload,
+};
 
 impl Probe {
     /// A server with `streams` posts, which the peer can send as much to as it wants.
@@ -117,8 +123,8 @@ fn streams_have_the_windows_that_the_peer_has_heard_of() {
     probe.feed(&data(10));
     probe.check(&["1 data 10"]);
     // Two changes at once: the second is said when the first has been heard.
-    probe.connection.set_stream_window(30, probe.now);
-    probe.connection.set_stream_window(50, probe.now);
+    probe.connection.set_stream_window(30);
+    probe.connection.set_stream_window(50);
     probe.check(&["> Settings 0"]);
     probe.feed(&frame(Kind::Settings, ACK, 0, &[]));
     probe.check(&["> Settings 0"]);
@@ -159,7 +165,7 @@ fn we_open_as_many_streams_as_the_peer_allows() {
     let refused = probe
         .connection
         .open(&head(&request("GET")), Then::End, &mut probe.heads);
-    assert_eq!(refused, None);
+    assert_eq!(refused, Err(Refusal::Busy));
     probe.check(&["> HEADERS 1 end"]);
     probe.feed(&headers(1, Then::End, &[(":status", "200")]));
     probe.open("GET", Then::End);
@@ -276,7 +282,7 @@ fn an_answer_that_nobody_asked_for_is_no_pong() {
 }
 
 #[test]
-fn a_header_list_over_its_limit_is_answered() {
+fn a_header_list_over_its_limit_is_told_and_can_be_answered() {
     let limits = Limits {
         list_bytes_max: 300,
         ..mesh()
@@ -286,17 +292,21 @@ fn a_header_list_over_its_limit_is_answered() {
     fields.push(("a", &long));
     let mut probe = Probe::new(Role::Server, &limits);
     probe.feed(&headers(1, Then::More, &fields));
-    probe.feed(&frame(Kind::Data, END_STREAM, 1, &[7; 3]));
+    probe.feed(&frame(Kind::Data, 0, 1, &[7; 3]));
     probe.feed(&headers(3, Then::End, &fields));
-    let output = probe.take_output();
-    assert_eq!(
-        frames(&output),
-        ["> HEADERS 1 end", "> RST 1 NO_ERROR", "> HEADERS 3 end"]
-    );
-    let mut client = Probe::new(Role::Client, &mesh());
-    client.open("POST", Then::More);
-    client.feed(&output[..output.len() - 10]);
-    assert_eq!(client.events[0], "1 431 end");
+    for stream in [1, 3] {
+        probe.answer(stream, Then::End);
+        probe.connection.stop(StreamId(stream));
+    }
+    probe.check(&[
+        "1 too large",
+        "1 data 3",
+        "3 too large end",
+        "> HEADERS 1 end",
+        "> RST 1 NO_ERROR",
+        "> HEADERS 3 end",
+    ]);
+    assert!(probe.connection.is_idle());
     // Trailers and answers that are too long end the stream.
     probe.feed(&headers(5, Then::More, &request("POST")));
     probe.feed(&headers(5, Then::End, &[("a", &long), ("b", &long)]));
@@ -314,6 +324,29 @@ fn a_header_list_over_its_limit_is_answered() {
         &[(":status", "200"), ("a", &long), ("b", &long)],
     ));
     probe.check(&["1 ENHANCE_YOUR_CALM by us", "> RST 1 ENHANCE_YOUR_CALM"]);
+}
+
+#[test]
+fn an_endpoint_gets_no_larger_header_lists_than_it_wants() {
+    let bytes = head(&request("GET")).list_bytes();
+    let allow = |bytes: usize| {
+        let bytes = u32::try_from(bytes).unwrap();
+        let setting = [&6_u16.to_be_bytes()[..], &bytes.to_be_bytes()].concat();
+        frame(Kind::Settings, 0, 0, &setting)
+    };
+    let mut probe = Probe::new(Role::Client, &mesh());
+    for (allowed, is_sent) in [(bytes - 1, false), (bytes, true), (0, false)] {
+        probe.feed(&allow(allowed));
+        let head = head(&request("GET"));
+        let opened = probe.connection.open(&head, Then::End, &mut probe.heads);
+        let expected = [Err(Refusal::HeadTooLarge), Ok(StreamId(1))][usize::from(is_sent)];
+        assert_eq!(opened, expected);
+    }
+    // A client's answers go as they are.
+    let mut probe = Probe::serving(1, &mesh());
+    probe.feed(&allow(1));
+    probe.answer(1, Then::More);
+    probe.check(&["> Settings 0 ack", "> HEADERS 1"]);
 }
 
 #[test]
@@ -374,6 +407,110 @@ fn a_stream_that_the_peer_has_not_heard_of_is_not_reset() {
     }
 }
 
+/// As a client, without writing.
+fn begin(probe: &mut Probe, then: Then) -> StreamId {
+    let head = head(&request("POST"));
+    let opened = probe.connection.open(&head, then, &mut probe.heads);
+    opened.expect("there is room")
+}
+
+#[test]
+fn a_request_that_is_cancelled_before_it_was_written_is_never_heard_of() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    for n in 0..2_000 {
+        let stream = begin(&mut probe, Then::More);
+        // Within the windows and the output, or beyond them.
+        for _ in 0..n % 5 {
+            probe.send(stream.0, 20_000, Then::More);
+        }
+        if n % 2 == 0 {
+            probe.trailers(stream.0);
+        }
+        probe.connection.reset(stream, Code::CANCEL);
+    }
+    assert!(probe.connection.is_idle());
+    assert_eq!(probe.connection.waiting_bytes(), 0);
+    probe.check(&[]);
+    // And nothing of the connection's window is lost.
+    let stream = begin(&mut probe, Then::More);
+    probe.send(stream.0, 65_535, Then::End);
+    probe.check(&[
+        "> HEADERS 4001",
+        "> DATA 4001 16384",
+        "> DATA 4001 16384",
+        "> DATA 4001 16384",
+        "> DATA 4001 16383 end",
+    ]);
+}
+
+#[test]
+fn a_request_goes_in_one_piece_with_what_is_there_of_its_body() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    probe.feed(&words(Kind::WindowUpdate, 0, 0, &[1 << 20]));
+    let streams = [(); 7].map(|()| begin(&mut probe, Then::More).0);
+    let [one, two, three, four, five, six, seven] = streams;
+    assert_eq!(probe.send(one, 10, Then::End), 10);
+    assert_eq!(probe.send(two, 20, Then::More), 20);
+    assert_eq!(probe.send(three, 0, Then::End), 0);
+    assert_eq!(probe.send(four, 5, Then::More), 5);
+    probe.trailers(four);
+    assert_eq!(probe.send(two, 0, Then::End), 0);
+    // References wait, as a copy would cost more.
+    let shared = Payload::Shared(Bytes::from(vec![7; 3_000]));
+    assert_eq!(
+        probe
+            .connection
+            .send_data(StreamId(five), shared, Then::More),
+        0
+    );
+    assert_eq!(probe.send(five, 4, Then::End), 0);
+    // No more than the output takes.
+    assert_eq!(probe.send(six, 65_535, Then::End), 65_535);
+    assert_eq!(probe.send(seven, 1, Then::End), 0);
+    probe.check(&[
+        "> HEADERS 1",
+        "> DATA 1 10 end",
+        "> HEADERS 3",
+        "> DATA 3 20",
+        "> DATA 3 0 end",
+        "> HEADERS 5 end",
+        "> HEADERS 7",
+        "> DATA 7 5",
+        "> HEADERS 9",
+        "> HEADERS 11",
+        "> DATA 11 16384",
+        "> DATA 11 16384",
+        "> DATA 11 16384",
+        "> DATA 11 16383 end",
+    ]);
+    probe.check(&[
+        "9 sent 3004",
+        "13 sent 1",
+        "> HEADERS 13",
+        "> HEADERS 7 end",
+        "> DATA 9 3004 end",
+        "> DATA 13 1 end",
+    ]);
+}
+
+#[test]
+fn what_fitted_a_larger_window_goes_before_the_smaller_one_is_acknowledged() {
+    let mut probe = Probe::new(Role::Client, &mesh());
+    let stream = begin(&mut probe, Then::More);
+    assert_eq!(probe.send(stream.0, 10, Then::More), 10);
+    let window = [&4_u16.to_be_bytes()[..], &5_u32.to_be_bytes()].concat();
+    probe.feed(&frame(Kind::Settings, 0, 0, &window));
+    assert_eq!(probe.send(stream.0, 7, Then::More), 0);
+    probe.feed(&words(Kind::WindowUpdate, 0, 1, &[6]));
+    probe.check(&[
+        "1 sent 1",
+        "> HEADERS 1",
+        "> DATA 1 10",
+        "> Settings 0 ack",
+        "> DATA 1 1",
+    ]);
+}
+
 #[test]
 fn a_server_gets_a_hundred_streams_until_its_settings_come() {
     let mut probe = Probe::fresh(Role::Client, &mesh());
@@ -409,6 +546,31 @@ fn a_small_table_counts_from_when_the_peer_has_heard_of_it() {
 }
 
 #[test]
+fn a_table_that_is_emptied_and_allowed_again_is_emptied() {
+    let sizes = |sizes: &[u32]| {
+        let settings = sizes
+            .iter()
+            .map(|size| [&[0, 1], &size.to_be_bytes()[..]].concat());
+        frame(Kind::Settings, 0, 0, &settings.collect::<Vec<_>>().concat())
+    };
+    let check = |values: &[u32], expected: &[u8]| {
+        let mut probe = Probe::new(Role::Client, &mesh());
+        probe.feed(&sizes(values));
+        probe.take_output();
+        probe.open("GET", Then::End);
+        let block = probe.take_output().split_off(HEADER_BYTES);
+        let (updates, rest) = block.split_at(expected.len());
+        assert_eq!(updates, expected, "{values:?}");
+        assert_eq!(rest[0], 0x82, ":method is next");
+    };
+    check(&[], &[]);
+    check(&[4_096, 10_000], &[]);
+    check(&[100], &[0x3f, 69]);
+    check(&[0, 4_096], &[0x20, 0x3f, 0xe1, 31]);
+    check(&[10_000, 0, 100, 50], &[0x20, 0x3f, 19]);
+}
+
+#[test]
 fn what_is_overdue_ends_the_connection() {
     let check = |bytes: &[u8], expected: Option<(u64, Code)>| {
         let mut probe = Probe::fresh(Role::Server, &mesh());
@@ -434,7 +596,53 @@ fn what_is_overdue_ends_the_connection() {
     let begun = frame(Kind::Headers, 0, 1, &[]);
     check(&[], Some((30, Code::SETTINGS_TIMEOUT)));
     check(&ack, None);
-    check(&[ack, begun].concat(), Some((30, Code::ENHANCE_YOUR_CALM)));
+    check(
+        &[ack.clone(), begun.clone()].concat(),
+        Some((30, Code::ENHANCE_YOUR_CALM)),
+    );
+    // A frame that is short of a byte, wherever.
+    let whole = headers(1, Then::More, &request("GET"));
+    for len in [1, HEADER_BYTES, whole.len() - 1] {
+        let bytes = [&ack[..], &whole[..len]].concat();
+        check(&bytes, Some((30, Code::ENHANCE_YOUR_CALM)));
+    }
+    let ping = words(Kind::Ping, 0, 0, &[1, 2]);
+    check(&[&ack[..], &ping].concat(), None);
+    check(
+        &[&ack[..], &ping, &frame(Kind::Data, 0, 0, &[])[..4]].concat(),
+        Some((30, Code::ENHANCE_YOUR_CALM)),
+    );
+}
+
+#[test]
+fn what_was_short_of_a_byte_may_come_in_time() {
+    let mut probe = Probe::new(Role::Server, &mesh());
+    let get = headers(1, Then::End, &request("GET"));
+    for byte in &get[..get.len() - 1] {
+        probe.feed(&[*byte]);
+        probe.now += Duration::from_millis(1);
+    }
+    let due = probe.connection.deadline().expect("it is not whole");
+    assert!(
+        due < probe.now + Duration::from_secs(30),
+        "from its first byte on"
+    );
+    probe.feed(&get[get.len() - 1..]);
+    assert_eq!(probe.connection.deadline(), None);
+    probe.check(&["1 GET end"]);
+}
+
+/// It is slow, and nothing depends on it.
+#[test]
+fn a_window_that_is_never_acknowledged_ends_nothing() {
+    let mut probe = Probe::serving(1, &mesh());
+    probe.connection.set_stream_window(1_000);
+    probe.check(&["> Settings 0"]);
+    assert_eq!(probe.connection.deadline(), None);
+    let day = probe.now + Duration::from_secs(24 * 60 * 60);
+    assert_eq!(probe.connection.expire(day), Ok(()));
+    probe.feed(&frame(Kind::Data, 0, 1, &[7; 10_000]));
+    probe.check(&["1 data 10000"]);
 }
 
 #[test]

@@ -125,8 +125,9 @@ impl Model {
                 true => self.indexed(rng, &mut block),
                 false => self.literal(rng, &mut block),
             };
-            expected.is_malformed |= check::name(&name).is_err() || check::value(&value).is_err();
-            expected.fields.push((name, value));
+            let judged = check::value(Token::of(&name), &value);
+            expected.is_malformed |= check::name(&name).is_err() || judged.is_err();
+            expected.fields.push((name, value.trim_ascii().to_vec()));
         }
         block
     }
@@ -144,6 +145,10 @@ impl Model {
         }
         if rng.random_bool(0.003) {
             value.push(b'\n');
+        }
+        if rng.random_bool(0.05) {
+            value.insert(0, b' ');
+            value.push(b'\t');
         }
         let enters = rng.random_bool(0.6);
         let (flags, prefix_bits) = match (enters, rng.random_bool(0.5)) {

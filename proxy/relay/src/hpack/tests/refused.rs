@@ -158,9 +158,38 @@ fn names_and_values_are_those_of_http_2() {
     ] {
         check_malformed(name.as_bytes(), b"value");
     }
-    for value in [" ", "a ", "\ta", "a\nb", "a\rb", "a\0", "\x7f"] {
+    for value in ["a\nb", "a\rb", "a\0", "\x7f", " \n", "\r "] {
         check_malformed(b"name", value.as_bytes());
         check_malformed(b":path", value.as_bytes());
+    }
+    for value in [" ", "a ", "\ta"] {
+        check_malformed(b":path", value.as_bytes());
+    }
+}
+
+/// A value with white space at its ends is passed on without it, by every way on which it can come,
+/// and is in the table with it.
+#[test]
+fn white_space_at_the_ends_of_a_value_is_taken_off() {
+    for name in ["name", "grpc-message"] {
+        for (value, trimmed) in [(" a b\t", "a b"), ("a ", "a"), (" ", ""), ("\t \t", "")] {
+            let mut decoder = Decoder::new(4096);
+            for first in [0x00, 0x10, 0x40] {
+                let mut block = vec![first];
+                for string in [name, value] {
+                    integer::write(0, 7, string.len(), &mut block);
+                    block.extend_from_slice(string.as_bytes());
+                }
+                block.extend_from_slice(b"\x00\x01x\x01y");
+                let expected = format!("{name}: {trimmed}\nx: y\n");
+                assert_eq!(lines(&decode(&mut decoder, &block).unwrap()), expected);
+            }
+            let expected = format!("{name}: {trimmed}\n{name}: {trimmed}\n:method: GET\n");
+            let again = decode(&mut decoder, &[0xbe, 0xbe, 0x82]).unwrap();
+            assert_eq!(lines(&again), expected);
+            let stored = (name.as_bytes().to_vec(), value.as_bytes().to_vec());
+            assert_eq!(decoder.table().fields(), [stored]);
+        }
     }
 }
 

@@ -1,0 +1,239 @@
+//! The task of one connection: it reads, writes what the socket did not take at once, and brings
+//! the connection to its end.
+
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use heddle_relay::relay::{Closing, ConnId};
+use heddle_shell::clock;
+use tokio::time::timeout;
+
+use super::{
+    Driver, State,
+    conn::{ABORTED, Conn, Shut, Writer, hand_in},
+};
+
+/// A connection that the relay knows. It is lost when this is dropped.
+#[derive(Debug)]
+pub(super) struct Open {
+    driver: Rc<Driver>,
+    id: ConnId,
+}
+
+/// Why nothing more is read for the relay.
+enum End {
+    /// The connection is gone.
+    Lost,
+    /// The relay has done with it.
+    Close(Closing),
+}
+
+impl Open {
+    pub(super) fn new(driver: &Rc<Driver>, id: ConnId) -> Self {
+        Self {
+            driver: Rc::clone(driver),
+            id,
+        }
+    }
+
+    /// Returns at its end.
+    pub(super) async fn run(self) {
+        match poll_fn(|cx| self.poll(cx)).await {
+            End::Lost => {}
+            End::Close(Closing::Abort) => self.reset(),
+            End::Close(Closing::Finish) => {
+                if !Box::pin(self.finish()).await {
+                    self.reset();
+                }
+            }
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<End> {
+        let state = &mut *self.driver.state.borrow_mut();
+        let Some(conn) = state.conns.get_mut(self.id) else {
+            return Poll::Ready(End::Lost);
+        };
+        conn.belongs_to(cx.waker());
+        if let Some(closing) = conn.closing {
+            return Poll::Ready(End::Close(closing));
+        }
+        if conn.writer == Writer::Task {
+            self.write(state, cx);
+        }
+        for _ in 0..READS_MAX {
+            match self.read(state, cx) {
+                Poll::Ready(Ok(())) => state.wake(),
+                Poll::Ready(Err(_gone)) => return Poll::Ready(End::Lost),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        // A fast peer must not keep the worker from the others.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads once and hands in what came.
+    fn read(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let now = clock::now();
+        state.look(now);
+        let State {
+            relay,
+            conns,
+            buffer,
+            ..
+        } = state;
+        let Some(conn) = conns.get_mut(self.id) else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let room = relay.room(self.id).min(buffer.len());
+        let read = match room {
+            0 => Poll::Pending,
+            _ if conn.is_ended => Poll::Pending,
+            room => conn.poll_read(cx, &mut buffer[..room]),
+        };
+        if read.is_pending() && conn.is_broken {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        match ready!(read)? {
+            0 => {
+                conn.is_ended = true;
+                relay.ended(self.id, now);
+            }
+            read => hand_in(&buffer[..read], |input| {
+                relay.received(self.id, input, now);
+            }),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what the socket did not take from the flusher, and shuts our direction behind it.
+    fn write(&self, state: &mut State, cx: &mut Context<'_>) {
+        let State { relay, conns, .. } = state;
+        let (Some(conn), Some(output)) = (conns.get_mut(self.id), relay.output(self.id)) else {
+            return;
+        };
+        let before = output.len();
+        let sent = conn.poll_send(cx, output);
+        let has_moved = output.len() < before;
+        match sent {
+            Poll::Ready(Ok(())) => {
+                let is_shut = match conn.shut {
+                    Shut::No | Shut::Done => Poll::Ready(Ok(())),
+                    Shut::Wanted => conn.poll_shut(cx),
+                };
+                match is_shut {
+                    Poll::Ready(Ok(())) => {
+                        conn.writer = Writer::Flusher;
+                        if conn.shut == Shut::Wanted {
+                            conn.shut = Shut::Done;
+                        }
+                    }
+                    Poll::Ready(Err(_)) => conn.is_broken = true,
+                    Poll::Pending => {}
+                }
+            }
+            Poll::Ready(Err(_)) => conn.is_broken = true,
+            Poll::Pending => {}
+        }
+        if has_moved || conn.writer == Writer::Flusher {
+            relay.touch(self.id);
+            state.wake();
+        }
+    }
+
+    /// Says what there is to say, ends our direction, and reads what still comes for a while.
+    /// `false`: that came to nothing, and half of an answer must not pass for all of it.
+    async fn finish(&self) -> bool {
+        loop {
+            let moved = timeout(WRITE_WAIT, poll_fn(|cx| self.poll_moved(cx)));
+            match moved.await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => break,
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
+        let lingering = timeout(LINGER, async {
+            poll_fn(|cx| self.poll_shut(cx)).await?;
+            let mut left = LINGER_BYTES_MAX;
+            poll_fn(|cx| self.poll_rest(cx, &mut left)).await
+        });
+        // Only the relay may still have it cut.
+        !matches!(lingering.await, Ok(Err(error)) if error.kind() == ABORTED)
+    }
+
+    /// Some output has gone: `true`; there is none: `false`.
+    fn poll_moved(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.with_conn(|state, id| {
+            let State { relay, conns, .. } = state;
+            let (Some(conn), Some(output)) = (conns.get_mut(id), relay.output(id)) else {
+                return Poll::Ready(Ok(false));
+            };
+            conn.check_cut()?;
+            let before = output.len();
+            match conn.poll_send(cx, output) {
+                Poll::Pending if output.len() < before => Poll::Ready(Ok(true)),
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(sent) => Poll::Ready(sent.map(|()| before > 0)),
+            }
+        })
+    }
+
+    fn poll_shut(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with_conn(|state, id| match state.conns.get_mut(id) {
+            Some(conn) if conn.shut != Shut::Done => {
+                conn.check_cut()?;
+                conn.poll_shut(cx)
+            }
+            Some(_) | None => Poll::Ready(Ok(())),
+        })
+    }
+
+    /// Reads and throws away until the other side's end, or too much.
+    fn poll_rest(&self, cx: &mut Context<'_>, left: &mut usize) -> Poll<io::Result<()>> {
+        self.with_conn(|state, id| {
+            let Some(conn) = state.conns.get_mut(id).filter(|conn| !conn.is_ended) else {
+                return Poll::Ready(Ok(()));
+            };
+            conn.check_cut()?;
+            while *left > 0 {
+                match ready!(conn.poll_read(cx, &mut state.buffer))? {
+                    0 => break,
+                    read => *left = left.saturating_sub(read),
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn with_conn<T>(&self, act: impl FnOnce(&mut State, ConnId) -> T) -> T {
+        act(&mut self.driver.state.borrow_mut(), self.id)
+    }
+
+    fn reset(&self) {
+        self.with_conn(|state, id| state.conns.get(id).map(Conn::reset));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let state = &mut *self.driver.state.borrow_mut();
+        state.conns.remove(self.id);
+        state.relay.lost(self.id, clock::now());
+        state.wake();
+    }
+}
+
+/// Reads of one connection before others get their turn.
+const READS_MAX: usize = 8;
+/// How long the last of a connection may wait for a reader that takes none of it.
+const WRITE_WAIT: Duration = Duration::from_secs(30);
+/// How long, and how much, is read behind our end. A client that is still sending would else be
+/// reset by the kernel, and might not see the answer (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES_MAX: usize = 256 * 1024;
