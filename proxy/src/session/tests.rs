@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustls::{
     ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
     client::UnbufferedClientConnection,
-    crypto::aws_lc_rs,
+    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs},
     pki_types::{PrivateKeyDer, ServerName},
     server::UnbufferedServerConnection,
     version::TLS13,
@@ -23,6 +23,7 @@ use tokio::{
 use super::*;
 use crate::detect::Rewound;
 
+mod handshakes;
 mod messages;
 
 /// Which side of the handshake we were.
@@ -35,13 +36,22 @@ enum Role {
 const BOTH: [Role; 2] = [Role::Client, Role::Server];
 
 fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    configs_with(aws_lc_rs::default_provider().kx_groups)
+}
+
+fn configs_with(
+    kx_groups: Vec<&'static dyn SupportedKxGroup>,
+) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let names = vec!["localhost".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(CryptoProvider {
+        kx_groups,
+        ..aws_lc_rs::default_provider()
+    });
     let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])
         .unwrap()
