@@ -1,4 +1,5 @@
 use std::{
+    fmt::Write as _,
     future::poll_fn,
     io::{Read, Write},
     sync::Arc,
@@ -487,6 +488,31 @@ async fn bytes_that_end_without_saying_so_are_cut_off() {
         let error = receive(&mut session).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
+}
+
+#[tokio::test]
+async fn what_passes_is_not_shown() {
+    const WORDS: &[u8] = b"a card's number";
+    for role in BOTH {
+        let (mut session, mut peer) = with_peer(role).await;
+        peer.send(WORDS).await;
+        // Also in the worker's buffers now.
+        let received = receive(&mut session).await.unwrap();
+        session.unread(&received);
+        let scratch = Scratch::of_this_thread();
+        let mut shown = format!("{session:?} {scratch:?}");
+        write!(shown, "{:?}", Stream::from(session)).unwrap();
+        assert!(!shown.contains("card"), "{shown}");
+        // As numbers.
+        assert!(!shown.contains("97, 114, 100"), "{shown}");
+    }
+    let (mut near, far) = sockets().await;
+    near.write_all(WORDS).await.unwrap();
+    let mut rewound = Rewound::new(far);
+    rewound.read_ahead().await.unwrap();
+    let mut shown = format!("{rewound:?}");
+    write!(shown, "{:?}", Session::from(rewound)).unwrap();
+    assert!(!shown.contains("card"), "{shown}");
 }
 
 #[tokio::test]
