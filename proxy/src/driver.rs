@@ -49,7 +49,7 @@ use crate::{
     intercept::{self, Leg},
     settings::Bounds,
     telemetry::Telemetry,
-    tls::{self, AsSocket, Carries, Configs, Established, Stream},
+    tls::{self, Agreed, AsSocket, Carries, Configs, Established, Stream},
 };
 
 /// One worker's relay with its sockets.
@@ -182,8 +182,9 @@ impl Driver {
                     "the endpoint's identity is denied".into(),
                 ));
             }
-            let speaks = speaks(established.agreed.speaks, dial.carries);
-            if dial.direction == Direction::Outbound && speaks == Speaks::Http2 {
+            let speaks = speaks(established.agreed, dial.carries);
+            let is_shared = matches!(speaks, Speaks::Http2 | Speaks::Http1InHttp2);
+            if dial.direction == Direction::Outbound && is_shared {
                 let socket = established.stream.socket();
                 intercept::notice_vanished(socket).map_err(|error| of_io(&error))?;
             }
@@ -286,9 +287,10 @@ fn target(dial: &Dial) -> Target {
 }
 
 /// What was agreed on; without that, what the connection is wanted for.
-fn speaks(agreed: tls::Speaks, carries: relay::Carries) -> Speaks {
-    match (agreed, carries) {
+fn speaks(agreed: Agreed, carries: relay::Carries) -> Speaks {
+    match (agreed.speaks, carries) {
         (tls::Speaks::Http2, _) => Speaks::Http2,
+        (tls::Speaks::Http1, _) if agreed.is_sidecar => Speaks::Http1InHttp2,
         (tls::Speaks::Http1, _) => Speaks::Http1,
         (tls::Speaks::Tcp | tls::Speaks::Nothing, relay::Carries::Http2) => Speaks::Http2,
         (

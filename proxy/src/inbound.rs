@@ -298,7 +298,9 @@ impl Conn {
         if seen == Seen::Http2 {
             // Each request is refused by its own look at the mode.
             let stream = Rewound::new(Stream::Plain(stream));
-            return self.serve_http(stream, Speaks::Http2, false).await;
+            return self
+                .serve_http(stream, Speaks::Http2, Agreed::NOTHING)
+                .await;
         }
         intercept::reset(stream.inner());
     }
@@ -314,7 +316,7 @@ impl Conn {
             }
         };
         if needs_http {
-            return self.serve_http_only(stream, agreed.is_sidecar).await;
+            return self.serve_http_only(stream, agreed).await;
         }
         let is_opaque = self.protocol(rules) == Protocol::Tcp || agreed.speaks == tls::Speaks::Tcp;
         if is_opaque {
@@ -323,7 +325,7 @@ impl Conn {
         // Nobody has said what this is.
         let told = stream.tell(bounds.detect_wait, self.connect(rules)).await;
         match told {
-            Told::Http(speaks) => self.serve_http(stream, speaks, agreed.is_sidecar).await,
+            Told::Http(speaks) => self.serve_http(stream, speaks, agreed).await,
             Told::Bytes(connected) => self.relay(stream, ready(connected)).await,
             Told::Nothing => {}
         }
@@ -349,11 +351,11 @@ impl Conn {
     }
 
     /// Bytes that do not parse as HTTP in time are refused: rules on HTTP could not judge them.
-    async fn serve_http_only(&self, mut stream: Rewound<Stream>, is_sidecar: bool) {
+    async fn serve_http_only(&self, mut stream: Rewound<Stream>, agreed: Agreed) {
         let wait = self.worker.settings.bounds.header_wait;
         match stream.sniff(wait).await {
-            Ok(Seen::Http1) => self.serve_http(stream, Speaks::Http1, is_sidecar).await,
-            Ok(Seen::Http2) => self.serve_http(stream, Speaks::Http2, is_sidecar).await,
+            Ok(Seen::Http1) => self.serve_http(stream, Speaks::Http1, agreed).await,
+            Ok(Seen::Http2) => self.serve_http(stream, Speaks::Http2, agreed).await,
             Ok(Seen::Closed) | Err(_) => {}
             Ok(Seen::Tls | Seen::Other | Seen::Silence) => {
                 self.refused(&ProxyError::BadRequest(
@@ -365,7 +367,7 @@ impl Conn {
     }
 
     /// Each request is the relay's from here on: judged by the rules as of then.
-    async fn serve_http(&self, stream: Rewound<Stream>, speaks: Speaks, is_sidecar: bool) {
+    async fn serve_http(&self, stream: Rewound<Stream>, seen: Speaks, agreed: Agreed) {
         // It was made for bytes.
         drop(self.early.take());
         if self.worker.configs.borrow_mut().is_revoked(&self.peer) {
@@ -373,10 +375,15 @@ impl Conn {
             self.refused(&ProxyError::Denied);
             return intercept::reset(stream.socket());
         }
+        let carries_http1 = agreed.is_sidecar && agreed.speaks == tls::Speaks::Http1;
+        let speaks = match seen {
+            Speaks::Http2 if carries_http1 => Speaks::Http1InHttp2,
+            seen => seen,
+        };
         let caller = Caller {
             address: self.client,
             peer: self.peer.clone(),
-            is_sidecar,
+            is_sidecar: agreed.is_sidecar,
             dialled: Dialled::Port(relay::Port {
                 number: self.port.number,
                 application: self.port.application,

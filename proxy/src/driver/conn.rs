@@ -84,6 +84,14 @@ impl Conn {
         self.wake();
     }
 
+    /// All has gone; and our direction is shut, if that was wanted.
+    pub(super) fn leave_to_flusher(&mut self) {
+        self.writer = Writer::Flusher;
+        if self.shut == Shut::Wanted {
+            self.shut = Shut::Done;
+        }
+    }
+
     /// Reads what is there; 0 is the other side's end.
     pub(super) fn poll_read(
         &mut self,

@@ -6,7 +6,7 @@ use std::{
     io,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use heddle_relay::relay::{Closing, ConnId};
@@ -66,8 +66,10 @@ impl Open {
         if conn.writer == Writer::Task {
             self.write(state, cx);
         }
+        let now = clock::now();
+        state.look(now);
         for _ in 0..READS_MAX {
-            match self.read(state, cx) {
+            match self.read(state, cx, now) {
                 Poll::Ready(Ok(())) => state.wake(),
                 Poll::Ready(Err(_gone)) => return Poll::Ready(End::Lost),
                 Poll::Pending => return Poll::Pending,
@@ -79,9 +81,7 @@ impl Open {
     }
 
     /// Reads once and hands in what came.
-    fn read(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let now = clock::now();
-        state.look(now);
+    fn read(&self, state: &mut State, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         let State {
             relay,
             conns,
@@ -119,25 +119,13 @@ impl Open {
             return;
         };
         let before = output.len();
-        let sent = conn.poll_send(cx, output);
+        let sent = match conn.poll_send(cx, output) {
+            Poll::Ready(Ok(())) if conn.shut == Shut::Wanted => conn.poll_shut(cx),
+            sent => sent,
+        };
         let has_moved = output.len() < before;
         match sent {
-            Poll::Ready(Ok(())) => {
-                let is_shut = match conn.shut {
-                    Shut::No | Shut::Done => Poll::Ready(Ok(())),
-                    Shut::Wanted => conn.poll_shut(cx),
-                };
-                match is_shut {
-                    Poll::Ready(Ok(())) => {
-                        conn.writer = Writer::Flusher;
-                        if conn.shut == Shut::Wanted {
-                            conn.shut = Shut::Done;
-                        }
-                    }
-                    Poll::Ready(Err(_)) => conn.is_broken = true,
-                    Poll::Pending => {}
-                }
-            }
+            Poll::Ready(Ok(())) => conn.leave_to_flusher(),
             Poll::Ready(Err(_)) => conn.is_broken = true,
             Poll::Pending => {}
         }
