@@ -66,6 +66,11 @@ impl<S: AsyncRead + Unpin> Rewound<S> {
         &self.stream
     }
 
+    /// The bytes read ahead, and what is below.
+    pub fn into_parts(self) -> (BytesMut, S) {
+        (self.ahead, self.stream)
+    }
+
     /// The bytes read ahead.
     pub fn ahead(&self) -> &[u8] {
         &self.ahead

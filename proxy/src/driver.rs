@@ -70,8 +70,6 @@ pub struct Driver {
 struct State {
     relay: Relay,
     conns: SecondaryMap<relay::ConnId, Conn>,
-    /// Read into by one task at a time, and empty between.
-    buffer: Box<[u8]>,
     views: Reader<View>,
     /// What the relay was told.
     view: Arc<View>,
@@ -117,7 +115,6 @@ impl Driver {
         let state = State {
             relay,
             conns: SecondaryMap::new(),
-            buffer: vec![0; BUFFER_BYTES].into(),
             views,
             view,
             configs: parts.configs,
@@ -143,7 +140,7 @@ impl Driver {
             let now = clock::now();
             state.look(now);
             let id = state.relay.accepted(caller, now);
-            state.conns.insert(id, Conn::new(stream));
+            state.conns.insert(id, Conn::new(stream.into()));
             state.wake();
             id
         };
@@ -183,8 +180,7 @@ impl Driver {
                 ));
             }
             let speaks = speaks(established.agreed, dial.carries);
-            let is_shared = matches!(speaks, Speaks::Http2 | Speaks::Http1InHttp2);
-            if dial.direction == Direction::Outbound && is_shared {
+            if dial.direction == Direction::Outbound && speaks != Speaks::Http1 {
                 let socket = established.stream.socket();
                 intercept::notice_vanished(socket).map_err(|error| of_io(&error))?;
             }
@@ -200,8 +196,7 @@ impl Driver {
             Err(error) => (None, Err(error)),
         };
         let id = state.relay.dialled(dial.channel, connected, now)?;
-        let stream = Rewound::new(stream?);
-        state.conns.insert(id, Conn::new(stream));
+        state.conns.insert(id, Conn::new(stream?.into()));
         Some(Open::new(self, id))
     }
 
@@ -290,7 +285,7 @@ fn target(dial: &Dial) -> Target {
 fn speaks(agreed: Agreed, carries: relay::Carries) -> Speaks {
     match (agreed.speaks, carries) {
         (tls::Speaks::Http2, _) => Speaks::Http2,
-        (tls::Speaks::Http1, _) if agreed.is_sidecar => Speaks::Http1InHttp2,
+        (tls::Speaks::Http1, _) if agreed.is_http1_in_http2() => Speaks::Http1InHttp2,
         (tls::Speaks::Http1, _) => Speaks::Http1,
         (tls::Speaks::Tcp | tls::Speaks::Nothing, relay::Carries::Http2) => Speaks::Http2,
         (
@@ -299,6 +294,3 @@ fn speaks(agreed: Agreed, carries: relay::Carries) -> Speaks {
         ) => Speaks::Http1,
     }
 }
-
-/// Large enough that reads of bodies are few.
-const BUFFER_BYTES: usize = 64 * 1024;

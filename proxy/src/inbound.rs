@@ -297,10 +297,8 @@ impl Conn {
         }
         if seen == Seen::Http2 {
             // Each request is refused by its own look at the mode.
-            let stream = Rewound::new(Stream::Plain(stream));
-            return self
-                .serve_http(stream, Speaks::Http2, Agreed::NOTHING)
-                .await;
+            let stream = Rewound::new(Stream::plain(stream));
+            return self.serve_http(stream, Speaks::Http2, false).await;
         }
         intercept::reset(stream.inner());
     }
@@ -309,6 +307,8 @@ impl Conn {
         let bounds = &self.worker.settings.bounds;
         let needs_http = match self.protocol(rules) {
             Protocol::Http1 | Protocol::Http2 => true,
+            // Not what the application would understand.
+            Protocol::Tcp if agreed.is_http1_in_http2() => true,
             Protocol::Tcp => rules.authz.needs_http(),
             Protocol::Detect => {
                 let said = matches!(agreed.speaks, tls::Speaks::Http1 | tls::Speaks::Http2);
@@ -325,7 +325,7 @@ impl Conn {
         // Nobody has said what this is.
         let told = stream.tell(bounds.detect_wait, self.connect(rules)).await;
         match told {
-            Told::Http(speaks) => self.serve_http(stream, speaks, agreed).await,
+            Told::Http(speaks) => self.serve_http(stream, speaks, agreed.is_sidecar).await,
             Told::Bytes(connected) => self.relay(stream, ready(connected)).await,
             Told::Nothing => {}
         }
@@ -353,21 +353,24 @@ impl Conn {
     /// Bytes that do not parse as HTTP in time are refused: rules on HTTP could not judge them.
     async fn serve_http_only(&self, mut stream: Rewound<Stream>, agreed: Agreed) {
         let wait = self.worker.settings.bounds.header_wait;
-        match stream.sniff(wait).await {
-            Ok(Seen::Http1) => self.serve_http(stream, Speaks::Http1, agreed).await,
-            Ok(Seen::Http2) => self.serve_http(stream, Speaks::Http2, agreed).await,
-            Ok(Seen::Closed) | Err(_) => {}
-            Ok(Seen::Tls | Seen::Other | Seen::Silence) => {
-                self.refused(&ProxyError::BadRequest(
-                    "this port speaks HTTP; the caller does not",
-                ));
-                intercept::reset(stream.socket());
-            }
-        }
+        let speaks = match stream.sniff(wait).await {
+            Ok(Seen::Http2) if agreed.is_http1_in_http2() => Some(Speaks::Http1InHttp2),
+            Ok(Seen::Http2) => Some(Speaks::Http2),
+            Ok(Seen::Http1) if !agreed.is_http1_in_http2() => Some(Speaks::Http1),
+            Ok(Seen::Http1 | Seen::Tls | Seen::Other | Seen::Silence) => None,
+            Ok(Seen::Closed) | Err(_) => return,
+        };
+        let Some(speaks) = speaks else {
+            self.refused(&ProxyError::BadRequest(
+                "this port speaks HTTP; the caller does not",
+            ));
+            return intercept::reset(stream.socket());
+        };
+        self.serve_http(stream, speaks, agreed.is_sidecar).await;
     }
 
     /// Each request is the relay's from here on: judged by the rules as of then.
-    async fn serve_http(&self, stream: Rewound<Stream>, seen: Speaks, agreed: Agreed) {
+    async fn serve_http(&self, stream: Rewound<Stream>, speaks: Speaks, is_sidecar: bool) {
         // It was made for bytes.
         drop(self.early.take());
         if self.worker.configs.borrow_mut().is_revoked(&self.peer) {
@@ -375,15 +378,10 @@ impl Conn {
             self.refused(&ProxyError::Denied);
             return intercept::reset(stream.socket());
         }
-        let carries_http1 = agreed.is_sidecar && agreed.speaks == tls::Speaks::Http1;
-        let speaks = match seen {
-            Speaks::Http2 if carries_http1 => Speaks::Http1InHttp2,
-            seen => seen,
-        };
         let caller = Caller {
             address: self.client,
             peer: self.peer.clone(),
-            is_sidecar: agreed.is_sidecar,
+            is_sidecar,
             dialled: Dialled::Port(relay::Port {
                 number: self.port.number,
                 application: self.port.application,
@@ -408,7 +406,7 @@ impl Conn {
 
     async fn relay(
         &self,
-        mut stream: Rewound<Stream>,
+        stream: Rewound<Stream>,
         connecting: impl Future<Output = Result<Stream, ProxyError>>,
     ) {
         let mut exchange = self.exchange(Spoken::Tcp);
@@ -418,10 +416,8 @@ impl Conn {
             exchange.record.attempts = 1;
         }
         match connected {
-            Ok(mut application) => {
-                self.worker
-                    .relay(&mut stream, &mut application, &mut exchange)
-                    .await;
+            Ok(application) => {
+                self.worker.relay(stream, application, &mut exchange).await;
             }
             Err(error) => {
                 exchange.failed(&error);

@@ -35,6 +35,7 @@ pub mod outbound;
 pub mod register;
 pub mod relay;
 pub mod report;
+pub mod session;
 pub mod settings;
 pub mod state;
 pub mod telemetry;

@@ -168,7 +168,7 @@ async fn serve(
         dialled: dialled.map_or(Dialled::Authority, Dialled::Destination),
         speaks,
     };
-    let stream = Rewound::new(Stream::Plain(stream));
+    let stream = Rewound::new(Stream::plain(stream));
     worker.driver.serve(stream, caller).await;
 }
 

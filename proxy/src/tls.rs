@@ -7,9 +7,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     io,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,20 +18,16 @@ use heddle_shell::{
     tls::{self, Accept, Clients, Identity, Trust, TrustBundle},
 };
 use rustls::{
-    ClientConfig, ServerConfig,
+    ClientConfig, CommonState, ServerConfig,
+    client::UnbufferedClientConnection,
     pki_types::{IpAddr, ServerName, UnixTime},
-    server::Acceptor,
+    server::{Acceptor, UnbufferedServerConnection},
     time_provider::TimeProvider,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    sync::watch,
-    time::timeout_at,
-};
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio::{io::AsyncRead, net::TcpStream, sync::watch, time::timeout_at};
 
-use crate::detect::Rewound;
+pub use crate::session::Stream;
+use crate::{detect::Rewound, session::Handshake};
 
 /// Who we are and whom we trust, as of now. Published as `Published<Option<Credentials>>`;
 /// `None` before the first certificate: nothing meshed is then accepted or dialled.
@@ -95,15 +89,6 @@ pub enum TlsError {
     /// The handshake failed.
     #[error("TLS handshake")]
     Handshake(#[source] io::Error),
-}
-
-/// A connection, encrypted or not.
-#[derive(Debug)]
-pub enum Stream {
-    /// As it came.
-    Plain(Rewound<TcpStream>),
-    /// Over TLS. Boxed: the state is large and moves often during set-up.
-    Tls(Box<TlsStream<Rewound<TcpStream>>>),
 }
 
 /// A connection whose other side is known.
@@ -193,7 +178,9 @@ impl Configs {
             Clients::Certified,
             &[H2, b"h2", H1, b"http/1.1", TCP],
         )?;
-        Ok(Arc::clone(self.server.insert(server)))
+        let mut server = Arc::unwrap_or_clone(server);
+        server.enable_secret_extraction = true;
+        Ok(Arc::clone(self.server.insert(Arc::new(server))))
     }
 
     /// For dialling an endpoint that must present one of `accepted`.
@@ -214,6 +201,9 @@ impl Configs {
             Accept::OneOf(Arc::clone(accepted)),
             carries.tokens(),
         )?;
+        let mut client = Arc::unwrap_or_clone(client);
+        client.enable_secret_extraction = true;
+        let client = Arc::new(client);
         // Endpoints come and go: rather build a few again than keep them all.
         if self.clients.len() >= CLIENT_CONFIGS_MAX {
             self.clients.clear();
@@ -324,28 +314,34 @@ pub async fn accept(
 ) -> Result<Established, TlsError> {
     let mut config = ServerConfig::clone(&config);
     config.time_provider = Arc::new(Begun(clock::wall()));
-    let accepting = Box::pin(TlsAcceptor::from(Arc::new(config)).accept(stream));
-    let stream = accepting.await.map_err(TlsError::Handshake)?;
-    Established::by_handshake(stream.into())
+    let accepting = UnbufferedServerConnection::new(Arc::new(config))?;
+    Established::by_handshake(Handshake::Server(accepting), stream).await
 }
 
 impl Established {
     /// In plaintext nothing is proven.
     pub fn in_plaintext(stream: Rewound<TcpStream>, agreed: Agreed) -> Self {
         Self {
-            stream: Stream::Plain(stream),
+            stream: Stream::plain(stream),
             peer: Peer::Anonymous,
             agreed,
         }
     }
 
-    fn by_handshake(stream: TlsStream<Rewound<TcpStream>>) -> Result<Self, TlsError> {
-        let session = stream.get_ref().1;
-        let peer = tls::peer(session.peer_certificates())
-            .map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
-        let agreed = Agreed::from_token(session.alpn_protocol());
+    async fn by_handshake(
+        handshake: Handshake,
+        stream: Rewound<TcpStream>,
+    ) -> Result<Self, TlsError> {
+        let agreed = |session: &CommonState| {
+            let peer = tls::peer(session.peer_certificates());
+            (peer, Agreed::from_token(session.alpn_protocol()))
+        };
+        // Large, and of no use once it is over.
+        let shaking = Box::pin(handshake.shake(stream, agreed));
+        let (session, (peer, agreed)) = shaking.await.map_err(TlsError::Handshake)?;
+        let peer = peer.map_err(|error| TlsError::Handshake(io::Error::other(error)))?;
         Ok(Self {
-            stream: Stream::Tls(Box::new(stream)),
+            stream: session.into(),
             peer,
             agreed,
         })
@@ -374,9 +370,8 @@ pub async fn connect(
     // An address is never told (RFC 6066 section 3).
     let name = ServerName::try_from(host.to_owned())
         .unwrap_or_else(|_not_a_name| ServerName::IpAddress(IpAddr::from(address.ip())));
-    let connecting = Box::pin(TlsConnector::from(config).connect(name, stream));
-    let stream = connecting.await.map_err(TlsError::Handshake)?;
-    Established::by_handshake(stream.into())
+    let connecting = UnbufferedClientConnection::new(config, name)?;
+    Established::by_handshake(Handshake::Client(connecting), stream).await
 }
 
 /// Whether the ClientHello at the head of `stream` offers one of our tokens. Takes nothing from
@@ -421,6 +416,11 @@ impl Agreed {
         }
     }
 
+    /// Whether HTTP/1.1 comes in the frames of HTTP/2: our token for it says so.
+    pub fn is_http1_in_http2(self) -> bool {
+        self.is_sidecar && self.speaks == Speaks::Http1
+    }
+
     fn from_token(token: Option<&[u8]>) -> Self {
         let (speaks, is_sidecar) = match token {
             Some(H2) => (Speaks::Http2, true),
@@ -449,73 +449,6 @@ impl AsSocket for TcpStream {
 impl<S: AsSocket + AsyncRead + Unpin> AsSocket for Rewound<S> {
     fn socket(&self) -> &TcpStream {
         self.inner().socket()
-    }
-}
-
-impl AsSocket for Stream {
-    fn socket(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => stream.inner(),
-            Self::Tls(stream) => stream.get_ref().0.inner(),
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
     }
 }
 

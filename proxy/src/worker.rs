@@ -26,7 +26,6 @@ use heddle_shell::{
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     runtime,
     sync::{mpsc, watch},
@@ -45,10 +44,11 @@ use crate::{
     intercept::{self, LoopGuard},
     listener::{Accepted, Door, Listeners, Origin},
     outbound,
-    relay::{Passed, Scratch, relay},
+    relay::{Passed, relay},
+    session::{Scratch, Session},
     settings::Settings,
     telemetry::Telemetry,
-    tls::{AsSocket, Configs, Credentials},
+    tls::{Configs, Credentials},
 };
 
 /// Everything the data plane is given.
@@ -304,17 +304,19 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
 impl Worker {
     /// Relays bytes until both sides have ended. The first error, the end of a drain or the denial
     /// of the peer resets both, so that neither takes half of a conversation for all of it.
-    pub async fn relay<A, B>(&self, a: &mut A, b: &mut B, exchange: &mut Exchange)
-    where
-        A: AsyncRead + AsyncWrite + AsSocket + Unpin,
-        B: AsyncRead + AsyncWrite + AsSocket + Unpin,
-    {
+    pub async fn relay(
+        &self,
+        a: impl Into<Session>,
+        b: impl Into<Session>,
+        exchange: &mut Exchange,
+    ) {
+        let (mut a, mut b) = (a.into(), b.into());
         let passed = Passed::default();
         let mut draining = self.draining.clone();
         let revoked = self.configs.borrow().revoked(&exchange.record.peer);
         let cut = tokio::select! {
             biased;
-            relayed = relay(a, b, &self.scratch, &passed) => relayed.err().map(|_broken| RESET),
+            relayed = relay(&mut a, &mut b, &self.scratch, &passed) => relayed.err().map(|_broken| RESET),
             () = draining.reached(Phase::Cut) => Some(RESET),
             () = revoked => Some(ProxyError::Denied.disposition().reason),
         };
@@ -348,7 +350,7 @@ impl Worker {
             configs,
             view: RefCell::new(inputs.views.reader()),
             rng: RefCell::new(rng),
-            scratch: Scratch::default(),
+            scratch: Scratch::of_this_thread(),
             guard,
             turns: RefCell::default(),
             settings: inputs.settings,

@@ -47,7 +47,7 @@ impl Http1 {
     /// What the workload's and a peer's connection get for these bytes.
     async fn answers(&self, bytes: &[u8]) -> [String; 2] {
         let web = self.authority.credentials(WEB);
-        let from_peer = mesh::dial_as(&web, self.pair.inbound, b"heddle-h1").await;
+        let from_peer = mesh::dial_as(&web, self.pair.inbound, b"http/1.1").await;
         let from_workload = raw_to(self.pair.entry, bytes).await;
         [from_workload, raw(from_peer, bytes).await]
             .map(|answer| String::from_utf8_lossy(&answer).into_owned())

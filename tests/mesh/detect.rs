@@ -161,6 +161,8 @@ async fn a_mesh_peer_that_stalls_or_sends_garbage_to_rules_on_http_is_closed() {
             let stream = mesh::dial_as(&web, port(&server), token).await;
             let told = raw(stream, bytes).await;
             let told = &told[..told.len().min(12)];
+            // Which promises the frames of HTTP/2.
+            let answer = if token == b"heddle-h1" { b"" } else { answer };
             assert_eq!(told, answer, "{token:?} {bytes:?}");
             assert_eq!(server.record().await.reason, Some("bad_request"));
         }

@@ -140,7 +140,7 @@ async fn no_peer_tells_the_application_who_it_is() {
     let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan());
     let web = authority.credentials(WEB);
     let inbound = server.plane.bound.inbound_ports[0];
-    let stream = mesh::dial_as(&web, inbound, b"heddle-h1").await;
+    let stream = mesh::dial_as(&web, inbound, b"http/1.1").await;
     let claim =
         "x-forwarded-client-cert: By=spiffe://td/ns/x/sa/y;URI=spiffe://td/ns/shop/sa/admin\r\n";
     let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{claim}connection: close\r\n\r\n");

@@ -1,25 +1,30 @@
-//! Bytes of one connection: read into the worker's buffer, written from the relay's output.
+//! Bytes of one connection: handed in as they are read, written from the relay's output.
 
 use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll, Waker, ready},
+    io,
+    task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use heddle_relay::{input::Input, output::Output, relay::Closing};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use heddle_relay::{
+    input::Input,
+    output::Output,
+    relay::{Closing, ConnId, Relay},
+};
 
 use crate::{
-    detect::Rewound,
     intercept,
-    tls::{AsSocket, Stream},
+    session::{Received, Scratch, Session},
 };
 
 /// A connection that the relay knows.
 #[derive(Debug)]
 pub(super) struct Conn {
-    stream: Rewound<Stream>,
+    session: Session,
+    /// What came and there was no room for: a TLS record comes whole or not at all. At most one
+    /// read.
+    pub(super) surplus: Vec<u8>,
     /// Its task's.
     task: Option<Waker>,
     pub(super) writer: Writer,
@@ -52,9 +57,10 @@ pub(super) enum Shut {
 }
 
 impl Conn {
-    pub(super) fn new(stream: Rewound<Stream>) -> Self {
+    pub(super) fn new(session: Session) -> Self {
         Self {
-            stream,
+            session,
+            surplus: Vec::new(),
             task: None,
             writer: Writer::Flusher,
             is_ended: false,
@@ -92,15 +98,16 @@ impl Conn {
         }
     }
 
-    /// Reads what is there; 0 is the other side's end.
-    pub(super) fn poll_read(
+    /// Reads what is there, about `bytes_max` at most, and hands it to `take`.
+    pub(super) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(buffer.filled().len()))
+        bytes_max: usize,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Poll<io::Result<Received>> {
+        let scratch = Scratch::of_this_thread();
+        self.session
+            .poll_receive_at_most(cx, &scratch, bytes_max, take)
     }
 
     /// Writes until all has gone, or no more is taken.
@@ -109,23 +116,13 @@ impl Conn {
         cx: &mut Context<'_>,
         output: &mut Output,
     ) -> Poll<io::Result<()>> {
-        while !output.is_empty() {
-            let mut places = [IoSlice::new(&[]); SLICES_MAX];
-            let used = output.slices(&mut places);
-            let stream = Pin::new(&mut self.stream);
-            let sent = ready!(stream.poll_write_vectored(cx, &places[..used]))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            output.consume(sent);
-        }
-        // What TLS has encrypted and the socket did not take.
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let scratch = Scratch::of_this_thread();
+        self.session.poll_send(cx, output, &scratch)
     }
 
     /// Shuts our direction.
     pub(super) fn poll_shut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.session.poll_shutdown(cx)
     }
 
     /// An error when the relay does not want it to end in order any more.
@@ -138,24 +135,28 @@ impl Conn {
 
     /// It ends by RST when it is dropped.
     pub(super) fn reset(&self) {
-        intercept::reset(self.stream.socket());
+        intercept::reset(self.session.socket());
     }
 }
 
-/// Hands on what was read.
-pub(super) fn hand_in(read: &[u8], take: impl FnOnce(Input<'_>)) {
-    if read.len() < SHARED_MIN {
-        return take(Input::lent(read));
+/// Hands on what was read, as far as there is room; how much that is.
+pub(super) fn hand_in(relay: &mut Relay, id: ConnId, read: &[u8], now: Instant) -> usize {
+    let size = relay.room(id).min(read.len());
+    let read = &read[..size];
+    if size == 0 {
+        return 0;
     }
-    // One copy here rather than one for each piece that waits; and what waits keeps alive no more
-    // than was read.
-    let shared = Bytes::copy_from_slice(read);
-    take(Input::shared(&shared));
+    if size < SHARED_MIN {
+        relay.received(id, Input::lent(read), now);
+    } else {
+        // One copy here rather than one for each piece that waits; and what waits keeps alive no
+        // more than was read.
+        relay.received(id, Input::shared(&Bytes::copy_from_slice(read)), now);
+    }
+    size
 }
 
 /// The relay has a connection cut that was ending in order.
 pub(super) const ABORTED: io::ErrorKind = io::ErrorKind::ConnectionAborted;
-/// Slices in one system call; the kernel takes 1024, and more than a few are seldom there.
-const SLICES_MAX: usize = 64;
 /// A read from which on it most likely carries bodies.
 const SHARED_MIN: usize = 8 * 1024;

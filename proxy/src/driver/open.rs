@@ -17,6 +17,7 @@ use super::{
     Driver, State,
     conn::{ABORTED, Conn, Shut, Writer, hand_in},
 };
+use crate::session::Received;
 
 /// A connection that the relay knows. It is lost when this is dropped.
 #[derive(Debug)]
@@ -82,32 +83,36 @@ impl Open {
 
     /// Reads once and hands in what came.
     fn read(&self, state: &mut State, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
-        let State {
-            relay,
-            conns,
-            buffer,
-            ..
-        } = state;
+        let State { relay, conns, .. } = state;
         let Some(conn) = conns.get_mut(self.id) else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let room = relay.room(self.id).min(buffer.len());
-        let read = match room {
-            0 => Poll::Pending,
-            _ if conn.is_ended => Poll::Pending,
-            room => conn.poll_read(cx, &mut buffer[..room]),
+        let room = relay.room(self.id);
+        let mut surplus = std::mem::take(&mut conn.surplus);
+        let received = if room == 0 {
+            Poll::Pending
+        } else if !surplus.is_empty() {
+            let taken = hand_in(relay, self.id, &surplus, now);
+            surplus = surplus.split_off(taken);
+            Poll::Ready(Ok(Received::Some))
+        } else if conn.is_ended {
+            Poll::Pending
+        } else {
+            conn.poll_receive(cx, room, &mut |bytes| {
+                let taken = match surplus.is_empty() {
+                    true => hand_in(relay, self.id, bytes, now),
+                    false => 0,
+                };
+                surplus.extend_from_slice(&bytes[taken..]);
+            })
         };
-        if read.is_pending() && conn.is_broken {
+        conn.surplus = surplus;
+        if received.is_pending() && conn.is_broken {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        match ready!(read)? {
-            0 => {
-                conn.is_ended = true;
-                relay.ended(self.id, now);
-            }
-            read => hand_in(&buffer[..read], |input| {
-                relay.received(self.id, input, now);
-            }),
+        if ready!(received)? == Received::Ended {
+            conn.is_ended = true;
+            relay.ended(self.id, now);
         }
         Poll::Ready(Ok(()))
     }
@@ -190,9 +195,9 @@ impl Open {
             };
             conn.check_cut()?;
             while *left > 0 {
-                match ready!(conn.poll_read(cx, &mut state.buffer))? {
-                    0 => break,
-                    read => *left = left.saturating_sub(read),
+                let mut count = |bytes: &[u8]| *left = left.saturating_sub(bytes.len());
+                if ready!(conn.poll_receive(cx, LINGER_BYTES_MAX, &mut count))? == Received::Ended {
+                    break;
                 }
             }
             Poll::Ready(Ok(()))

@@ -16,10 +16,7 @@ use heddle_relay::{
 };
 use heddle_shell::clock;
 use rand::RngExt;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 
 use super::{name_of, refuse};
 use crate::{
@@ -28,6 +25,7 @@ use crate::{
     error::of_io,
     exchange::{Attempt, Direction, Exchange, Record, Spoken},
     intercept::{self, Leg},
+    session::Session,
     tls::{AsSocket, Carries, Stream},
     worker::Worker,
 };
@@ -92,7 +90,7 @@ fn exchange(worker: &Worker, client: SocketAddr, destination: &LiveDestination) 
 
 async fn relay_to(
     worker: &Worker,
-    mut stream: impl AsyncRead + AsyncWrite + AsSocket + Unpin,
+    stream: impl Into<Session> + AsSocket,
     connected: Result<Connected, ProxyError>,
     mut exchange: Exchange,
 ) {
@@ -109,9 +107,7 @@ async fn relay_to(
         status: 200,
         grpc: None,
     });
-    worker
-        .relay(&mut stream, &mut connected.stream, &mut exchange)
-        .await;
+    worker.relay(stream, connected.stream, &mut exchange).await;
 }
 
 async fn connect(
@@ -206,7 +202,7 @@ fn target(attempt: &Attempt, destination: &LiveDestination) -> Target {
 /// To where the workload wanted, in plaintext, unseen.
 pub(super) async fn pass_through(
     worker: &Rc<Worker>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     client: SocketAddr,
     key: &DestinationKey,
 ) {
@@ -231,11 +227,7 @@ pub(super) async fn pass_through(
         Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
     };
     match connected {
-        Ok(mut endpoint) => {
-            worker
-                .relay(&mut stream, &mut endpoint, &mut exchange)
-                .await;
-        }
+        Ok(endpoint) => worker.relay(stream, endpoint, &mut exchange).await,
         Err(source) => {
             exchange.failed(&ProxyError::Connect {
                 endpoint: address,

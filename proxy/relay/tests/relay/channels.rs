@@ -216,7 +216,7 @@ fn a_connection_at_rest_makes_room_for_who_waits_elsewhere() {
                     stand.request(client, "GET");
                     client
                 }
-                Speaks::Http2 => asking(&mut stand, 1, 0),
+                Speaks::Http2 | Speaks::Http1InHttp2 => asking(&mut stand, 1, 0),
             };
             stand.pass(Duration::from_secs(5));
             let other = stand.wait_elsewhere();
@@ -224,7 +224,7 @@ fn a_connection_at_rest_makes_room_for_who_waits_elsewhere() {
             assert_eq!(stand.closed, [], "it is in use");
             match speaks {
                 Speaks::Http1 => stand.answer(0),
-                Speaks::Http2 => stand.lose(client),
+                Speaks::Http2 | Speaks::Http1InHttp2 => stand.lose(client),
             }
             stand.pass(Duration::from_secs(2));
             assert_eq!(stand.closed.len(), usize::from(is_closed), "{speaks:?}");
