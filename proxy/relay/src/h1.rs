@@ -88,6 +88,8 @@ pub struct Connection {
     interim_bytes: u32,
     /// Bytes of the body that comes which may still be told.
     window: u32,
+    /// The message that went ends with the connection.
+    ends_by_closing: bool,
     /// Bytes of the body that goes which have been taken and wait for the output to get short.
     waiting: u32,
     /// Those that have waited, until they are told as gone.
@@ -188,6 +190,7 @@ impl Connection {
             discards: None,
             interim_bytes: 0,
             window: limits.window,
+            ends_by_closing: false,
             waiting: 0,
             written: 0,
             kept: Kept::default(),
@@ -202,7 +205,7 @@ impl Connection {
     /// answer, unless that has begun.
     pub fn goodbye(&mut self) {
         self.is_leaving = true;
-        if self.is_idle() {
+        if self.is_idle() || self.discards.is_some() {
             self.finish();
         }
     }
@@ -368,27 +371,34 @@ impl Connection {
 
     /// The message that goes is over.
     fn sent(&mut self) {
-        let ends_by_closing = self.writing == Writing::UntilClose;
+        self.ends_by_closing = self.writing == Writing::UntilClose;
         self.writing = Writing::Done;
-        if ends_by_closing {
-            self.finish();
-        } else {
-            self.settle();
+        self.settle();
+    }
+
+    /// When both messages are over, so is the exchange. A server's is not before its answer has
+    /// gone: a client that asks for more and reads nothing would have us keep all the answers.
+    fn settle(&mut self) {
+        if !self.has_gone() {
+            return;
+        }
+        match (self.reading, self.writing) {
+            (_, Writing::Done) if self.ends_by_closing => self.finish(),
+            (Reading::Ended, Writing::RawEnded) => self.finish(),
+            (Reading::Done, Writing::Done) if self.persists && !self.is_leaving => {
+                self.discards = None;
+                self.reading = Reading::Head;
+                self.writing = Writing::Idle;
+            }
+            (Reading::Done, Writing::Done) => self.finish(),
+            (_, _) => {}
         }
     }
 
-    /// When both messages are over, so is the exchange.
-    fn settle(&mut self) {
-        if self.reading != Reading::Done || self.writing != Writing::Done {
-            return;
-        }
-        if self.persists && !self.is_leaving {
-            self.discards = None;
-            self.reading = Reading::Head;
-            self.writing = Writing::Idle;
-        } else {
-            self.finish();
-        }
+    /// Whether what was sent of the exchange is all gone, or near it.
+    fn has_gone(&self) -> bool {
+        let is_short = self.output.len() <= self.limits.output_bytes;
+        self.role == Role::Client || (self.waiting == 0 && self.written == 0 && is_short)
     }
 
     /// Ends the connection in order.

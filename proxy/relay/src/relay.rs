@@ -57,7 +57,7 @@ use crate::{
     budget::{Account, Budget},
     cluster::EndpointState,
     error::{ConnectError, ProxyError},
-    event::{Code, Event, StreamId},
+    event::{Code, Event},
     h1, h2,
     head::Heads,
     input::Input,
@@ -518,57 +518,6 @@ impl Relay {
             Fault::Http2 => self.close(id, Closing::Finish, now),
         }
         self.touch(id);
-    }
-
-    /// Nothing is taken from a connection any more.
-    fn close(&mut self, id: ConnId, closing: Closing, now: Instant) {
-        let conn = &mut self.conns[id];
-        if std::mem::replace(&mut conn.is_closing, true) {
-            if closing == Closing::Abort {
-                self.tasks.push_back(Task::Close(id, closing));
-            }
-            return;
-        }
-        let lost = conn.losses(Lost::Connection);
-        conn.exchanges.clear();
-        let channel = conn.channel();
-        if let Some(timer) = conn.timer.take() {
-            self.timers.cancel(timer);
-        }
-        self.tasks.push_back(Task::Close(id, closing));
-        self.touch(id);
-        self.abort(lost, channel, id, now);
-    }
-
-    /// The connection carries nothing any more.
-    fn abort(
-        &mut self,
-        lost: Vec<(StreamId, ExchangeId, Lost)>,
-        channel: Option<ChannelId>,
-        conn: ConnId,
-        now: Instant,
-    ) {
-        if let Some(channel) = channel {
-            self.channels.forget(channel, conn);
-        }
-        if channel.is_none() {
-            // None of them is sent in the place of another that ends.
-            for (_, exchange, _) in &lost {
-                let exchange = self.exchanges.get_mut(*exchange);
-                if let Some(attempt) = exchange.and_then(|exchange| exchange.attempt.as_mut()) {
-                    attempt.waits_in = None;
-                }
-            }
-        }
-        for (stream, exchange, lost) in lost {
-            match channel {
-                None => self.client_gone(exchange, now),
-                Some(_) => self.attempt_broke(exchange, Leg { conn, stream }, lost, now),
-            }
-        }
-        if let Some(channel) = channel {
-            self.serve_waiting(channel, now);
-        }
     }
 
     fn client_event(&mut self, id: ConnId, event: Event<'_>, now: Instant) {

@@ -227,7 +227,9 @@ pub(super) async fn pass_through(
         Err(_elapsed) => Err(ConnectError::Timeout(CONNECT_TIMEOUT)),
     };
     match connected {
-        Ok(endpoint) => worker.relay(stream, endpoint, &mut exchange).await,
+        Ok(endpoint) => {
+            worker.relay(stream, endpoint, &mut exchange).await;
+        }
         Err(source) => {
             exchange.failed(&ProxyError::Connect {
                 endpoint: address,

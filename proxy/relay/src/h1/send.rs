@@ -181,12 +181,14 @@ impl Connection {
                 .written
                 .saturating_add(std::mem::take(&mut self.waiting));
         }
+        self.settle();
     }
 
     /// Tells how much has gone that waited.
     pub fn next_written(&mut self) -> Option<Event<'static>> {
         let sent = std::mem::take(&mut self.written);
         let stream = self.stream;
+        self.settle();
         (sent > 0).then_some(Event::Writable { stream, sent })
     }
 
@@ -241,6 +243,8 @@ impl Connection {
         };
         let is_refused = then == Then::End && !self.is_request_near();
         let ends_by_closing = framing == Framing::UntilClose;
+        // What a client says behind a CONNECT that is not granted is meant for somebody else.
+        let is_refused = is_refused || (self.method == Method::Connect && !is_tunnel);
         self.persists &= !self.is_leaving && !self.is_awaited && !is_refused && !ends_by_closing;
         let options = Options {
             length,
@@ -298,8 +302,10 @@ impl Connection {
                 self.sent();
             }
             Writing::Nothing | Writing::Length(0) | Writing::UntilClose => self.sent(),
-            Writing::Raw if self.reading == Reading::Ended => self.finish(),
-            Writing::Raw => self.writing = Writing::RawEnded,
+            Writing::Raw => {
+                self.writing = Writing::RawEnded;
+                self.settle();
+            }
             Writing::Idle | Writing::Head | Writing::Done | Writing::RawEnded => {}
         }
     }

@@ -57,7 +57,8 @@ enum Piece {
     /// Of lent or short pieces, which are collected: a peer that sends a byte at a time makes no piece of
     /// each.
     Copied(BytesMut),
-    Shared(Bytes),
+    /// With how long it was at first: it keeps a read alive that is up to four times as long.
+    Shared(Bytes, usize),
     /// So much from a place on of `Pieces::framed`.
     Framed {
         start: usize,
@@ -80,7 +81,9 @@ impl Pieces {
         self.bytes += len;
         line.bytes += len;
         match payload {
-            Payload::Shared(bytes) if len >= SHARED_MIN => self.push(line, Piece::Shared(bytes)),
+            Payload::Shared(bytes) if len >= SHARED_MIN => {
+                self.push(line, Piece::Shared(bytes, len))
+            }
             Payload::Shared(bytes) => self.push_copy(line, &bytes),
             Payload::Lent(bytes) => self.push_copy(line, bytes),
         }
@@ -127,7 +130,7 @@ impl Pieces {
         match self.nodes[first as usize].piece {
             Piece::Head(_) => First::Head,
             Piece::Framed { .. } => First::Framed,
-            Piece::Copied(_) | Piece::Shared(_) => First::Data,
+            Piece::Copied(_) | Piece::Shared(..) => First::Data,
             Piece::None => First::Nothing,
         }
     }
@@ -160,7 +163,7 @@ impl Pieces {
                     bytes.advance(n);
                     (n, bytes.is_empty())
                 }
-                Piece::Shared(bytes) => {
+                Piece::Shared(bytes, len) => {
                     let n = left.min(bytes.len());
                     match n < SHARED_MIN {
                         true => {
@@ -169,7 +172,13 @@ impl Pieces {
                         }
                         false => output.push(Payload::Shared(bytes.split_to(n))),
                     }
-                    (n, bytes.is_empty())
+                    let is_used_up = bytes.is_empty();
+                    // Else a peer that opens its window to all but a byte has us keep the whole.
+                    if !is_used_up && bytes.len() < *len / 4 {
+                        let copy = BytesMut::from(&bytes[..]);
+                        self.nodes[first as usize].piece = Piece::Copied(copy);
+                    }
+                    (n, is_used_up)
                 }
             };
             let (moved, is_used_up) = moved;
@@ -189,7 +198,7 @@ impl Pieces {
             match self.pop(line) {
                 Piece::Head(head) => self.head_bytes -= head.memory_bytes(),
                 Piece::Framed { .. } => self.framed_gone(),
-                Piece::None | Piece::Copied(_) | Piece::Shared(_) => {}
+                Piece::None | Piece::Copied(_) | Piece::Shared(..) => {}
             }
         }
         self.bytes -= line.bytes;

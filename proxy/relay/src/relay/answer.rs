@@ -20,7 +20,7 @@ use crate::{
     head::Head,
     input::Payload,
     record::{Direction, Spoken},
-    request,
+    request::{self, Version},
     token::Token,
 };
 
@@ -204,6 +204,8 @@ impl Relay {
     pub(super) fn complete(&mut self, id: ExchangeId, now: Instant) {
         let exchange = &mut self.exchanges[id];
         exchange.is_answered = exchange.is_tunnel;
+        // What is left is for the client to read.
+        exchange.deadline = None;
         if exchange.is_tunnel && !exchange.upload.is_whole() {
             return;
         }
@@ -238,9 +240,9 @@ impl Relay {
         } = error.disposition();
         let exchange = &mut self.exchanges[id];
         exchange.facts.reason = Some(reason);
-        if exchange.facts.spoken == Spoken::Http1
-            && error.is_malformed()
+        if error.is_malformed()
             && let Some(conn) = self.conns.get_mut(exchange.client.conn)
+            && conn.codec.version() == Version::Http1
         {
             // Where the next request of such a client begins is anybody's guess.
             conn.codec.goodbye();
@@ -274,12 +276,13 @@ impl Relay {
         body: &[u8],
         now: Instant,
     ) {
-        self.abandon(id, now);
+        self.abandon(id);
         self.drop_rivals(id, now);
         let exchange = &mut self.exchanges[id];
         // It has had its effect.
         exchange.deadline = None;
         exchange.hedge_at = None;
+        exchange.pending = None;
         exchange.upload.give_up();
         let answer = Answer::read(&head, false);
         exchange.facts.first_response = Some(now.saturating_duration_since(exchange.started));
@@ -346,7 +349,7 @@ impl Relay {
         if is_over {
             self.finish(id, now);
         } else {
-            self.abandon(id, now);
+            self.abandon(id);
             self.arm(id, now.checked_add(LAST_WORDS));
         }
     }

@@ -84,6 +84,8 @@ struct Channel {
     places: Vec<Place>,
     /// What was found to be spoken.
     framing: Option<Version>,
+    /// Until then no other dial is tried: the last failed, and another would as fast.
+    rests_until: Option<Instant>,
     /// In order. Those that ended meanwhile too, while they are the smaller part.
     waiting: VecDeque<Waiter>,
     /// Why somebody waits for whom no connection is dialled.
@@ -138,6 +140,11 @@ impl Channels {
     pub(super) fn is_blocked(&self, channel: ChannelId) -> bool {
         let channel = self.all.get(channel);
         channel.is_some_and(|channel| channel.blocked.is_some())
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
     }
 
     /// The connection takes nothing more.
@@ -219,6 +226,7 @@ impl Channel {
             dials: 0,
             places: Vec::new(),
             framing: None,
+            rests_until: None,
             waiting: VecDeque::new(),
             blocked: None,
             timer: None,
@@ -227,6 +235,22 @@ impl Channel {
 
     /// How many dials there may be for so many who wait: one where it may serve them all.
     fn dials_wanted(&self) -> usize {
+        let waiting = self.waiting.len();
+        if !self.is_shared() {
+            return waiting;
+        }
+        let cluster = self
+            .waiting
+            .front()
+            .and_then(|first| first.cluster.as_ref());
+        let uses_max =
+            cluster.and_then(|cluster| cluster.config.limits.requests_per_connection_max);
+        let each = uses_max.map_or(u32::MAX, NonZeroU32::get);
+        waiting.div_ceil(usize::try_from(each).unwrap_or(usize::MAX))
+    }
+
+    /// Whether a connection carries several exchanges at a time, as far as is known.
+    fn is_shared(&self) -> bool {
         let is_plain = self.reach.endpoint.key.transport == Transport::Plain;
         let framing = match self.reach.carries {
             Carries::Http2 => Some(Version::Http2),
@@ -234,10 +258,7 @@ impl Channel {
             // Sidecars share even these.
             Carries::Http1 | Carries::Http1OrForeignHttp2 => self.framing,
         };
-        match framing {
-            Some(Version::Http1) => self.waiting.len(),
-            Some(Version::Http2) | None => self.waiting.len().min(1),
-        }
+        framing != Some(Version::Http1)
     }
 }
 
@@ -331,15 +352,18 @@ impl Relay {
     }
 
     /// Dials for those who wait; why not for all of them.
-    fn dial(&mut self, id: ChannelId) -> Option<Blocked> {
+    fn dial(&mut self, id: ChannelId, now: Instant) -> Option<Blocked> {
         self.first_waiting(id)?;
         loop {
             let channel = &self.channels.all[id];
+            if channel.rests_until.is_some_and(|until| now < until) {
+                return Some(Blocked::Endpoint);
+            }
             let (dials, wanted) = (channel.dials, channel.dials_wanted());
             if dials >= wanted {
                 return None;
             }
-            let is_shared = wanted == 1;
+            let is_shared = channel.is_shared();
             let waiter = &channel.waiting[dials];
             if !self.waits(waiter, id) {
                 self.channels.all[id].waiting.remove(dials);
@@ -350,7 +374,7 @@ impl Relay {
                 Direction::Outbound => CONNS_MAX,
                 Direction::Inbound => APPLICATION_CONNS_MAX,
             };
-            if is_shared && channel.shared.len() >= conns_max {
+            if is_shared && channel.shared.len() + dials >= conns_max {
                 return Some(Blocked::Endpoint);
             }
             let place = cluster.map(|cluster| {
@@ -489,3 +513,5 @@ const WAITING_MAX: usize = 256 * 1024;
 const SHUT_MAX: Duration = Duration::from_millis(5);
 /// Requests of one connection: as many as HTTP/2 has numbers for.
 const STREAMS_MAX: u32 = (1 << 30) - 1;
+/// Between dials that fail, while there is a connection that will have room one day.
+const DIAL_PAUSE: Duration = Duration::from_millis(100);

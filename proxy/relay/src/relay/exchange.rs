@@ -148,6 +148,8 @@ pub(super) struct Attempt {
     pub(super) pending: Option<Slot>,
     /// Where it was sent.
     pub(super) leg: Option<Leg>,
+    /// How long it may take.
+    pub(super) until: Option<Instant>,
     /// Bytes of the request's body that have gone.
     pub(super) passed: u64,
     pub(super) is_reported: bool,
@@ -225,6 +227,7 @@ impl Attempt {
             waits_in: None,
             pending: None,
             leg: None,
+            until: None,
             passed: 0,
             is_reported: false,
             _outstanding: reach.endpoint.begin(),
@@ -232,7 +235,7 @@ impl Attempt {
         }
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         self.reach.endpoint.key.address
     }
 
@@ -344,6 +347,8 @@ impl Exchange {
             (Some(rival), Some(attempt)) => std::mem::swap(rival, attempt),
             (Some(_), None) | (None, _) => return false,
         }
+        // One that waits for a connection does so for nothing.
+        self.rivals.retain(|rival| rival.leg.is_some());
         self.facts.endpoint = self.attempt.as_ref().map(Attempt::address);
         true
     }
@@ -417,7 +422,12 @@ impl Relay {
                 self.attempt_failed(id, ProxyError::AttemptTimeout, now);
             }
             Stage::Committed => {
-                exchange.report(Outcome::TimedOut, now);
+                // A client that does not read is no fault of the endpoint.
+                let outcome = match exchange.facts.unsent {
+                    0 => Outcome::TimedOut,
+                    _ => Outcome::Cancelled,
+                };
+                exchange.report(outcome, now);
                 self.break_off(id, DEADLINE, grpc::DEADLINE_EXCEEDED, now);
             }
             Stage::Ending => {
@@ -450,13 +460,13 @@ impl Relay {
     pub(super) fn attempt_broke(&mut self, id: ExchangeId, leg: Leg, lost: Lost, now: Instant) {
         if let Some(conn) = self.conns.get_mut(leg.conn) {
             conn.exchanges.remove(&leg.stream.0);
-            self.channel_changed(leg.conn, now);
+            self.touch(leg.conn);
         }
         let Some(exchange) = self.exchanges.get_mut(id) else {
             return;
         };
         if exchange.leg() != Some(leg) {
-            return self.rival_broke(id, leg, now);
+            return self.rival_broke(id, leg, lost, now);
         }
         if let Some(attempt) = &mut exchange.attempt {
             attempt.leg = None;
@@ -483,6 +493,7 @@ impl Relay {
     /// where there are no other endpoints.
     fn send_again_or_fail(&mut self, id: ExchangeId, lost: Lost, now: Instant) {
         let exchange = &mut self.exchanges[id];
+        exchange.pending = None;
         let is_unseen = match lost {
             Lost::Stale => exchange.is_repeatable(),
             Lost::Stream(Code::REFUSED_STREAM) => {
@@ -492,6 +503,9 @@ impl Relay {
         };
         if is_unseen && exchange.attempt.is_some() && !exchange.is_resent {
             exchange.is_resent = true;
+            if let Some(attempt) = &mut exchange.attempt {
+                attempt.passed = 0;
+            }
             return self.connect(id, Freshness::New, now);
         }
         let error = match lost {
@@ -538,7 +552,6 @@ impl Relay {
         let attempts = exchange.attempt.iter().chain(&exchange.rivals);
         for leg in attempts.filter_map(|attempt| attempt.leg) {
             self.part(leg, Some(Code::CANCEL));
-            self.channel_changed(leg.conn, now);
         }
         if let Some(mirror) = exchange.mirror {
             self.end_mirror(mirror, now);

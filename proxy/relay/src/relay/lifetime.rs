@@ -15,8 +15,12 @@ use std::time::{Duration, Instant};
 use heddle_policy::spiffe::SpiffeId;
 use rand::RngExt;
 
-use super::{Bounds, Closing, ConnId, Due, Relay, codec::Role};
-use crate::{record::Direction, request::Version};
+use super::{
+    Bounds, ChannelId, Closing, ConnId, Due, ExchangeId, Relay, Task,
+    codec::Role,
+    exchange::{Leg, Lost},
+};
+use crate::{error::ProxyError, event::StreamId, record::Direction, request::Version};
 
 /// Of one connection.
 #[derive(Debug)]
@@ -206,6 +210,12 @@ impl Relay {
         let revoked = |id: &ConnId| self.conns[*id].peer().id().is_some_and(is_revoked);
         let conns: Vec<ConnId> = self.conns.keys().filter(revoked).collect();
         for conn in conns {
+            if self.conns[conn].channel().is_none() {
+                for exchange in self.conns[conn].exchanges.values() {
+                    self.exchanges[*exchange].facts.reason =
+                        Some(ProxyError::Denied.disposition().reason);
+                }
+            }
             self.close(conn, Closing::Abort, now);
         }
     }
@@ -242,6 +252,12 @@ impl Relay {
         self.conns.len()
     }
 
+    /// Endpoints that have a connection, a dial, or somebody who waits, once for each way to reach
+    /// them.
+    pub fn channels_open(&self) -> usize {
+        self.channels.len()
+    }
+
     /// What a connection's age is scattered by.
     pub(super) fn age_share(&mut self) -> f64 {
         self.rng.random_range(0.8..1.2)
@@ -264,9 +280,14 @@ impl Relay {
                     pongs: life.pings_out,
                 };
             }
-            // A client that has just come is about to ask for something.
-            (true, Version::Http1, Leaving::No) if conn.uses == 0 => {
-                life.leaving = Leaving::AfterOne(now + self.settings.http1.head_timeout);
+            // A client that has just come is about to ask for something, and one that rests may have
+            // done so: it is told in the answer.
+            (true, Version::Http1, Leaving::No) if conn.exchanges.is_empty() => {
+                let wait = match conn.uses {
+                    0 => self.settings.http1.head_timeout,
+                    _ => LAST_REQUEST,
+                };
+                life.leaving = Leaving::AfterOne(now + wait);
             }
             (true, Version::Http1, Leaving::No | Leaving::AfterOne(_)) => {
                 life.leaving = Leaving::Yes;
@@ -318,6 +339,57 @@ impl Relay {
         conn.life.is_leaving() && conn.exchanges.is_empty() && conn.codec.is_idle()
     }
 
+    /// Nothing is taken from a connection any more.
+    pub(super) fn close(&mut self, id: ConnId, closing: Closing, now: Instant) {
+        let conn = &mut self.conns[id];
+        if std::mem::replace(&mut conn.is_closing, true) {
+            if closing == Closing::Abort {
+                self.tasks.push_back(Task::Close(id, closing));
+            }
+            return;
+        }
+        let lost = conn.losses(Lost::Connection);
+        conn.exchanges.clear();
+        let channel = conn.channel();
+        if let Some(timer) = conn.timer.take() {
+            self.timers.cancel(timer);
+        }
+        self.tasks.push_back(Task::Close(id, closing));
+        self.touch(id);
+        self.abort(lost, channel, id, now);
+    }
+
+    /// The connection carries nothing any more.
+    pub(super) fn abort(
+        &mut self,
+        lost: Vec<(StreamId, ExchangeId, Lost)>,
+        channel: Option<ChannelId>,
+        conn: ConnId,
+        now: Instant,
+    ) {
+        if let Some(channel) = channel {
+            self.channels.forget(channel, conn);
+        }
+        if channel.is_none() {
+            // None of them is sent in the place of another that ends.
+            for (_, exchange, _) in &lost {
+                let exchange = self.exchanges.get_mut(*exchange);
+                if let Some(attempt) = exchange.and_then(|exchange| exchange.attempt.as_mut()) {
+                    attempt.waits_in = None;
+                }
+            }
+        }
+        for (stream, exchange, lost) in lost {
+            match channel {
+                None => self.client_gone(exchange, now),
+                Some(_) => self.attempt_broke(exchange, Leg { conn, stream }, lost, now),
+            }
+        }
+        if let Some(channel) = channel {
+            self.serve_waiting(channel, now);
+        }
+    }
+
     /// Sets the connection's timer for what is due first, unless it is set so or earlier.
     pub(super) fn arm_conn(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.is_closing) else {
@@ -341,7 +413,6 @@ impl Relay {
         if conn.is_closing {
             return;
         }
-        conn.life.look(conn.uses, conn.exchanges.is_empty(), now);
         if let Err(fault) = conn.codec.expire(now) {
             return self.broke(id, fault, now);
         }
@@ -382,8 +453,11 @@ impl Relay {
                 conn.codec.goodbye();
                 self.touch(id);
             }
-            // A head has begun to come, which has its own time.
-            Step::Rested if !conn.codec.is_idle() => conn.life.used(now),
+            // A head has begun to come, which has its own time, or a request was just sent. The rest of
+            // a request that nobody wants has no time.
+            Step::Rested if conn.codec.deadline().is_some() || !conn.exchanges.is_empty() => {
+                conn.life.used(now);
+            }
             Step::Rested => {
                 conn.codec.goodbye();
                 self.close(id, Closing::Finish, now);
@@ -404,6 +478,8 @@ const ENDPOINT_PINGS: &Pings = &Pings {
     wait: Duration::from_secs(10),
     is_at_rest: false,
 };
+/// For a request of HTTP/1.1 that was sent before its client could know that we leave.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// How long a client may take to answer the ping behind the first goodbye.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 /// How often a connection at rest looks whether another worker, or another endpoint, needs its

@@ -5,14 +5,17 @@
 //! kept: when it grows too long for that, only one that was sent goes on. A mirror is an exchange
 //! of its own that has no client: what it is answered is dropped.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use heddle_policy::{admission::Resource, outcome::Outcome, retry::Retry, snapshot::ClusterName};
 use slotmap::Key;
 
 use super::{
     ConnId, ExchangeId, Relay,
-    exchange::{Exchange, Facts, Leg, Stage, Way},
+    exchange::{Exchange, Facts, Leg, Lost, Stage, Way},
     touch,
     upload::Upload,
 };
@@ -40,25 +43,33 @@ impl Relay {
     }
 
     /// When the attempt came to nothing and another is under way, waits for that one.
-    pub(super) fn fall_back(&mut self, id: ExchangeId, now: Instant) -> bool {
+    pub(super) fn fall_back(&mut self, id: ExchangeId) -> bool {
         let Some(rival) = self.exchanges[id].rivals.pop() else {
             return false;
         };
-        self.abandon(id, now);
+        self.abandon(id);
         let exchange = &mut self.exchanges[id];
+        exchange.facts.endpoint = Some(rival.address());
+        let until = rival.until;
         exchange.attempt = Some(rival);
         exchange.stage = Stage::Sent;
-        self.arm(id, None);
+        self.arm(id, until);
         true
     }
 
     /// An attempt that is not waited for alone came to nothing.
-    pub(super) fn rival_broke(&mut self, id: ExchangeId, leg: Leg, now: Instant) {
+    pub(super) fn rival_broke(&mut self, id: ExchangeId, leg: Leg, lost: Lost, now: Instant) {
         let exchange = &mut self.exchanges[id];
         let found = exchange.rivals.iter().position(|r| r.leg == Some(leg));
         if let (Some(index), Some(way)) = (found, &exchange.way) {
             let mut rival = exchange.rivals.swap_remove(index);
-            rival.report(&way.cluster, Outcome::Reset, now);
+            let outcome = match lost {
+                Lost::Stream(Code::REFUSED_STREAM) => Outcome::Refused,
+                Lost::Stream(_) | Lost::Connection | Lost::Stale | Lost::Answer(_) => {
+                    Outcome::Reset
+                }
+            };
+            rival.report(&way.cluster, outcome, now);
         }
     }
 
@@ -72,7 +83,6 @@ impl Relay {
             }
             if let Some(leg) = rival.leg {
                 self.part(leg, Some(Code::CANCEL));
-                self.channel_changed(leg.conn, now);
             }
         }
     }
@@ -89,7 +99,7 @@ impl Relay {
         if !exchange.upload.is_replayable() {
             // One that was not sent cannot be any more.
             if exchange.leg().is_none() {
-                self.fall_back(id, now);
+                self.fall_back(id);
             }
             return self.drop_rivals(id, now);
         }
@@ -120,14 +130,17 @@ impl Relay {
             conn: ConnId::null(),
             stream: StreamId(0),
         };
-        let upload = exchange.upload.copy(self.rooms.pop().unwrap_or_default());
+        let mut upload = exchange.upload.copy(self.rooms.pop().unwrap_or_default());
+        upload.end_with(exchange.upload.trailers().map(|head| self.heads.copy(head)));
         let head = self.heads.copy(&exchange.head);
         let mut mirror = Exchange::new(nobody, head, upload, facts, now);
         mirror.version = exchange.version;
         mirror.form = exchange.form;
         mirror.request = exchange.request;
-        mirror.deadline = exchange.deadline;
-        mirror.retry = Retry::new("", exchange.deadline);
+        // Nobody would end it.
+        let deadline = exchange.deadline.unwrap_or(now + MIRROR_MAX);
+        mirror.deadline = Some(deadline);
+        mirror.retry = Retry::new("", mirror.deadline);
         mirror.held.request = Some(slot);
         mirror.way = Some(Way {
             destination: Arc::clone(&way.destination),
@@ -188,5 +201,7 @@ impl Upload {
     }
 }
 
+/// How long a copy lives whose request has no deadline.
+const MIRROR_MAX: Duration = Duration::from_secs(30);
 /// Attempts beside the one, each with a stream of its own.
 const RIVALS_MAX: usize = 2;

@@ -249,6 +249,10 @@ impl Relay {
             return Err(ProxyError::Denied);
         }
         exchange.deadline = earliest(exchange.started, [request.timeout]);
+        if self.applications.len() >= APPLICATIONS_MAX {
+            let known = &mut self.applications;
+            known.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
+        }
         let endpoint = self.applications.entry(application).or_insert_with(|| {
             let key = EndpointKey {
                 address: application,
@@ -325,6 +329,9 @@ impl Relay {
             timeout: cluster.config.connect_timeout,
         }));
         exchange.is_resent = false;
+        if let Some(attempt) = &mut exchange.attempt {
+            attempt.until = until;
+        }
         self.arm(id, until);
         let freshness = self.freshness(id);
         self.connect(id, freshness, now);
@@ -401,7 +408,7 @@ impl Relay {
         pushback: Option<Pushback>,
         now: Instant,
     ) -> Decided {
-        if self.fall_back(id, now) {
+        if self.fall_back(id) {
             return Decided::Again;
         }
         let exchange = &mut self.exchanges[id];
@@ -418,11 +425,11 @@ impl Relay {
         match exchange.retry.after(&attempted, &terms, now, &mut self.rng) {
             RetryDecision::Stop(_) => return Decided::Stop,
             RetryDecision::Repick => {
-                self.abandon(id, now);
+                self.abandon(id);
                 self.try_again(id, now);
             }
             RetryDecision::After(wait) => {
-                self.abandon(id, now);
+                self.abandon(id);
                 self.exchanges[id].stage = Stage::BackingOff;
                 self.arm(id, now.checked_add(wait));
             }
@@ -431,12 +438,11 @@ impl Relay {
     }
 
     /// Forgets the attempt; its stream is not wanted any more.
-    pub(super) fn abandon(&mut self, id: ExchangeId, now: Instant) {
+    pub(super) fn abandon(&mut self, id: ExchangeId) {
         let leg = self.exchanges[id].leg();
         self.exchanges[id].attempt = None;
         if let Some(leg) = leg {
             self.part(leg, Some(Code::CANCEL));
-            self.channel_changed(leg.conn, now);
         }
     }
 }
@@ -488,3 +494,5 @@ fn set_timeout(head: &mut Head, deadline: Instant, now: Instant) {
 }
 
 const HTTP_PORT: u16 = 80;
+/// Ports of the workload that are remembered while nothing goes there; a peer may try all of them.
+const APPLICATIONS_MAX: usize = 64;

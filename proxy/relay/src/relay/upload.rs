@@ -61,6 +61,14 @@ impl Upload {
         !self.is_given_up
     }
 
+    pub(super) fn trailers(&self) -> Option<&Head> {
+        self.trailers.as_ref()
+    }
+
+    pub(super) fn end_with(&mut self, trailers: Option<Head>) {
+        self.trailers = trailers;
+    }
+
     pub(super) fn kept(&self) -> &Output {
         &self.kept
     }
@@ -96,6 +104,9 @@ impl Upload {
     pub(super) fn give_up(&mut self) {
         self.is_given_up = true;
         self.kept.consume(self.kept.len());
+        if self.kept.memory_bytes() > ROOM_BYTES_MAX {
+            self.kept.shrink();
+        }
     }
 
     /// What was used to keep it, empty, and the trailers.
@@ -230,3 +241,7 @@ impl Relay {
         }
     }
 }
+
+/// Room that is used again for another request; what is larger is given back, since nobody counts
+/// it.
+const ROOM_BYTES_MAX: usize = 4 * 1024;

@@ -319,6 +319,7 @@ fn asking(stand: &mut Stand, requests: usize, bytes: usize) -> ConnId {
         let stream = stream.expect("there is room");
         client.send_data(stream, Payload::Lent(&vec![7; bytes]), Then::End);
     }
+    client.fill(1 << 20, &mut heads);
     let bytes: Vec<Vec<u8>> = client
         .output()
         .payloads()
@@ -328,12 +329,12 @@ fn asking(stand: &mut Stand, requests: usize, bytes: usize) -> ConnId {
     conn
 }
 
-fn http2(answers_dials: bool) -> Stand {
+fn http2(connections_max: Option<NonZeroU32>, answers_dials: bool) -> Stand {
     Stand::new(Setup {
         speaks: Speaks::Http2,
         answers_dials,
         limits: Limits {
-            connections_max: NonZeroU32::new(1),
+            connections_max,
             ..Limits::UNLIMITED
         },
         ..Setup::default()
@@ -359,7 +360,7 @@ const ONE_STREAM: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x01";
 
 #[test]
 fn who_waits_is_not_sent_in_the_place_of_another_of_a_client_that_is_gone() {
-    let mut stand = http2(false);
+    let mut stand = http2(NonZeroU32::new(1), false);
     let client = asking(&mut stand, 1, 10);
     stand.dialled();
     stand.settle();
@@ -377,16 +378,77 @@ fn who_waits_is_not_sent_in_the_place_of_another_of_a_client_that_is_gone() {
 
 #[test]
 fn what_never_began_is_not_lost_with_its_connection() {
-    let mut stand = http2(false);
-    // As much as the output and the endpoint's window take: what comes behind waits within.
-    asking(&mut stand, 2, 32_700);
+    for is_written in [false, true] {
+        let mut stand = http2(NonZeroU32::new(1), false);
+        asking(&mut stand, 3, 10);
+        stand.dialled();
+        if is_written {
+            stand.settle();
+        }
+        stand.relay.lost(stand.endpoints[0], stand.now);
+        stand.settle();
+        if is_written {
+            assert_eq!(stand.reasons, [Some("reset"); 3]);
+            continue;
+        }
+        assert_eq!(stand.reasons, []);
+        stand.dialled();
+        stand.settle();
+        let again = stand.taken(stand.endpoints[1]);
+        assert_eq!(begun_and_reset(&again), (3, 0));
+    }
+}
+
+#[test]
+fn the_first_connection_with_room_takes_a_request() {
+    let mut stand = http2(None, true);
+    let clients = [0, 1, 2].map(|index: usize| {
+        let client = asking(&mut stand, 1, 10);
+        stand.send(stand.endpoints[index], ONE_STREAM);
+        assert_eq!(stand.endpoints.len(), index + 1);
+        client
+    });
+    stand.lose(clients[0]);
+    stand.asked_of_all();
     asking(&mut stand, 1, 10);
-    stand.dialled();
-    stand.relay.lost(stand.endpoints[0], stand.now);
-    stand.settle();
-    assert_eq!(stand.reasons, [Some("reset"); 2]);
-    stand.dialled();
-    stand.settle();
-    let again = stand.taken(stand.endpoints[1]);
-    assert_eq!(begun_and_reset(&again), (1, 0));
+    assert_eq!(stand.asked(), Some(0));
+    asking(&mut stand, 1, 10);
+    assert_eq!(stand.asked(), Some(3));
+}
+
+#[test]
+fn a_connection_whose_window_is_shut_for_a_while_takes_no_request() {
+    for (wait_ms, expected) in [(4, 0), (6, 1)] {
+        let mut stand = http2(None, true);
+        asking(&mut stand, 2, 40_000);
+        stand.asked_of_all();
+        stand.pass(Duration::from_millis(wait_ms));
+        asking(&mut stand, 1, 10);
+        assert_eq!(stand.asked(), Some(expected), "{wait_ms} ms");
+    }
+}
+
+#[test]
+fn beyond_eight_connections_to_the_application_requests_wait() {
+    let mut stand = Stand::new(Setup {
+        speaks: Speaks::Http2,
+        upheavals: Upheavals {
+            is_inbound: true,
+            ..Upheavals::default()
+        },
+        ..Setup::default()
+    });
+    for index in 0..8 {
+        asking(&mut stand, 1, 10);
+        stand.send(stand.endpoints[index], ONE_STREAM);
+    }
+    asking(&mut stand, 1, 10);
+    assert_eq!(
+        (stand.endpoints.len(), stand.relay.exchanges_active()),
+        (8, 9)
+    );
+    stand.pass(Duration::from_millis(1_999));
+    assert_eq!(stand.reasons, []);
+    stand.pass(Duration::from_millis(2));
+    assert_eq!(stand.reasons, [Some("overloaded")]);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use heddle_policy::spiffe::SpiffeId;
 use heddle_relay::{
+    input::Input,
     record::Direction,
     relay::{Closing, Speaks},
 };
@@ -29,12 +30,32 @@ fn a_connection_without_a_request_is_closed_in_time() {
         stand.closed,
         [(stand.endpoints[0], Closing::Finish, rested)]
     );
+    assert_eq!(stand.relay.channels_open(), 0);
     stand.pass(2 * HOUR);
     let (conn, how, at) = stand.closed[1];
     assert_eq!((conn, how), (client, Closing::Finish));
     // By rest, or by age.
     assert!(at <= HOUR + Duration::from_secs(10), "{at:?}");
     assert_eq!(stand.relay.conns_open(), 0);
+}
+
+#[test]
+fn a_connection_that_is_used_in_the_last_moment_is_not_closed() {
+    let mut stand = Stand::new(Setup::default());
+    let client = stand.client();
+    stand.request(client, "GET");
+    stand.answer(0);
+    let late = stand.client();
+    stand.pass(Duration::from_secs(5 * 60) - Duration::from_millis(1));
+    stand.now += Duration::from_millis(2);
+    // Before anybody has looked.
+    let head = b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n";
+    stand.relay.received(late, Input::lent(head), stand.now);
+    stand.relay.expire(stand.now);
+    stand.settle();
+    assert_eq!(stand.closed, []);
+    stand.answer(0);
+    assert!(stand.told(late).starts_with("HTTP/1.1 200"));
 }
 
 #[test]

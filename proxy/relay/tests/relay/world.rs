@@ -417,8 +417,10 @@ impl World {
         self.rest();
         self.relay.cut(self.now);
         self.drive();
-        self.dials.clear();
+        let dials = self.dials.len();
         assert_eq!((self.relay.conns_open(), self.links.len()), (0, 0));
+        // A dial that is not answered is one.
+        assert!(self.relay.channels_open() <= dials, "{dials} dials");
         assert_eq!(self.relay.bytes_charged(), 0);
         for cluster in self.clusters() {
             let admission = &cluster.state.admission;

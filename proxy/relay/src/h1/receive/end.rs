@@ -26,9 +26,7 @@ impl Connection {
             }
             Reading::Raw => {
                 self.reading = Reading::Ended;
-                if self.writing == Writing::RawEnded {
-                    self.finish();
-                }
+                self.settle();
                 Ok(Some(ended))
             }
             Reading::Length(_) | Reading::Chunked(_) if !self.kept.is_empty() => Ok(None),

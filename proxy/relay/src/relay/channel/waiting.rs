@@ -9,7 +9,7 @@ use std::{
 
 use heddle_policy::admission::Resource;
 
-use super::{Blocked, Channel, Freshness, Room};
+use super::{Blocked, Channel, DIAL_PAUSE, Freshness, Room};
 use crate::{
     cluster::LiveCluster,
     error::{ConnectError, ProxyError},
@@ -88,9 +88,9 @@ impl Relay {
                 self.send_over(waiter.exchange, conn, now);
             }
         }
-        let mut blocked = self.dial(id);
+        let mut blocked = self.dial(id, now);
         if blocked.is_some() && self.share(id, now) {
-            blocked = self.dial(id);
+            blocked = self.dial(id, now);
         }
         self.set_blocked(id, blocked, now);
     }
@@ -107,23 +107,23 @@ impl Relay {
         let Some(channel) = self.channels.all.get_mut(id) else {
             return;
         };
-        let is_shared = !channel.shared.is_empty();
+        let has_others = !channel.shared.is_empty();
+        channel.rests_until = has_others.then(|| now + DIAL_PAUSE);
         let endpoint = channel.reach.endpoint.key.address;
-        let failing = match channel.dials_wanted() {
+        let failing = match channel.is_shared() {
+            true => channel.waiting.len(),
             // Each dial is somebody's own.
-            wanted if wanted > 1 => 1,
-            _ => channel.waiting.len(),
+            false => 1,
         };
         for _ in 0..failing {
             if self.first_waiting(id).is_none()
-                || is_shared && self.channels.all[id].waiting[0].until > now
+                || has_others && self.channels.all[id].waiting[0].until > now
             {
                 break;
             }
             self.give_up_first(id, error.clone(), endpoint, now);
         }
-        // Another dial now would fail as fast.
-        match is_shared {
+        match has_others {
             true => self.set_blocked(id, Some(Blocked::Endpoint), now),
             false => self.serve_waiting(id, now),
         }
@@ -181,7 +181,10 @@ impl Relay {
             None => None,
             // Connections of other workers count too, and cannot wake us.
             Some(Blocked::Cluster) => first.map(|until| until.min(now + RELEASE_POLL)),
-            Some(Blocked::Endpoint) => first,
+            Some(Blocked::Endpoint) => {
+                let rests = channel.rests_until.filter(|until| now < *until);
+                first.into_iter().chain(rests).min()
+            }
         };
         if let Some(timer) = channel.timer.take() {
             self.timers.cancel(timer);
