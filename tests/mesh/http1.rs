@@ -156,7 +156,7 @@ async fn a_long_upload_over_tls_comes_out_as_it_went_in() {
     let (mut read, mut write) = tokio::io::split(stream);
     let body: Vec<u8> = (0..4_000_000u32).map(|n| (n % 251) as u8).collect();
     let head = format!(
-        "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "POST / HTTP/1.0\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     let asking = async {
