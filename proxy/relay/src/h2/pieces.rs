@@ -82,7 +82,7 @@ impl Pieces {
         line.bytes += len;
         match payload {
             Payload::Shared(bytes) if len >= SHARED_MIN => {
-                self.push(line, Piece::Shared(bytes, len))
+                self.push(line, Piece::Shared(bytes, len));
             }
             Payload::Shared(bytes) => self.push_copy(line, &bytes),
             Payload::Lent(bytes) => self.push_copy(line, bytes),
