@@ -186,7 +186,8 @@ impl Accepting {
             return;
         };
         let load = |door: &&Door| door.connections.load(Ordering::Relaxed);
-        let Some(door) = self.doors.iter().min_by_key(load) else {
+        let open = self.doors.iter().filter(|door| !door.queue.is_closed());
+        let Some(door) = open.min_by_key(load) else {
             return;
         };
         door.connections.fetch_add(1, Ordering::Relaxed);

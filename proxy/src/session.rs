@@ -354,7 +354,7 @@ impl Tls {
                 let received = end.map_or(Ok(Received::Some), |end| end.clone().into());
                 return Poll::Ready(received);
             }
-            let until = wire.len().min(filled + bytes_max.max(1));
+            let until = wire.len().min(filled.saturating_add(bytes_max.max(1)));
             let mut buffer = ReadBuf::new(&mut wire[filled..until]);
             let read = Pin::new(&mut *socket).poll_read(cx, &mut buffer);
             let size = buffer.filled().len();

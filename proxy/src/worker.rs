@@ -88,7 +88,7 @@ pub struct Bound {
 pub struct DataPlane {
     /// Where it listens.
     pub bound: Bound,
-    /// Closed when every worker and the acceptor have ended.
+    /// Closed when every worker and the acceptor have ended; told of a worker that broke down.
     running: watch::Receiver<()>,
 }
 
@@ -194,9 +194,10 @@ impl DataPlane {
         Ok((Self { bound, running }, works, accepting))
     }
 
-    /// Returns when everything of it has ended.
+    /// Returns when everything of it has ended, and once when one of its workers has broken down:
+    /// the others serve on, but the process had better begin anew.
     pub async fn ended(&mut self) {
-        while self.running.changed().await.is_ok() {}
+        _ = self.running.changed().await;
     }
 }
 
@@ -216,8 +217,8 @@ impl Work {
     async fn run(mut self) {
         let worker = Rc::new(Worker::new(self.inputs, self.guard, self.budget, self.seed));
         let driver = &worker.driver;
-        let mut driving = Tasks::new();
-        driving.spawn_local("flusher", Rc::clone(driver).flush());
+        let (mut flusher, mut driving) = (Tasks::new(), Tasks::new());
+        flusher.spawn_local("flusher", Rc::clone(driver).flush());
         driving.spawn_local("watch", Rc::clone(driver).watch());
         let draining = worker.draining.clone();
         driving.spawn_local("drain", Rc::clone(driver).drain(draining));
@@ -236,6 +237,8 @@ impl Work {
                     None => break,
                 },
                 () = tasks.reap(), if !tasks.is_empty() => {}
+                // Nothing is written any more: it has panicked, which has been told.
+                () = flusher.reap() => return self.running.send_replace(()),
                 _ = maintenance.tick() => worker.configs.borrow_mut().notice_end(),
             }
         }

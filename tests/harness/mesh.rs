@@ -415,6 +415,18 @@ pub fn snapshot(endpoints: &[SocketAddr], plan: &Plan) -> Snapshot {
     }
 }
 
+/// The same, its endpoints as what has no sidecar.
+pub fn in_plaintext(mut snapshot: Snapshot) -> Snapshot {
+    for destination in snapshot.destinations.values_mut() {
+        for cluster in Arc::make_mut(destination).clusters.values_mut() {
+            for endpoint in &mut Arc::make_mut(cluster).endpoints {
+                Arc::make_mut(endpoint).transport = Transport::Plain;
+            }
+        }
+    }
+    snapshot
+}
+
 /// A destination of one cluster, both of this name.
 pub fn destination(name: &str, endpoints: &[SocketAddr], plan: &Plan) -> Destination {
     let accepted: Vec<SpiffeId> = plan

@@ -134,7 +134,7 @@ fn what_we_refuse_another_implementation_refuses() -> Result<()> {
             match ours {
                 // It leaves names and values to whoever uses it.
                 Ok(()) | Err(Error::Malformed(_)) => {
-                    let came = theirs.fields.as_ref().with_context(context)?;
+                    let came = trimmed(theirs.fields.as_ref().with_context(context)?)?;
                     let taken = fields(&head);
                     ensure!(came.starts_with(&taken), context());
                     ensure!(ours.is_err() || came.len() == taken.len(), context());
@@ -152,6 +152,17 @@ fn what_we_refuse_another_implementation_refuses() -> Result<()> {
         ensure!(refused > 0, "no block was refused");
         Ok(())
     })
+}
+
+/// As we pass them on: without white space at the ends of values.
+fn trimmed(fields: &[Field]) -> Result<Vec<Field>> {
+    let trimmed = fields
+        .iter()
+        .map(|(name, value, is_secret)| -> Result<Field> {
+            let value = bytes(value)?;
+            Ok((name.clone(), hex(value.trim_ascii()), *is_secret))
+        });
+    trimmed.collect()
 }
 
 /// Runs it for every seed, with a peer that begins anew.

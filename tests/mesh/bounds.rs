@@ -245,7 +245,8 @@ async fn a_late_caller_of_the_mesh_is_one_of_the_mesh() {
             let (server, authority) = permissive(app.address, protocol, rules);
             let inbound = server.plane.bound.inbound_ports[0];
             let web = authority.credentials(WEB);
-            let stream = mesh::dial_as(&web, inbound, b"http/1.1").await;
+            // Of a sidecar's tokens, by which alone an undeclared port knows the mesh.
+            let stream = mesh::dial_as(&web, inbound, b"heddle-h2").await;
             let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
             let answer = raw(stream, request).await;
             assert!(answer.starts_with(b"HTTP/1.1 200"), "{protocol:?}");

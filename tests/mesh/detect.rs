@@ -166,6 +166,9 @@ async fn a_mesh_peer_that_stalls_or_sends_garbage_to_rules_on_http_is_closed() {
             assert_eq!(told, answer, "{token:?} {bytes:?}");
             assert_eq!(server.record().await.reason, Some("bad_request"));
         }
+        if token == b"heddle-h1" {
+            continue;
+        }
         // The same bytes as HTTP are judged.
         let stream = mesh::dial_as(&web, port(&server), token).await;
         let request = b"GET /admin HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";

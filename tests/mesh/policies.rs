@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    net::SocketAddr,
     num::NonZeroU32,
     sync::{
         Arc,
@@ -39,10 +40,9 @@ struct Calls {
 }
 
 impl Calls {
-    fn start(pair: &Pair, speaks: Speaks, calls: usize) -> Self {
+    fn start(to: SocketAddr, speaks: Speaks, calls: usize) -> Self {
         let answers = Arc::<Mutex<Vec<Answer>>>::default();
         let mut tasks = Tasks::new();
-        let to = pair.entry;
         for _ in 0..calls {
             let answers = Arc::clone(&answers);
             tasks.spawn("call", async move {
@@ -86,7 +86,7 @@ async fn requests_beyond_the_limit_are_refused_and_counted_over_all_workers() {
         };
         plan.limits.requests_max = NonZeroU32::new(3);
         let pair = Pair::start(app.address, &plan);
-        let hanging = Calls::start(&pair, Speaks::Http2, 3);
+        let hanging = Calls::start(pair.entry, Speaks::Http2, 3);
         eventually(|| app.script.calls() == 3).await;
         for _ in 0..8 {
             let answer = Caller::http2(pair.entry).await.unary("ping").await;
@@ -102,6 +102,7 @@ async fn requests_beyond_the_limit_are_refused_and_counted_over_all_workers() {
     }
 }
 
+/// Where requests do not share one, as they do on the way to another sidecar.
 #[tokio::test]
 async fn one_connection_and_one_place_in_the_queue() {
     for workers in WORKERS {
@@ -116,11 +117,15 @@ async fn one_connection_and_one_place_in_the_queue() {
             },
             ..Plan::default()
         };
-        let pair = Pair::start(app.address, &plan);
-        let hanging = Calls::start(&pair, Speaks::Http1, 1);
+        let web = Authority::new().credentials(WEB);
+        let client = mesh::start_client(web, &[], &plan);
+        let snapshot = mesh::snapshot(&[app.address], &plan);
+        client.configure(mesh::in_plaintext(snapshot));
+        let entry = client.plane.bound.outbound_fixed[0];
+        let hanging = Calls::start(entry, Speaks::Http1, 1);
         eventually(|| app.script.calls() == 1).await;
         // One of these waits for the connection, the others find its place taken.
-        let waiting = Calls::start(&pair, Speaks::Http1, 4);
+        let waiting = Calls::start(entry, Speaks::Http1, 4);
         eventually(|| waiting.ended() == 3).await;
         for answer in &*waiting.answers.lock() {
             assert_eq!((answer.status, answer.reason()), (503, Some("overloaded")));
@@ -203,7 +208,7 @@ async fn the_retry_budget_holds_in_an_outage() {
             ..Plan::default()
         };
         let pair = Pair::start(app.address, &plan);
-        let calls = Calls::start(&pair, Speaks::Http2, CALLS);
+        let calls = Calls::start(pair.entry, Speaks::Http2, CALLS);
         eventually(|| app.script.calls() == CALLS).await;
         app.script.gate.0.add_permits(CALLS);
         eventually(|| app.script.calls() + calls.ended() == 2 * CALLS).await;

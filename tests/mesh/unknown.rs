@@ -4,8 +4,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use heddle_policy::snapshot::{
-    Destination, DestinationKey, Outbound, Protocol, Snapshot, Target, Transport,
-    UnknownDestination,
+    Destination, DestinationKey, Outbound, Protocol, Snapshot, Target, UnknownDestination,
 };
 use heddle_proxy::settings::{Bounds, InboundListeners, OutboundListeners, OutboundPort, Settings};
 use heddle_tests::{
@@ -120,16 +119,6 @@ fn changed(mut snapshot: Snapshot, change: impl FnOnce(&mut Destination)) -> Sna
     snapshot
 }
 
-fn plain(snapshot: Snapshot) -> Snapshot {
-    changed(snapshot, |destination| {
-        for cluster in destination.clusters.values_mut() {
-            for endpoint in &mut Arc::make_mut(cluster).endpoints {
-                Arc::make_mut(endpoint).transport = Transport::Plain;
-            }
-        }
-    })
-}
-
 const DAY: Duration = Duration::from_hours(24);
 
 /// A registration that lapses says nothing about who listens there.
@@ -143,7 +132,7 @@ async fn an_endpoint_that_was_meshed_is_not_called_in_plaintext() {
     // The application itself: it would take plaintext.
     let described = mesh::snapshot(&[app.address], &plan);
     pair.client.configure(described.clone());
-    pair.client.configure(plain(described.clone()));
+    pair.client.configure(mesh::in_plaintext(described.clone()));
     let answer = call().await;
     assert_eq!(
         (answer.grpc_status(), answer.reason()),
@@ -153,7 +142,7 @@ async fn an_endpoint_that_was_meshed_is_not_called_in_plaintext() {
     pair.client.configure(Snapshot::default());
     let mut both = mesh::snapshot(&[pair.inbound], &plan);
     both = changed(both, |destination| {
-        let flipped = plain(described.clone());
+        let flipped = mesh::in_plaintext(described.clone());
         let flipped = &flipped.destinations[&mesh::key()].clusters;
         for (name, cluster) in &mut destination.clusters {
             let more = flipped[name].endpoints.iter().cloned();
@@ -169,7 +158,7 @@ async fn an_endpoint_that_was_meshed_is_not_called_in_plaintext() {
     }
     assert_eq!(app.script.calls(), 11);
     // A sidecar can be taken away for good.
-    pair.client.configure(plain(described));
+    pair.client.configure(mesh::in_plaintext(described));
     pair.client.views.load().age_meshed(DAY);
     assert_eq!(call().await.grpc_status(), Some("0"));
     assert_eq!(app.script.calls(), 12);

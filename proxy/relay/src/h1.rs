@@ -330,6 +330,7 @@ impl Connection {
     /// Gives back memory that a connection at rest does not need.
     pub fn shrink(&mut self) {
         self.kept.shrink();
+        self.output.shrink();
     }
 
     /// Bytes that it keeps of what has come or is to be sent.

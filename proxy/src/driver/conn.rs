@@ -3,10 +3,15 @@
 use std::{
     io,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use heddle_relay::{input::Input, output::Output, relay::Closing};
+use heddle_relay::{
+    input::Input,
+    output::Output,
+    relay::{Closing, ConnId, Relay},
+};
 
 use crate::{
     intercept,
@@ -17,6 +22,9 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Conn {
     session: Session,
+    /// What came and there was no room for: a TLS record comes whole or not at all. At most one
+    /// read.
+    pub(super) surplus: Vec<u8>,
     /// Its task's.
     task: Option<Waker>,
     pub(super) writer: Writer,
@@ -52,6 +60,7 @@ impl Conn {
     pub(super) fn new(session: Session) -> Self {
         Self {
             session,
+            surplus: Vec::new(),
             task: None,
             writer: Writer::Flusher,
             is_ended: false,
@@ -79,6 +88,14 @@ impl Conn {
     pub(super) fn leave_to_task(&mut self) {
         self.writer = Writer::Task;
         self.wake();
+    }
+
+    /// All has gone; and our direction is shut, if that was wanted.
+    pub(super) fn leave_to_flusher(&mut self) {
+        self.writer = Writer::Flusher;
+        if self.shut == Shut::Wanted {
+            self.shut = Shut::Done;
+        }
     }
 
     /// Reads what is there, about `bytes_max` at most, and hands it to `take`.
@@ -122,15 +139,21 @@ impl Conn {
     }
 }
 
-/// Hands on what was read.
-pub(super) fn hand_in(read: &[u8], take: impl FnOnce(Input<'_>)) {
-    if read.len() < SHARED_MIN {
-        return take(Input::lent(read));
+/// Hands on what was read, as far as there is room; how much that is.
+pub(super) fn hand_in(relay: &mut Relay, id: ConnId, read: &[u8], now: Instant) -> usize {
+    let size = relay.room(id).min(read.len());
+    let read = &read[..size];
+    if size == 0 {
+        return 0;
     }
-    // One copy here rather than one for each piece that waits; and what waits keeps alive no more
-    // than was read.
-    let shared = Bytes::copy_from_slice(read);
-    take(Input::shared(&shared));
+    if size < SHARED_MIN {
+        relay.received(id, Input::lent(read), now);
+    } else {
+        // One copy here rather than one for each piece that waits; and what waits keeps alive no
+        // more than was read.
+        relay.received(id, Input::shared(&Bytes::copy_from_slice(read)), now);
+    }
+    size
 }
 
 /// The relay has a connection cut that was ending in order.

@@ -6,7 +6,7 @@ use std::{
     io,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use heddle_relay::relay::{Closing, ConnId};
@@ -67,8 +67,10 @@ impl Open {
         if conn.writer == Writer::Task {
             self.write(state, cx);
         }
+        let now = clock::now();
+        state.look(now);
         for _ in 0..READS_MAX {
-            match self.read(state, cx) {
+            match self.read(state, cx, now) {
                 Poll::Ready(Ok(())) => state.wake(),
                 Poll::Ready(Err(_gone)) => return Poll::Ready(End::Lost),
                 Poll::Pending => return Poll::Pending,
@@ -80,20 +82,31 @@ impl Open {
     }
 
     /// Reads once and hands in what came.
-    fn read(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let now = clock::now();
-        state.look(now);
+    fn read(&self, state: &mut State, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         let State { relay, conns, .. } = state;
         let Some(conn) = conns.get_mut(self.id) else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let received = match relay.room(self.id) {
-            0 => Poll::Pending,
-            _ if conn.is_ended => Poll::Pending,
-            room => conn.poll_receive(cx, room, &mut |bytes| {
-                hand_in(bytes, |input| relay.received(self.id, input, now));
-            }),
+        let room = relay.room(self.id);
+        let mut surplus = std::mem::take(&mut conn.surplus);
+        let received = if room == 0 {
+            Poll::Pending
+        } else if !surplus.is_empty() {
+            let taken = hand_in(relay, self.id, &surplus, now);
+            surplus = surplus.split_off(taken);
+            Poll::Ready(Ok(Received::Some))
+        } else if conn.is_ended {
+            Poll::Pending
+        } else {
+            conn.poll_receive(cx, room, &mut |bytes| {
+                let taken = match surplus.is_empty() {
+                    true => hand_in(relay, self.id, bytes, now),
+                    false => 0,
+                };
+                surplus.extend_from_slice(&bytes[taken..]);
+            })
         };
+        conn.surplus = surplus;
         if received.is_pending() && conn.is_broken {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -111,25 +124,13 @@ impl Open {
             return;
         };
         let before = output.len();
-        let sent = conn.poll_send(cx, output);
+        let sent = match conn.poll_send(cx, output) {
+            Poll::Ready(Ok(())) if conn.shut == Shut::Wanted => conn.poll_shut(cx),
+            sent => sent,
+        };
         let has_moved = output.len() < before;
         match sent {
-            Poll::Ready(Ok(())) => {
-                let is_shut = match conn.shut {
-                    Shut::No | Shut::Done => Poll::Ready(Ok(())),
-                    Shut::Wanted => conn.poll_shut(cx),
-                };
-                match is_shut {
-                    Poll::Ready(Ok(())) => {
-                        conn.writer = Writer::Flusher;
-                        if conn.shut == Shut::Wanted {
-                            conn.shut = Shut::Done;
-                        }
-                    }
-                    Poll::Ready(Err(_)) => conn.is_broken = true,
-                    Poll::Pending => {}
-                }
-            }
+            Poll::Ready(Ok(())) => conn.leave_to_flusher(),
             Poll::Ready(Err(_)) => conn.is_broken = true,
             Poll::Pending => {}
         }

@@ -171,6 +171,8 @@ fn clients_of_http_1_that_are_retired_are_served_once_more() {
     assert_eq!(stand.closed, [], "it is the other direction that goes");
     stand.relay.retire(Direction::Outbound, stand.now);
     stand.settle();
+    assert_eq!(stand.closed, [], "what it sends now may cross our goodbye");
+    stand.pass(Duration::from_secs(2));
     assert_eq!(stand.closed.len(), 1);
     assert_eq!(stand.closed[0].0, resting);
     let late = stand.client();

@@ -89,10 +89,54 @@ fn a_pipelined_request_waits_for_the_answer_before_it() {
     }
     side.answers = true;
     side.answer(&[(":status", "200")], Then::End);
-    side.feed(b"");
-    assert_eq!(side.told.len(), 2 * 10_003);
+    while side.told.len() < 2 * 10_003 {
+        let told = side.told.len();
+        side.feed(b"");
+        // A client that does not read is not answered for ever.
+        assert!(side.connection.output().len() < 64 * 1024 + 200);
+        side.output();
+        side.connection.fill(64 * 1024);
+        assert!(side.told.len() > told);
+    }
     assert!(side.connection.is_idle());
+    side.output();
+    side.connection.shrink();
     assert!(side.connection.memory_bytes() < 2048);
+}
+
+/// The last piece of an answer waits in the output of a reader that takes its time.
+#[test]
+fn an_answer_has_gone_before_the_next_request_begins_or_the_connection_ends() {
+    for (said, ending) in [
+        ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", Ending::Open),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+            Ending::Finishing,
+        ),
+        ("GET / HTTP/1.0\r\n\r\n", Ending::Finishing),
+    ] {
+        let mut side = Side::new(Role::Server);
+        side.feed(format!("{said}{GET}").as_bytes());
+        let told = side.told.len();
+        side.answer(&[(":status", "200")], Then::More);
+        side.send(&"x".repeat(60_000), Then::More);
+        assert_eq!(side.send(&"y".repeat(10_000), Then::End), 0);
+        side.feed(b"");
+        side.connection.fill(64 * 1024);
+        assert_eq!(
+            (side.told.len(), side.connection.ending()),
+            (told, Ending::Open),
+            "{said}"
+        );
+        side.output();
+        side.connection.fill(64 * 1024);
+        let Some(Event::Writable { sent, .. }) = side.connection.next_written() else {
+            unreachable!("what waited has gone");
+        };
+        assert_eq!((sent, side.connection.ending()), (10_000, ending), "{said}");
+        side.feed(b"");
+        assert_eq!(side.told.len() > told, ending == Ending::Open, "{said}");
+    }
 }
 
 /// A body, how much of it comes before the answer and after it; whether the connection is kept.
