@@ -40,7 +40,10 @@ use heddle_shell::{
 };
 use slotmap::SecondaryMap;
 
-use self::{conn::Conn, open::Open};
+use self::{
+    conn::Conn,
+    open::{Open, Other},
+};
 use crate::{
     demand::Demand,
     detect::Rewound,
@@ -133,18 +136,23 @@ impl Driver {
         }
     }
 
-    /// Serves a client that speaks HTTP. Returns when its connection has ended.
+    /// Serves a client that speaks HTTP. Returns when its connection has ended, which is at once if
+    /// it is denied.
     pub async fn serve(self: &Rc<Self>, stream: Rewound<Stream>, caller: Caller) {
         let id = {
             let state = &mut *self.state.borrow_mut();
             let now = clock::now();
             state.look(now);
+            // After the look, which cuts only whom the relay has.
+            if state.configs.borrow_mut().is_revoked(&caller.peer) {
+                return intercept::reset(stream.socket());
+            }
             let id = state.relay.accepted(caller, now);
             state.conns.insert(id, Conn::new(stream.into()));
             state.wake();
             id
         };
-        Open::new(self, id).run().await;
+        Open::new(self, id, Other::Client).run().await;
     }
 
     /// Connects to an endpoint for the relay, and reads from it until its end.
@@ -197,7 +205,7 @@ impl Driver {
         };
         let id = state.relay.dialled(dial.channel, connected, now)?;
         state.conns.insert(id, Conn::new(stream?.into()));
-        Some(Open::new(self, id))
+        Some(Open::new(self, id, Other::Endpoint))
     }
 
     /// The relay sees the answer in the view that has it.

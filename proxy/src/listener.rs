@@ -167,15 +167,22 @@ impl Accepting {
     }
 
     async fn accept_all(&self) {
-        while let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await {
-            match self.listener.accept().await {
-                Ok((stream, client)) => self.hand_over(stream, client, permit).await,
+        loop {
+            let (stream, client) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors or memory: others need the time to end.
                     warn!(%error, "accepting a connection");
                     sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
-            }
+            };
+            // Not before, or a listener whom nobody calls would have one. Beyond the limit each
+            // has one connection that waits here, and the kernel those behind it.
+            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+                return;
+            };
+            self.hand_over(stream, client, permit).await;
         }
     }
 

@@ -26,6 +26,7 @@ use heddle_tests::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    time::timeout,
 };
 
 /// Peers that open connections and say nothing must not keep the workload from calling others.
@@ -80,6 +81,82 @@ async fn a_flood_from_outside_leaves_the_workloads_own_calls_alone() {
     }
     let mut caller = Caller::http2(sidecar.plane.bound.outbound_fixed[0]).await;
     assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+}
+
+/// A listener whom nobody calls does not take what another needs.
+#[tokio::test]
+async fn more_listeners_than_connections_are_served() {
+    let app = App::good(Speaks::Http2).await;
+    let plan = Plan {
+        bounds: Bounds {
+            connections_max: 1,
+            ..Bounds::default()
+        },
+        ..Plan::default()
+    };
+    let authority = Authority::new();
+    let server = mesh::start_server(authority.credentials(ECHO), app.address, &plan);
+    let snapshot = mesh::snapshot(&[server.plane.bound.inbound_ports[0]], &plan);
+    let port = OutboundPort {
+        listen: mesh::any(),
+        destination: mesh::key(),
+    };
+    let settings = Settings {
+        workers: NonZeroUsize::MIN,
+        outbound: OutboundListeners {
+            fixed: vec![port; 3],
+            ..OutboundListeners::default()
+        },
+        inbound: InboundListeners::default(),
+        bounds: plan.bounds,
+    };
+    let client = Sidecar::start(authority.credentials(WEB), snapshot, settings);
+    // The first that listens is the last that is called.
+    for entry in client.plane.bound.outbound_fixed.iter().rev() {
+        let answered = timeout(Duration::from_secs(10), async {
+            Caller::http2(*entry).await.unary("ping").await
+        });
+        assert_eq!(answered.await.unwrap().grpc_status(), Some("0"));
+    }
+}
+
+/// An endpoint that says that it closes, and leaves that to us.
+async fn leaving_it_to_us() -> (SocketAddr, Tasks) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = Tasks::new();
+    tasks.spawn("endpoint", async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+            kept.push(stream);
+        }
+    });
+    (address, tasks)
+}
+
+/// One connection is allowed, and one that has done its work is not counted: the next request
+/// would wait for it longer than it may.
+#[tokio::test]
+async fn a_connection_that_we_close_frees_its_place() {
+    let (address, _tasks) = leaving_it_to_us().await;
+    let mut plan = Plan {
+        protocol: Protocol::Http1,
+        ..Plan::default()
+    };
+    plan.limits.connections_max = NonZeroU32::new(1);
+    let client = mesh::start_client(Authority::new().credentials(WEB), &[], &plan);
+    client.configure(mesh::in_plaintext(mesh::snapshot(&[address], &plan)));
+    let mut caller = Caller::http1(client.plane.bound.outbound_fixed[0]).await;
+    for _ in 0..3 {
+        let answer = caller.call(http1_request("GET", "/", Feed::empty())).await;
+        assert_eq!((answer.status, answer.reason()), (200, None));
+    }
 }
 
 fn strict_outlier() -> OutlierPolicy {

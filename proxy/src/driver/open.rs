@@ -24,6 +24,14 @@ use crate::session::Received;
 pub(super) struct Open {
     driver: Rc<Driver>,
     id: ConnId,
+    other: Other,
+}
+
+/// Who is on the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Other {
+    Client,
+    Endpoint,
 }
 
 /// Why nothing more is read for the relay.
@@ -35,10 +43,11 @@ enum End {
 }
 
 impl Open {
-    pub(super) fn new(driver: &Rc<Driver>, id: ConnId) -> Self {
+    pub(super) fn new(driver: &Rc<Driver>, id: ConnId, other: Other) -> Self {
         Self {
             driver: Rc::clone(driver),
             id,
+            other,
         }
     }
 
@@ -88,10 +97,12 @@ impl Open {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         let room = relay.room(self.id);
+        if room == 0 {
+            // Also if nothing can be written any more: what had come is still looked at.
+            return Poll::Pending;
+        }
         let mut surplus = std::mem::take(&mut conn.surplus);
-        let received = if room == 0 {
-            Poll::Pending
-        } else if !surplus.is_empty() {
+        let received = if !surplus.is_empty() {
             let taken = hand_in(relay, self.id, &surplus, now);
             surplus = surplus.split_off(taken);
             Poll::Ready(Ok(Received::Some))
@@ -140,8 +151,8 @@ impl Open {
         }
     }
 
-    /// Says what there is to say, ends our direction, and reads what still comes for a while.
-    /// `false`: that came to nothing, and half of an answer must not pass for all of it.
+    /// Says what there is to say, ends our direction, and reads what a client still sends for a
+    /// while. An endpoint has answered, and others wait for the place of its connection. `false`: that came to nothing, and half of an answer must not pass for all of it.
     async fn finish(&self) -> bool {
         loop {
             let moved = timeout(WRITE_WAIT, poll_fn(|cx| self.poll_moved(cx)));
@@ -153,6 +164,9 @@ impl Open {
         }
         let lingering = timeout(LINGER, async {
             poll_fn(|cx| self.poll_shut(cx)).await?;
+            if self.other == Other::Endpoint {
+                return Ok(());
+            }
             let mut left = LINGER_BYTES_MAX;
             poll_fn(|cx| self.poll_rest(cx, &mut left)).await
         });
