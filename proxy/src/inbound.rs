@@ -93,10 +93,7 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
         port,
         early: Cell::default(),
     };
-    let Some(rules) = conn.rules() else {
-        // The control plane has not said who may: nobody may.
-        conn.refused(&ProxyError::Denied);
-        intercept::reset(&stream);
+    let Some(rules) = conn.rules_for(&stream) else {
         return;
     };
     let wait = worker.settings.bounds.header_wait;
@@ -110,9 +107,16 @@ pub async fn accept(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, 
     } = admitted.established;
     conn.peer = peer;
     let stream = Rewound::new(stream);
+    // Whoever was first to speak, and a handshake, took their time.
+    let Some(rules) = conn.rules_for(stream.socket()) else {
+        return;
+    };
     if let Some(application) = admitted.spoke_first {
-        // Which HTTP does not.
-        return Box::pin(conn.relay(stream, ready(Ok(application)))).await;
+        conn.early.set(Some(application));
+        if !conn.is_http(&rules) {
+            // Where the application is not the first.
+            return Box::pin(conn.relay(stream, conn.connect(&rules))).await;
+        }
     }
     // Large, and one per connection.
     Box::pin(conn.serve(stream, agreed, &rules)).await;
@@ -141,6 +145,17 @@ impl Conn {
         Some(Arc::clone(inbound.port(self.port.number)))
     }
 
+    /// The same for a connection of this socket; without rules it is refused.
+    fn rules_for(&self, stream: &TcpStream) -> Option<Arc<InboundPort>> {
+        let rules = self.rules();
+        if rules.is_none() {
+            // The control plane has not said who may: nobody may.
+            self.refused(&ProxyError::Denied);
+            intercept::reset(stream);
+        }
+        rules
+    }
+
     fn protocol(&self, rules: &InboundPort) -> Protocol {
         match rules.protocol {
             Protocol::Detect => self.port.protocol,
@@ -148,7 +163,8 @@ impl Conn {
         }
     }
 
-    /// TLS or plaintext, by the port's mode. `None`: refused, and said so.
+    /// TLS or plaintext, by the port's mode: `rules` say whom to wait for, and what is in force
+    /// once somebody has spoken says what comes of it. `None`: refused, and said so.
     async fn admit(
         &self,
         mut stream: Rewound<TcpStream>,
@@ -161,23 +177,30 @@ impl Conn {
                 spoke_first,
             })
         };
-        match rules.mtls {
+        let (seen, spoke_first) = match rules.mtls {
             MtlsMode::Disable => return plain(stream, None),
-            MtlsMode::Strict => match stream.sniff(wait).await {
-                Ok(Seen::Tls) => {}
-                Ok(Seen::Closed) | Err(_) => return None,
-                Ok(seen) => {
-                    self.refuse_plaintext(stream, seen).await;
-                    return None;
-                }
-            },
+            MtlsMode::Strict => (stream.sniff(wait).await.ok()?, None),
             MtlsMode::Permissive => match self.first_word(&mut stream, rules, wait).await? {
-                Spoke::Client(Seen::Tls) if self.is_mesh_hello(&mut stream, rules, wait).await => {}
-                Spoke::Client(_) => return plain(stream, None),
-                Spoke::Application(application) => return plain(stream, Some(application)),
+                Spoke::Client(seen) => (seen, None),
+                Spoke::Application(application) => (Seen::Silence, Some(application)),
             },
+        };
+        let is_tls = seen == Seen::Tls;
+        let is_mesh = match rules.mtls {
+            MtlsMode::Disable | MtlsMode::Strict => is_tls,
+            MtlsMode::Permissive => is_tls && self.is_mesh_hello(&mut stream, rules, wait).await,
+        };
+        match self.rules_for(stream.inner())?.mtls {
+            MtlsMode::Strict if is_tls => self.shake_hands(stream, wait).await,
+            MtlsMode::Permissive if is_mesh => self.shake_hands(stream, wait).await,
+            MtlsMode::Strict => {
+                if seen != Seen::Closed {
+                    self.refuse_plaintext(stream, seen).await;
+                }
+                None
+            }
+            MtlsMode::Permissive | MtlsMode::Disable => plain(stream, spoke_first),
         }
-        self.shake_hands(stream, wait).await
     }
 
     /// Who speaks first on a port that takes both, TLS and plaintext, and what the client says.
@@ -336,7 +359,7 @@ impl Conn {
     async fn connect(&self, rules: &InboundPort) -> Result<Stream, ProxyError> {
         let port = self.port.number;
         let decision = rules.authz.decide(&self.peer, self.client.ip(), port, None);
-        if !decision.is_allowed() {
+        if !decision.is_allowed() || self.worker.is_revoked(&self.peer) {
             return Err(ProxyError::Denied);
         }
         if let Some(application) = self.early.take() {
@@ -373,11 +396,6 @@ impl Conn {
     async fn serve_http(&self, stream: Rewound<Stream>, speaks: Speaks, is_sidecar: bool) {
         // It was made for bytes.
         drop(self.early.take());
-        if self.worker.configs.borrow_mut().is_revoked(&self.peer) {
-            // The handshake looked at the list of its own beginning.
-            self.refused(&ProxyError::Denied);
-            return intercept::reset(stream.socket());
-        }
         let caller = Caller {
             address: self.client,
             peer: self.peer.clone(),
@@ -389,6 +407,10 @@ impl Conn {
             speaks,
         };
         self.worker.driver.serve(stream, caller).await;
+        if self.worker.is_revoked(&self.peer) {
+            // Which has cut it, with requests under way or without.
+            self.refused(&ProxyError::Denied);
+        }
     }
 
     fn target(&self) -> Target {

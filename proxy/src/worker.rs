@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use heddle_policy::{balance::Turn, retry::Tried, snapshot::ClusterName};
+use heddle_policy::{balance::Turn, retry::Tried, snapshot::ClusterName, spiffe::Peer};
 use heddle_relay::{
     budget::Budget,
     cluster::LiveCluster,
@@ -316,9 +316,10 @@ impl Worker {
         let revoked = self.configs.borrow().revoked(&exchange.record.peer);
         let cut = tokio::select! {
             biased;
+            // Before a byte of whom it refuses has passed.
+            () = revoked => Some(ProxyError::Denied.disposition().reason),
             relayed = relay(&mut a, &mut b, &self.scratch, &passed) => relayed.err().map(|_broken| RESET),
             () = draining.reached(Phase::Cut) => Some(RESET),
-            () = revoked => Some(ProxyError::Denied.disposition().reason),
         };
         if cut.is_some() {
             exchange.record.reason = cut;
@@ -364,6 +365,11 @@ impl Worker {
     /// The current view; one exchange uses one.
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(self.view.borrow_mut().get())
+    }
+
+    /// Whether `peer` has been denied; a handshake looks at the list of its own beginning.
+    pub(crate) fn is_revoked(&self, peer: &Peer) -> bool {
+        self.configs.borrow_mut().is_revoked(peer)
     }
 
     /// The index of the endpoint for the next attempt.

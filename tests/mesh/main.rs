@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod between;
 mod bounds;
 mod change;
 mod detect;

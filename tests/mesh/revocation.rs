@@ -63,6 +63,20 @@ async fn an_open_stream_ends_and_the_next_request_is_refused() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_ends_and_leaves_a_record() {
+    let app = App::good(Speaks::Http2).await;
+    let mut pair = Pair::start(app.address, &Plan::default());
+    let mut caller = Caller::http2(pair.entry).await;
+    assert_eq!(caller.unary("ping").await.grpc_status(), Some("0"));
+    assert_eq!(pair.server.record().await.reason, None);
+    Side::Server.deny(&pair, STRANGERS);
+    Side::Server.deny(&pair, OTHERS);
+    let record = pair.server.record().await;
+    assert_eq!(record.reason, Some("denied"), "{record:?}");
+    assert!(record.path.is_empty(), "{record:?}");
+}
+
+#[tokio::test]
 async fn an_opaque_connection_ends() {
     for side in Side::BOTH {
         let app = App::good(Speaks::Bytes).await;

@@ -133,6 +133,9 @@ async fn connect(
         exchange.attempted(&attempt);
         let target = target(&attempt, destination);
         let source = match worker.dialler.dial(&target).await {
+            Ok(established) if worker.is_revoked(&established.peer) => {
+                ConnectError::Tls("the endpoint's identity is denied".into())
+            }
             Ok(established) => {
                 exchange.record.peer = established.peer;
                 return Ok(Connected {
