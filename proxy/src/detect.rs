@@ -3,7 +3,7 @@
 //! Only bytes decide, each connection's own: nothing is remembered, silence least of all.
 
 use std::{
-    io,
+    fmt, io,
     pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
@@ -46,7 +46,6 @@ pub enum Told<T> {
 }
 
 /// A stream with the bytes that were read ahead of their reader.
-#[derive(Debug)]
 pub struct Rewound<S> {
     ahead: BytesMut,
     stream: S,
@@ -183,6 +182,17 @@ fn classify_request_line(bytes: &[u8]) -> Option<Seen> {
         && line[..line.len() - 1].ends_with(VERSION)
         && matches!(line.last(), Some(b'0' | b'1'));
     Some(if is_http { Seen::Http1 } else { Seen::Other })
+}
+
+/// What was read is nobody's business.
+impl<S: fmt::Debug> fmt::Debug for Rewound<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Rewound");
+        shown
+            .field("ahead_bytes", &self.ahead.len())
+            .field("stream", &self.stream)
+            .finish()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {

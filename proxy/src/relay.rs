@@ -84,7 +84,7 @@ impl Drop for Kept<'_> {
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Half {
     /// Read but not yet taken by the writer; of one read at most.
     unsent: BytesMut,

@@ -377,12 +377,15 @@ pub async fn connect(
 /// Whether the ClientHello at the head of `stream` offers one of our tokens. Takes nothing from
 /// the stream.
 pub async fn is_sidecar_hello(stream: &mut Rewound<TcpStream>) -> io::Result<bool> {
+    let mut acceptor = Acceptor::default();
+    // How much of it that was given.
+    let mut given = 0;
     loop {
-        let mut acceptor = Acceptor::default();
-        let mut bytes = stream.ahead();
+        let mut bytes = &stream.ahead()[given..];
         while !bytes.is_empty() {
             acceptor.read_tls(&mut bytes)?;
         }
+        given = stream.ahead().len();
         match acceptor.accept() {
             Ok(Some(accepted)) => {
                 let hello = accepted.client_hello();

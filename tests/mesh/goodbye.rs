@@ -19,7 +19,7 @@ use heddle_tests::{
 };
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
@@ -230,12 +230,20 @@ where
             let first = taken_one(heard);
             if taken == Taken::Lost {
                 wire.send(&[goaway(first.1, INTERNAL_ERROR)]).await;
-                return;
+                // Not at once: with bytes unread the kernel would reset, and what it had not sent
+                // yet, this goodbye maybe, would be lost with the connection.
+                return end(wire.into_inner()).await;
             }
             wire.send(&[goaway(first.1, NO_ERROR)]).await;
             wire.send(&answer(first.1, &first.2)).await;
         }
     }
+}
+
+/// Ends our side, and waits for the other's end.
+async fn end<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    stream.shutdown().await.unwrap();
+    _ = stream.read_to_end(&mut Vec::new()).await;
 }
 
 /// Three calls at once to an endpoint that takes one and says goodbye to the others.

@@ -80,7 +80,7 @@ impl Handshake {
                 }
                 Next::Record if !self.common().is_handshaking() => break,
                 Next::Record => {
-                    while !another(&incoming, &mut given) {
+                    while !self.another(&incoming, &mut given).map_err(invalid)? {
                         incoming.reserve(READ_BYTES);
                         let room = &mut (&mut incoming).limit(READ_BYTES);
                         if socket.read_buf(room).await? == 0 {
@@ -121,6 +121,32 @@ impl Handshake {
         incoming.advance(done);
         *given -= done;
         next
+    }
+
+    /// Gives it one more record, if that is there; and what can become none, so that it says why.
+    ///
+    /// # Errors
+    /// When it has all that is kept for it, and waits for more.
+    fn another(&self, incoming: &[u8], given: &mut usize) -> Result<bool, Error> {
+        match whole(&incoming[*given..]) {
+            Ok(Whole::Yes(size)) => *given += size,
+            Ok(Whole::NotYet) if incoming.len() < self.incoming_bytes_max() => return Ok(false),
+            Ok(Whole::NotYet) => {
+                return Err(Error::General("the handshake is too large".to_owned()));
+            }
+            Err(_) => *given = incoming.len(),
+        }
+        Ok(true)
+    }
+
+    /// Most bytes that are kept of messages that are not whole, their records' own included: rustls
+    /// would take 64 KiB of a message, in records of one byte each. What one read brings beyond
+    /// does no harm.
+    fn incoming_bytes_max(&self) -> usize {
+        match self {
+            Self::Client(_) => SERVERS_BYTES_MAX,
+            Self::Server(_) => CLIENTS_BYTES_MAX,
+        }
     }
 
     fn finish(self) -> Result<Traffic, Error> {
@@ -181,20 +207,12 @@ fn encode<Side>(
     Ok(Next::Step)
 }
 
-/// Gives it one more record, if that is there; and what can become none, so that it says why.
-fn another(incoming: &[u8], given: &mut usize) -> bool {
-    match whole(&incoming[*given..]) {
-        Ok(Whole::Yes(size)) => *given += size,
-        // A handshake message of many records, longer than rustls would have it.
-        Ok(Whole::NotYet) if incoming.len() < INCOMING_BYTES_MAX => return false,
-        Ok(Whole::NotYet) | Err(_) => *given = incoming.len(),
-    }
-    true
-}
-
 const READ_BYTES: usize = 4096;
-/// Most bytes that are kept: of a message of 64 KiB, which rustls takes at most, with its records'
-/// own.
-const INCOMING_BYTES_MAX: usize = 64 * 1024 + 2 * RECORD_BYTES_MAX;
+/// A caller is anybody. One full record, and some room for several: a ClientHello with post-quantum
+/// key shares has 2 KiB, a chain of three certificates with RSA keys of 4096 bits has 6 KiB.
+const CLIENTS_BYTES_MAX: usize = RECORD_BYTES_MAX + READ_BYTES;
+/// An endpoint is one that we were sent to. Its whole flight may come as one piece: what it agrees
+/// to, the names of all authorities that it knows, and its own chain.
+const SERVERS_BYTES_MAX: usize = 2 * RECORD_BYTES_MAX + READ_BYTES;
 /// What one read, or what was read ahead of it, may bring beyond the handshake; never so much.
 const AFTER_BYTES_MAX: usize = WIRE_BYTES - RECORD_BYTES_MAX;

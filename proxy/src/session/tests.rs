@@ -1,4 +1,5 @@
 use std::{
+    fmt::Write as _,
     future::poll_fn,
     io::{Read, Write},
     sync::Arc,
@@ -9,7 +10,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustls::{
     ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
     client::UnbufferedClientConnection,
-    crypto::aws_lc_rs,
+    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs},
     pki_types::{PrivateKeyDer, ServerName},
     server::UnbufferedServerConnection,
     version::TLS13,
@@ -23,6 +24,7 @@ use tokio::{
 use super::*;
 use crate::detect::Rewound;
 
+mod handshakes;
 mod messages;
 
 /// Which side of the handshake we were.
@@ -35,13 +37,22 @@ enum Role {
 const BOTH: [Role; 2] = [Role::Client, Role::Server];
 
 fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    configs_with(aws_lc_rs::default_provider().kx_groups)
+}
+
+fn configs_with(
+    kx_groups: Vec<&'static dyn SupportedKxGroup>,
+) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let names = vec!["localhost".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(CryptoProvider {
+        kx_groups,
+        ..aws_lc_rs::default_provider()
+    });
     let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])
         .unwrap()
@@ -477,6 +488,31 @@ async fn bytes_that_end_without_saying_so_are_cut_off() {
         let error = receive(&mut session).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
+}
+
+#[tokio::test]
+async fn what_passes_is_not_shown() {
+    const WORDS: &[u8] = b"a card's number";
+    for role in BOTH {
+        let (mut session, mut peer) = with_peer(role).await;
+        peer.send(WORDS).await;
+        // Also in the worker's buffers now.
+        let received = receive(&mut session).await.unwrap();
+        session.unread(&received);
+        let scratch = Scratch::of_this_thread();
+        let mut shown = format!("{session:?} {scratch:?}");
+        write!(shown, "{:?}", Stream::from(session)).unwrap();
+        assert!(!shown.contains("card"), "{shown}");
+        // As numbers.
+        assert!(!shown.contains("97, 114, 100"), "{shown}");
+    }
+    let (mut near, far) = sockets().await;
+    near.write_all(WORDS).await.unwrap();
+    let mut rewound = Rewound::new(far);
+    rewound.read_ahead().await.unwrap();
+    let mut shown = format!("{rewound:?}");
+    write!(shown, "{:?}", Session::from(rewound)).unwrap();
+    assert!(!shown.contains("card"), "{shown}");
 }
 
 #[tokio::test]

@@ -9,7 +9,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{
+    CipherSuite, SupportedCipherSuite,
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName},
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -183,6 +186,43 @@ async fn check_client(presented: &Leaf, denied: &[&str], refusal: Option<&str>) 
             let (served, _) = outcome.unwrap_err();
             assert!(served.contains(refusal), "{served}");
         }
+    }
+}
+
+/// What our server agrees on with a client that offers this; the client's order counts.
+async fn check_suite(offered: Vec<SupportedCipherSuite>, expected: CipherSuite) {
+    let authority = Authority::new("ours");
+    let (identity, trust) = (authority.identity(&leaf(USER)), authority.trust(&[]));
+    let server = server(&identity, trust.clone(), Accept::Mesh, Clients::Anyone, &[]).unwrap();
+    let offering = Arc::new(CryptoProvider {
+        cipher_suites: offered,
+        ..provider().as_ref().clone()
+    });
+    let verifier = verify::Verifier::new(trust, one_of(USER), Clients::Certified, &offering);
+    let client = ClientConfig::builder_with_provider(offering)
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let name = ServerName::try_from("user.shop").unwrap();
+    let (accepted, connected) = tokio::join!(
+        TlsAcceptor::from(server).accept(far),
+        TlsConnector::from(Arc::new(client)).connect(name, near),
+    );
+    accepted.unwrap();
+    let connected = connected.unwrap();
+    let agreed = connected.get_ref().1.negotiated_cipher_suite().unwrap();
+    assert_eq!(agreed.suite(), expected);
+}
+
+#[tokio::test]
+async fn aes_with_128_bits_comes_first_and_the_others_are_offered_too() {
+    let ours = provider().cipher_suites.clone();
+    check_suite(ours, CipherSuite::TLS13_AES_128_GCM_SHA256).await;
+    for only in [TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256] {
+        check_suite(vec![only], only.suite()).await;
     }
 }
 
