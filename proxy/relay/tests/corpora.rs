@@ -6,6 +6,10 @@ mod h1;
 mod h2;
 #[path = "../fuzz/bodies/hpack.rs"]
 mod hpack;
+#[path = "../fuzz/bodies/relay.rs"]
+mod relay;
+#[path = "relay/scene.rs"]
+mod scene;
 #[path = "../fuzz/bodies/script.rs"]
 mod script;
 
@@ -43,4 +47,9 @@ fn http1_takes_its_corpus() {
 #[test]
 fn http2_takes_its_corpus() {
     check("h2", h2::run);
+}
+
+#[test]
+fn the_relay_takes_its_corpus() {
+    check("relay", relay::run);
 }

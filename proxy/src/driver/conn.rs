@@ -160,3 +160,40 @@ pub(super) fn hand_in(relay: &mut Relay, id: ConnId, read: &[u8], now: Instant) 
 pub(super) const ABORTED: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 /// A read from which on it most likely carries bodies.
 const SHARED_MIN: usize = 8 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use heddle_policy::spiffe::Peer;
+    use heddle_relay::{
+        budget::Budget,
+        relay::{Caller, Dialled, Speaks},
+        view::View,
+    };
+    use heddle_shell::clock;
+
+    use super::*;
+    use crate::settings::Bounds;
+
+    #[test]
+    fn no_more_is_handed_in_than_there_is_room_for() {
+        let now = clock::now();
+        let settings = super::super::settings(&Bounds::default(), Budget::new(1 << 20));
+        let mut relay = Relay::new(settings, Arc::new(View::empty(now)), 1, now);
+        let id = relay.accepted(
+            Caller {
+                address: ([127, 0, 0, 1], 1).into(),
+                peer: Peer::Anonymous,
+                is_sidecar: false,
+                dialled: Dialled::Authority,
+                speaks: Speaks::Http1,
+            },
+            now,
+        );
+        let requests = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(10_000);
+        let taken = hand_in(&mut relay, id, &requests, now);
+        assert!(taken > 0 && taken < requests.len(), "{taken}");
+        assert_eq!(hand_in(&mut relay, id, &requests[taken..], now), 0);
+    }
+}
