@@ -1,10 +1,12 @@
 //! Two connections back to back, raw frames against one, and what may never happen.
 
 mod attacks;
+mod deadlines;
 mod malformed;
 mod messages;
 mod pair;
 mod sending;
+mod settings;
 mod streams;
 mod upgrades;
 

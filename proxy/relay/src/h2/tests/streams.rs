@@ -1,7 +1,5 @@
 //! Streams beside each other: limits, goodbyes, turns, and what comes too late.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 
 use super::*;
@@ -408,7 +406,7 @@ fn a_stream_that_the_peer_has_not_heard_of_is_not_reset() {
 }
 
 /// As a client, without writing.
-fn begin(probe: &mut Probe, then: Then) -> StreamId {
+pub(super) fn begin(probe: &mut Probe, then: Then) -> StreamId {
     let head = head(&request("POST"));
     let opened = probe.connection.open(&head, then, &mut probe.heads);
     opened.expect("there is room")
@@ -491,158 +489,6 @@ fn a_request_goes_in_one_piece_with_what_is_there_of_its_body() {
         "> DATA 9 3004 end",
         "> DATA 13 1 end",
     ]);
-}
-
-#[test]
-fn what_fitted_a_larger_window_goes_before_the_smaller_one_is_acknowledged() {
-    let mut probe = Probe::new(Role::Client, &mesh());
-    let stream = begin(&mut probe, Then::More);
-    assert_eq!(probe.send(stream.0, 10, Then::More), 10);
-    let window = [&4_u16.to_be_bytes()[..], &5_u32.to_be_bytes()].concat();
-    probe.feed(&frame(Kind::Settings, 0, 0, &window));
-    assert_eq!(probe.send(stream.0, 7, Then::More), 0);
-    probe.feed(&words(Kind::WindowUpdate, 0, 1, &[6]));
-    probe.check(&[
-        "1 sent 1",
-        "> HEADERS 1",
-        "> DATA 1 10",
-        "> Settings 0 ack",
-        "> DATA 1 1",
-    ]);
-}
-
-#[test]
-fn a_server_gets_a_hundred_streams_until_its_settings_come() {
-    let mut probe = Probe::fresh(Role::Client, &mesh());
-    for _ in 0..100 {
-        probe.open("GET", Then::End);
-    }
-    assert!(!probe.connection.can_open());
-    probe.feed(&frame(Kind::Settings, 0, 0, &[]));
-    assert!(probe.connection.can_open());
-}
-
-#[test]
-fn a_small_table_counts_from_when_the_peer_has_heard_of_it() {
-    let limits = Limits {
-        table_bytes_max: 0,
-        ..mesh()
-    };
-    let mut probe = Probe::fresh(Role::Server, &limits);
-    probe.feed(PREFACE);
-    probe.feed(&frame(Kind::Settings, 0, 0, &[]));
-    let indexed = [&block(&request("GET"))[..], &[0x40, 1, b'a', 1, b'b']].concat();
-    let flags = END_HEADERS | END_STREAM;
-    probe.feed(&frame(Kind::Headers, flags, 1, &indexed));
-    let again = [&block(&request("GET"))[..], &[0x80 | 62]].concat();
-    probe.feed(&frame(Kind::Headers, flags, 3, &again));
-    probe.feed(&frame(Kind::Settings, ACK, 0, &[]));
-    let resized = [&[0x20][..], &indexed].concat();
-    probe.feed(&frame(Kind::Headers, flags, 5, &resized));
-    assert_eq!(probe.events, ["1 GET end", "3 GET end", "5 GET end"]);
-    probe.feed(&frame(Kind::Headers, flags, 7, &again));
-    let code = probe.broken.map(|broken| broken.code);
-    assert_eq!(code, Some(Code::COMPRESSION_ERROR));
-}
-
-#[test]
-fn a_table_that_is_emptied_and_allowed_again_is_emptied() {
-    let sizes = |sizes: &[u32]| {
-        let settings = sizes
-            .iter()
-            .map(|size| [&[0, 1], &size.to_be_bytes()[..]].concat());
-        frame(Kind::Settings, 0, 0, &settings.collect::<Vec<_>>().concat())
-    };
-    let check = |values: &[u32], expected: &[u8]| {
-        let mut probe = Probe::new(Role::Client, &mesh());
-        probe.feed(&sizes(values));
-        probe.take_output();
-        probe.open("GET", Then::End);
-        let block = probe.take_output().split_off(HEADER_BYTES);
-        let (updates, rest) = block.split_at(expected.len());
-        assert_eq!(updates, expected, "{values:?}");
-        assert_eq!(rest[0], 0x82, ":method is next");
-    };
-    check(&[], &[]);
-    check(&[4_096, 10_000], &[]);
-    check(&[100], &[0x3f, 69]);
-    check(&[0, 4_096], &[0x20, 0x3f, 0xe1, 31]);
-    check(&[10_000, 0, 100, 50], &[0x20, 0x3f, 19]);
-}
-
-#[test]
-fn what_is_overdue_ends_the_connection() {
-    let check = |bytes: &[u8], expected: Option<(u64, Code)>| {
-        let mut probe = Probe::fresh(Role::Server, &mesh());
-        probe.feed(PREFACE);
-        probe.feed(&frame(Kind::Settings, 0, 0, &[]));
-        probe.feed(bytes);
-        let (secs, code) = match expected {
-            Some((secs, code)) => (Some(secs), Some(code)),
-            None => (None, None),
-        };
-        let deadline = secs.map(|secs| probe.now + Duration::from_secs(secs));
-        assert_eq!(probe.connection.deadline(), deadline);
-        let Some(deadline) = deadline else { return };
-        let before = deadline - Duration::from_nanos(1);
-        assert_eq!(probe.connection.expire(before), Ok(()));
-        let broken = probe.connection.expire(deadline).unwrap_err();
-        assert_eq!(Some(broken.code), code);
-        assert_eq!(probe.connection.expire(before), Err(broken));
-        let goaway = format!("> GOAWAY 0 {}", name(broken.code));
-        assert_eq!(frames(&probe.take_output()).last(), Some(&goaway));
-    };
-    let ack = frame(Kind::Settings, ACK, 0, &[]);
-    let begun = frame(Kind::Headers, 0, 1, &[]);
-    check(&[], Some((30, Code::SETTINGS_TIMEOUT)));
-    check(&ack, None);
-    check(
-        &[ack.clone(), begun.clone()].concat(),
-        Some((30, Code::ENHANCE_YOUR_CALM)),
-    );
-    // A frame that is short of a byte, wherever.
-    let whole = headers(1, Then::More, &request("GET"));
-    for len in [1, HEADER_BYTES, whole.len() - 1] {
-        let bytes = [&ack[..], &whole[..len]].concat();
-        check(&bytes, Some((30, Code::ENHANCE_YOUR_CALM)));
-    }
-    let ping = words(Kind::Ping, 0, 0, &[1, 2]);
-    check(&[&ack[..], &ping].concat(), None);
-    check(
-        &[&ack[..], &ping, &frame(Kind::Data, 0, 0, &[])[..4]].concat(),
-        Some((30, Code::ENHANCE_YOUR_CALM)),
-    );
-}
-
-#[test]
-fn what_was_short_of_a_byte_may_come_in_time() {
-    let mut probe = Probe::new(Role::Server, &mesh());
-    let get = headers(1, Then::End, &request("GET"));
-    for byte in &get[..get.len() - 1] {
-        probe.feed(&[*byte]);
-        probe.now += Duration::from_millis(1);
-    }
-    let due = probe.connection.deadline().expect("it is not whole");
-    assert!(
-        due < probe.now + Duration::from_secs(30),
-        "from its first byte on"
-    );
-    probe.feed(&get[get.len() - 1..]);
-    assert_eq!(probe.connection.deadline(), None);
-    probe.check(&["1 GET end"]);
-}
-
-/// It is slow, and nothing depends on it.
-#[test]
-fn a_window_that_is_never_acknowledged_ends_nothing() {
-    let mut probe = Probe::serving(1, &mesh());
-    probe.connection.set_stream_window(1_000);
-    probe.check(&["> Settings 0"]);
-    assert_eq!(probe.connection.deadline(), None);
-    let day = probe.now + Duration::from_secs(24 * 60 * 60);
-    assert_eq!(probe.connection.expire(day), Ok(()));
-    probe.feed(&frame(Kind::Data, 0, 1, &[7; 10_000]));
-    probe.check(&["1 data 10000"]);
 }
 
 #[test]
