@@ -25,7 +25,7 @@ use std::{
 
 use heddle_policy::snapshot::DestinationKey;
 use heddle_relay::{
-    budget::Budget,
+    budget::{Account, Budget},
     error::ConnectError,
     h1, h2,
     record::Direction,
@@ -73,6 +73,8 @@ pub struct Driver {
 struct State {
     relay: Relay,
     conns: SecondaryMap<relay::ConnId, Conn>,
+    /// Of what the connections keep beside the relay.
+    account: Rc<RefCell<Account>>,
     views: Reader<View>,
     /// What the relay was told.
     view: Arc<View>,
@@ -111,6 +113,7 @@ impl Driver {
         let now = clock::now();
         let mut views = parts.views.reader();
         let view = Arc::clone(views.get());
+        let account = Account::new(&parts.budget);
         let settings = settings(&parts.bounds, parts.budget);
         let generation = parts.configs.borrow_mut().generation();
         let mut relay = Relay::new(settings, Arc::clone(&view), parts.seed, now);
@@ -118,6 +121,7 @@ impl Driver {
         let state = State {
             relay,
             conns: SecondaryMap::new(),
+            account: Rc::new(RefCell::new(account)),
             views,
             view,
             configs: parts.configs,
@@ -148,7 +152,8 @@ impl Driver {
                 return intercept::reset(stream.socket());
             }
             let id = state.relay.accepted(caller, now);
-            state.conns.insert(id, Conn::new(stream.into()));
+            let conn = Conn::new(stream.into(), &state.account);
+            state.conns.insert(id, conn);
             state.wake();
             id
         };
@@ -204,7 +209,8 @@ impl Driver {
             Err(error) => (None, Err(error)),
         };
         let id = state.relay.dialled(dial.channel, connected, now)?;
-        state.conns.insert(id, Conn::new(stream?.into()));
+        let conn = Conn::new(stream?.into(), &state.account);
+        state.conns.insert(id, conn);
         Some(Open::new(self, id, Other::Endpoint))
     }
 

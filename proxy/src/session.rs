@@ -462,4 +462,4 @@ const PARTS_MAX: usize = 64;
 const READS_MAX: usize = 4;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,13 +1,16 @@
 //! Bytes of one connection: handed in as they are read, written from the relay's output.
 
 use std::{
-    io,
+    cell::RefCell,
+    fmt, io,
+    rc::Rc,
     task::{Context, Poll, Waker},
     time::Instant,
 };
 
 use bytes::Bytes;
 use heddle_relay::{
+    budget::Account,
     input::Input,
     output::Output,
     relay::{Closing, ConnId, Relay},
@@ -19,12 +22,12 @@ use crate::{
 };
 
 /// A connection that the relay knows.
-#[derive(Debug)]
 pub(super) struct Conn {
     session: Session,
     /// What came and there was no room for: a TLS record comes whole or not at all. At most one
     /// read.
-    pub(super) surplus: Vec<u8>,
+    surplus: Vec<u8>,
+    kept: Kept,
     /// Its task's.
     task: Option<Waker>,
     pub(super) writer: Writer,
@@ -57,10 +60,15 @@ pub(super) enum Shut {
 }
 
 impl Conn {
-    pub(super) fn new(session: Session) -> Self {
+    /// What it keeps is on `account`.
+    pub(super) fn new(session: Session, account: &Rc<RefCell<Account>>) -> Self {
         Self {
             session,
             surplus: Vec::new(),
+            kept: Kept {
+                account: Rc::clone(account),
+                bytes: 0,
+            },
             task: None,
             writer: Writer::Flusher,
             is_ended: false,
@@ -98,6 +106,23 @@ impl Conn {
         }
     }
 
+    /// What came before and is still to be handed in. What of it there is no room for goes back
+    /// with [`Conn::keep`].
+    pub(super) fn take_surplus(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.surplus)
+    }
+
+    /// Keeps what there was no room for.
+    pub(super) fn keep(&mut self, surplus: Vec<u8>) {
+        self.surplus = surplus;
+        self.count();
+    }
+
+    fn count(&mut self) {
+        self.kept
+            .set(self.session.kept_bytes() + self.surplus.len());
+    }
+
     /// Reads what is there, about `bytes_max` at most, and hands it to `take`.
     pub(super) fn poll_receive(
         &mut self,
@@ -117,7 +142,9 @@ impl Conn {
         output: &mut Output,
     ) -> Poll<io::Result<()>> {
         let scratch = Scratch::of_this_thread();
-        self.session.poll_send(cx, output, &scratch)
+        let sent = self.session.poll_send(cx, output, &scratch);
+        self.count();
+        sent
     }
 
     /// Shuts our direction.
@@ -136,6 +163,45 @@ impl Conn {
     /// It ends by RST when it is dropped.
     pub(super) fn reset(&self) {
         intercept::reset(self.session.socket());
+    }
+}
+
+/// What passes is nobody's business.
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Conn");
+        shown
+            .field("session", &self.session)
+            .field("kept_bytes", &self.kept.bytes)
+            .field("writer", &self.writer)
+            .field("is_ended", &self.is_ended)
+            .field("is_broken", &self.is_broken)
+            .field("shut", &self.shut)
+            .field("closing", &self.closing)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes of a connection that the relay does not count: they have left its output and the socket
+/// did not take them, or have not come to it yet.
+struct Kept {
+    account: Rc<RefCell<Account>>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn set(&mut self, bytes: usize) {
+        if bytes != self.bytes {
+            let mut account = self.account.borrow_mut();
+            account.charge(bytes);
+            account.refund(std::mem::replace(&mut self.bytes, bytes));
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
@@ -163,7 +229,7 @@ const SHARED_MIN: usize = 8 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{future::poll_fn, sync::Arc};
 
     use heddle_policy::spiffe::Peer;
     use heddle_relay::{
@@ -174,7 +240,31 @@ mod tests {
     use heddle_shell::clock;
 
     use super::*;
-    use crate::settings::Bounds;
+    use crate::{
+        session::tests::{Role, with_ourselves},
+        settings::Bounds,
+    };
+
+    #[tokio::test]
+    async fn what_a_connection_keeps_is_on_the_account() {
+        let (near, _far) = with_ourselves(Role::Server).await;
+        let account = Rc::new(RefCell::new(Account::new(&Budget::new(1 << 30))));
+        let mut conn = Conn::new(near, &account);
+        let mut output = Output::default();
+        output.copy(&vec![7; 16 << 20]);
+        let sent = poll_fn(|cx| Poll::Ready(conn.poll_send(cx, &mut output)));
+        assert!(sent.await.is_pending());
+        let unsent = conn.session.kept_bytes();
+        assert!(unsent > 0);
+        assert_eq!(account.borrow().used(), unsent);
+        conn.keep(vec![7; 100]);
+        assert_eq!(account.borrow().used(), unsent + 100);
+        assert_eq!(conn.take_surplus().len(), 100);
+        conn.keep(Vec::new());
+        assert_eq!(account.borrow().used(), unsent);
+        drop(conn);
+        assert_eq!(account.borrow().used(), 0);
+    }
 
     #[test]
     fn no_more_is_handed_in_than_there_is_room_for() {

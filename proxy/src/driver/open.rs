@@ -101,7 +101,7 @@ impl Open {
             // Also if nothing can be written any more: what had come is still looked at.
             return Poll::Pending;
         }
-        let mut surplus = std::mem::take(&mut conn.surplus);
+        let mut surplus = conn.take_surplus();
         let received = if !surplus.is_empty() {
             let taken = hand_in(relay, self.id, &surplus, now);
             surplus = surplus.split_off(taken);
@@ -117,7 +117,7 @@ impl Open {
                 surplus.extend_from_slice(&bytes[taken..]);
             })
         };
-        conn.surplus = surplus;
+        conn.keep(surplus);
         if received.is_pending() && conn.is_broken {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }

@@ -29,7 +29,7 @@ mod messages;
 
 /// Which side of the handshake we were.
 #[derive(Clone, Copy, Debug)]
-enum Role {
+pub(crate) enum Role {
     Client,
     Server,
 }
@@ -197,7 +197,7 @@ async fn with_peer(role: Role) -> (Session, Peer) {
 }
 
 /// We in `role`, and we again.
-async fn with_ourselves(role: Role) -> (Session, Session) {
+pub(crate) async fn with_ourselves(role: Role) -> (Session, Session) {
     let (client, server) = configs();
     let (near, far) = sockets().await;
     let other = match role {
