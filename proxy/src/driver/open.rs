@@ -244,3 +244,87 @@ const WRITE_WAIT: Duration = Duration::from_secs(30);
 /// reset by the kernel, and might not see the answer (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES_MAX: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, pin::pin, sync::Arc};
+
+    use heddle_policy::spiffe::Peer;
+    use heddle_relay::{
+        budget::Budget,
+        relay::{Caller, Dialled, Speaks},
+        view::View,
+    };
+    use heddle_shell::publish::Published;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::{
+        demand::Demand,
+        detect::Rewound,
+        dial::Dialler,
+        driver::Parts,
+        settings::Bounds,
+        telemetry::Telemetry,
+        tls::{Configs, Stream},
+    };
+
+    fn driver() -> Rc<Driver> {
+        let credentials = Published::new(None);
+        let configs = Rc::new(RefCell::new(Configs::new(credentials, Duration::ZERO)));
+        let (demand, _asks) = Demand::channel();
+        Rc::new(Driver::new(Parts {
+            bounds: Bounds::default(),
+            budget: Budget::new(1 << 20),
+            seed: 1,
+            views: Published::new(View::empty(clock::now())),
+            configs: Rc::clone(&configs),
+            dialler: Rc::new(Dialler::new(configs)),
+            demand,
+            telemetry: Arc::new(Telemetry::default()),
+        }))
+    }
+
+    /// A client that sends more requests than there is room for, and then takes no answers.
+    #[tokio::test]
+    async fn what_came_waits_for_room_though_nothing_can_be_written() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(connecting, listener.accept());
+        let (client, (accepted, address)) = (client.unwrap(), accepted.unwrap());
+        let driver = driver();
+        let caller = Caller {
+            address,
+            peer: Peer::Anonymous,
+            is_sidecar: false,
+            dialled: Dialled::Authority,
+            speaks: Speaks::Http1,
+        };
+        let stream = Rewound::new(Stream::plain(Rewound::new(accepted)));
+        let mut serving = pin!(driver.serve(stream, caller));
+        let requests = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(10_000);
+        let mut written = 0;
+        let id = poll_fn(|cx| {
+            if let Ok(size) = client.try_write(&requests[written..]) {
+                written += size;
+            }
+            assert!(serving.as_mut().poll(cx).is_pending());
+            let state = &mut *driver.state.borrow_mut();
+            let id = state.conns.keys().next().unwrap();
+            match state.relay.room(id) {
+                0 => Poll::Ready(id),
+                _ => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            }
+        })
+        .await;
+        driver.state.borrow_mut().conns[id].is_broken = true;
+        poll_fn(|cx| {
+            assert!(serving.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
