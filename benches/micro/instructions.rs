@@ -24,7 +24,15 @@ const GROWTH_MAX: f64 = 1.05;
 
 /// The second decision of each pair knows more than the first, and may cost this much of it.
 const SCALE_MAX: f64 = 1.10;
-const SCALES: [(&str, &str); 2] = [("pick/3", "pick/1000"), ("outbound/1", "outbound/1000")];
+const SCALES: [(&str, &str); 7] = [
+    ("pick/3", "pick/1000"),
+    ("pick-by-weight/3", "pick-by-weight/1000"),
+    ("pick-in-turn/3", "pick-in-turn/1000"),
+    ("pick-live/3", "pick-live/1000"),
+    ("find/10", "find/1000"),
+    ("find-host/1", "find-host/1000"),
+    ("outbound/1", "outbound/1000"),
+];
 
 /// So many that what differs between two starts, as by the seed of a map, is below a tenth of an
 /// instruction.

@@ -479,13 +479,11 @@ fn routes(clusters: WeightedClusters, plan: &Plan) -> RouteTable {
         timeout: plan.timeout,
         retry: plan.retry.clone(),
     };
-    RouteTable {
-        name: "echo.shop:80".into(),
-        hosts: vec![VirtualHost {
-            domains: vec!["*".into()],
-            routes: vec![Arc::new(route)],
-        }],
-    }
+    let host = VirtualHost {
+        domains: vec!["*".into()],
+        routes: vec![Arc::new(route)],
+    };
+    RouteTable::new("echo.shop:80", vec![host])
 }
 
 /// What the callers dial.

@@ -114,13 +114,12 @@ impl ControlPlane {
             timeout: None,
             retry: None,
         };
-        self.says(Piece::Routes(Arc::new(RouteTable {
-            name: "echo.shop:80".into(),
-            hosts: vec![VirtualHost {
-                domains: vec!["*".into()],
-                routes: vec![Arc::new(route)],
-            }],
-        })));
+        let host = VirtualHost {
+            domains: vec!["*".into()],
+            routes: vec![Arc::new(route)],
+        };
+        let table = RouteTable::new("echo.shop:80", vec![host]);
+        self.says(Piece::Routes(Arc::new(table)));
         self.says(Piece::Cluster(Arc::new(ClusterSpec {
             endpoints: Arc::clone(&name.0),
             name,

@@ -16,7 +16,7 @@ use heddle_policy::{
     authz::{Condition, Rule, Rules},
     outlier::{FailureKind, OutlierPolicy},
     retry::{RetryOn, RetryPolicy},
-    route::ValueMatch,
+    route::{RouteTable, ValueMatch},
     snapshot::{Balancing, ClusterName, Limits, Protocol, Snapshot, Target, WeightedClusters},
 };
 use heddle_proxy::settings::{Bounds, InboundListeners, OutboundListeners, Settings};
@@ -265,9 +265,10 @@ fn split(v1: &[Sidecar], v2: &[Sidecar], plan: &Plan) -> Snapshot {
         unreachable!("the plan says HTTP")
     };
     let [v1, v2] = ["v1", "v2"].map(|name| ClusterName(name.into()));
-    let routes = Arc::make_mut(routes);
-    let route = Arc::make_mut(&mut routes.hosts[0].routes[0]);
+    let mut hosts = routes.hosts().to_vec();
+    let route = Arc::make_mut(&mut hosts[0].routes[0]);
     route.clusters = WeightedClusters::new(vec![(v1, 3), (v2, 7)]).unwrap();
+    *routes = Arc::new(RouteTable::new(Arc::clone(routes.name()), hosts));
     Snapshot {
         destinations: [(mesh::key(), Arc::new(destination))].into(),
         ..Snapshot::default()

@@ -98,7 +98,7 @@ fn a_service_is_compiled_to_what_was_written() {
     let Led::Http(routes) = &destination.target else {
         panic!("{destination:?}");
     };
-    let routes = &routes.hosts[0].routes;
+    let routes = &routes.hosts()[0].routes;
     assert_eq!(routes.len(), 2);
     assert_eq!(routes[0].retry.as_ref().unwrap().retries_max.get(), 3);
     let split: Vec<_> = routes[1]

@@ -14,10 +14,18 @@
 //! another of its alternatives would.
 //!
 //! Values are whole field lines: `a, b` on one line is the one value `a, b`.
+//!
+//! Only rules that may hold are judged, found by the texts they ask for ([`index`]): a thousand
+//! rules, each for another peer, cost little more than ten.
+
+mod index;
+mod judge;
 
 use std::{net::IpAddr, sync::Arc};
 
+use index::Indexed;
 use ipnet::IpNet;
+use judge::{Facts, Test, Truth};
 
 use crate::{head::RequestHead, route::ValueMatch, spiffe::Peer};
 
@@ -25,10 +33,12 @@ use crate::{head::RequestHead, route::ValueMatch, spiffe::Peer};
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// Judged first; one that holds denies.
-    deny: Vec<Rule>,
+    deny: Indexed,
     /// `None`: no ALLOW policy, everything else is allowed. `Some` and empty: an ALLOW policy
     /// without rules, nothing is allowed.
-    allow: Option<Vec<Rule>>,
+    allow: Option<Indexed>,
+    /// Whether any of them has a condition on HTTP.
+    needs_http: bool,
 }
 
 /// One rule of a policy.
@@ -36,8 +46,10 @@ pub struct Rules {
 pub struct Rule {
     /// Policy and rule, such as `ns[shop]-policy[web]-rule[0]`: for the reason given and logs.
     name: Arc<str>,
-    /// When it holds.
+    /// When it holds, as it was written.
     when: Condition,
+    /// The same as it is judged.
+    test: Test,
     /// Whether it has a condition on HTTP.
     needs_http: bool,
 }
@@ -81,26 +93,16 @@ pub enum Decision<'a> {
     Deny(Option<&'a Rule>),
 }
 
-/// In order: `min` is "and", `max` is "or".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Truth {
-    No,
-    Unknown,
-    Yes,
-}
-
-/// What a condition is judged over.
-struct Facts<'a> {
-    peer: &'a Peer,
-    source: IpAddr,
-    port: u16,
-    head: Option<&'a RequestHead<'a>>,
-}
-
 impl Rules {
-    /// `allow` is `None` when no ALLOW policy selects the workload.
+    /// `allow` is `None` when no ALLOW policy selects the workload. Takes time and memory about
+    /// linear in the texts of all conditions: build it off the request path.
     pub fn new(deny: Vec<Rule>, allow: Option<Vec<Rule>>) -> Self {
-        Self { deny, allow }
+        let mut rules = deny.iter().chain(allow.iter().flatten());
+        Self {
+            needs_http: rules.any(|rule| rule.needs_http),
+            deny: Indexed::new(deny),
+            allow: allow.map(Indexed::new),
+        }
     }
 
     /// Judges a request, or a connection when `head` is `None`.
@@ -111,23 +113,18 @@ impl Rules {
         port: u16,
         head: Option<&RequestHead<'_>>,
     ) -> Decision<'_> {
-        let facts = Facts {
-            peer,
-            source: source.to_canonical(),
-            port,
-            head,
-        };
-        let denies = |rule: &&Rule| rule.when.judge(&facts) != Truth::No;
-        if let Some(rule) = self.deny.iter().find(denies) {
+        let facts = Facts::new(peer, source, port, head);
+        let denies = |rule: &Rule| rule.test.judge(&facts) != Truth::No;
+        if let Some(rule) = self.deny.first(&facts, denies) {
             return Decision::Deny(Some(rule));
         }
         let Some(allow) = &self.allow else {
             return Decision::Allow(None);
         };
-        let allows = |rule: &&Rule| {
-            (head.is_some() || !rule.needs_http) && rule.when.judge(&facts) == Truth::Yes
+        let allows = |rule: &Rule| {
+            (facts.is_http() || !rule.needs_http) && rule.test.judge(&facts) == Truth::Yes
         };
-        match allow.iter().find(allows) {
+        match allow.first(&facts, allows) {
             Some(rule) => Decision::Allow(Some(rule)),
             None => Decision::Deny(None),
         }
@@ -136,8 +133,7 @@ impl Rules {
     /// Whether any rule looks at HTTP: then bytes that did not parse as HTTP are refused on an
     /// HTTP port.
     pub fn needs_http(&self) -> bool {
-        let allow = self.allow.iter().flatten();
-        self.deny.iter().chain(allow).any(|rule| rule.needs_http)
+        self.needs_http
     }
 
     /// Whether there is no rule and no ALLOW policy.
@@ -152,6 +148,7 @@ impl Rule {
         Self {
             name: name.into(),
             needs_http: when.needs_http(),
+            test: Test::new(&when),
             when,
         }
     }
@@ -176,74 +173,6 @@ impl Condition {
             | Self::Port(_) => false,
         }
     }
-
-    fn judge(&self, facts: &Facts<'_>) -> Truth {
-        let id = facts.peer.id();
-        let http = |judge: &dyn Fn(&RequestHead<'_>) -> Truth| {
-            // Nothing was parsed: it could be anything.
-            facts.head.map_or(Truth::Unknown, judge)
-        };
-        match self {
-            Self::Always => Truth::Yes,
-            Self::All(all) => all_of(all, facts),
-            Self::Any(any) => any_of(any, facts),
-            Self::Not(other) => other.judge(facts).not(),
-            Self::Principal(text) => id.is_some_and(|id| text.fits_text(id.as_str())).into(),
-            Self::Namespace(text) => id.is_some_and(|id| text.fits_text(id.namespace())).into(),
-            Self::SourceIp(block) => block.contains(&facts.source).into(),
-            Self::Port(port) => (*port == facts.port).into(),
-            Self::Method(text) => http(&|head| text.fits_text(head.method).into()),
-            Self::Path(text) => http(&|head| text.fits_text(head.path).into()),
-            Self::Authority(text) => http(&|head| text.fits_text(head.authority).into()),
-            Self::Header(name, value) => http(&|head| judge_header(head, name, value)),
-        }
-    }
-}
-
-fn all_of(conditions: &[Condition], facts: &Facts<'_>) -> Truth {
-    let mut truth = Truth::Yes;
-    for condition in conditions {
-        truth = truth.min(condition.judge(facts));
-        if truth == Truth::No {
-            break;
-        }
-    }
-    truth
-}
-
-fn any_of(conditions: &[Condition], facts: &Facts<'_>) -> Truth {
-    let mut truth = Truth::No;
-    for condition in conditions {
-        truth = truth.max(condition.judge(facts));
-        if truth == Truth::Yes {
-            break;
-        }
-    }
-    truth
-}
-
-/// A missing header fulfils nothing. Values that disagree leave it open.
-fn judge_header(head: &RequestHead<'_>, name: &str, matches: &ValueMatch) -> Truth {
-    if let Some(text) = head.pseudo(name) {
-        return matches.fits_text(text).into();
-    }
-    let mut truth = None;
-    head.headers.visit(name, &mut |value| {
-        let this = match std::str::from_utf8(value) {
-            Ok(text) => matches.fits_text(text).into(),
-            Err(_) if matches!(matches, ValueMatch::Present) => Truth::Yes,
-            Err(_) => Truth::Unknown,
-        };
-        let all = truth.map_or(
-            this,
-            |before| {
-                if before == this { this } else { Truth::Unknown }
-            },
-        );
-        truth = Some(all);
-        all != Truth::Unknown
-    });
-    truth.unwrap_or(Truth::No)
 }
 
 impl<'a> Decision<'a> {
@@ -260,22 +189,6 @@ impl<'a> Decision<'a> {
         match self {
             Self::Allow(rule) | Self::Deny(rule) => rule.map(Rule::name),
         }
-    }
-}
-
-impl Truth {
-    fn not(self) -> Self {
-        match self {
-            Self::No => Self::Yes,
-            Self::Unknown => Self::Unknown,
-            Self::Yes => Self::No,
-        }
-    }
-}
-
-impl From<bool> for Truth {
-    fn from(holds: bool) -> Self {
-        if holds { Self::Yes } else { Self::No }
     }
 }
 

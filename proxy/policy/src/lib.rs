@@ -22,6 +22,7 @@ pub mod head;
 pub mod outcome;
 pub mod outlier;
 pub mod path;
+mod patterns;
 pub mod retry;
 pub mod route;
 pub mod snapshot;

@@ -8,14 +8,19 @@
 //! section 5.3, and Envoy). A header that is missing, or is not UTF-8, fulfils no condition;
 //! inverted, the condition then holds, so "without `x: a`" includes "without `x`".
 //!
-//! A sidecar's table has one virtual host, or few: both steps are scans.
+//! What a request costs does not grow with hosts and routes, but for routes with expressions
+//! and for those that differ in nothing but headers ([`index`]).
+
+mod index;
 
 use std::{sync::Arc, time::Duration};
 
+use index::Index;
 use regex::Regex;
 
 use crate::{
     head::{Headers, RequestHead},
+    patterns::Pattern,
     retry::RetryPolicy,
     snapshot::WeightedClusters,
 };
@@ -23,10 +28,10 @@ use crate::{
 /// The routes of one destination, by authority.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
-    /// Name of the configuration it came from; for reports.
-    pub name: Arc<str>,
-    /// In the order of the configuration.
-    pub hosts: Vec<VirtualHost>,
+    name: Arc<str>,
+    hosts: Vec<VirtualHost>,
+    /// Of `hosts`, which therefore never change.
+    index: Index,
 }
 
 /// Routes of a set of domains.
@@ -104,6 +109,26 @@ pub enum ValueMatch {
 }
 
 impl RouteTable {
+    /// With virtual hosts in the order of the configuration. Takes time and memory linear in
+    /// their texts: build it off the request path.
+    pub fn new(name: impl Into<Arc<str>>, hosts: Vec<VirtualHost>) -> Self {
+        Self {
+            name: name.into(),
+            index: Index::new(&hosts),
+            hosts,
+        }
+    }
+
+    /// Name of the configuration it came from; for reports.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// In the order of the configuration.
+    pub fn hosts(&self) -> &[VirtualHost] {
+        &self.hosts
+    }
+
     /// Where everything goes when nobody wrote a route: to the cluster of the table's own name,
     /// without a condition, a deadline or retries. Bytes lose nothing by going there unread.
     pub fn unwritten(&self) -> Option<&WeightedClusters> {
@@ -128,39 +153,19 @@ impl RouteTable {
 
     /// The route of a request, or `None` when no virtual host or no route of it fits.
     pub fn find(&self, head: &RequestHead<'_>) -> Option<&Arc<Route>> {
-        let host = self.host(head.authority)?;
-        host.routes.iter().find(|route| route.matches.fits(head))
-    }
-
-    fn host(&self, authority: &str) -> Option<&VirtualHost> {
-        let name = without_port(authority);
-        let specific = self.closest(authority);
-        let specific = specific.or_else(|| (name != authority).then(|| self.closest(name))?);
-        specific.or_else(|| {
-            let mut hosts = self.hosts.iter();
-            hosts.find(|host| host.domains.iter().any(|domain| **domain == *"*"))
-        })
-    }
-
-    /// The host with the closest domain but `*`; of equals the first.
-    fn closest(&self, name: &str) -> Option<&VirtualHost> {
-        let mut best: Option<(Closeness, &VirtualHost)> = None;
-        for host in &self.hosts {
-            let closeness = host.domains.iter().filter_map(|d| closeness(d, name)).max();
-            if let Some(closeness) = closeness
-                && best.is_none_or(|(other, _)| other < closeness)
-            {
-                best = Some((closeness, host));
-            }
-        }
-        best.map(|(_, host)| host)
+        let (host, route) = self.index.find(&self.hosts, head)?;
+        Some(&self.hosts[host].routes[route])
     }
 }
 
 impl RouteMatch {
     /// Whether all conditions hold.
     pub fn fits(&self, head: &RequestHead<'_>) -> bool {
-        self.path.fits(head.path) && self.headers.iter().all(|header| header.fits(head))
+        self.path.fits(head.path) && self.fits_headers(head)
+    }
+
+    fn fits_headers(&self, head: &RequestHead<'_>) -> bool {
+        self.headers.iter().all(|header| header.fits(head))
     }
 }
 
@@ -206,6 +211,17 @@ impl ValueMatch {
         }
     }
 
+    /// The same for an index; `None` when only [`Self::fits_text`] can tell.
+    pub(crate) fn pattern(&self) -> Option<Pattern<'_>> {
+        match self {
+            Self::Present => Some(Pattern::Prefix("")),
+            Self::Exact(text) => Some(Pattern::Exact(text)),
+            Self::Prefix(text) => Some(Pattern::Prefix(text)),
+            Self::Suffix(text) => Some(Pattern::Suffix(text)),
+            Self::Contains(_) | Self::Regex(_) => None,
+        }
+    }
+
     /// Several values of one name are joined only when there are several, so the usual look-up
     /// copies nothing.
     fn fits_header(&self, headers: &dyn Headers, name: &str) -> bool {
@@ -228,46 +244,6 @@ impl ValueMatch {
             true
         });
         self.fits(&joined)
-    }
-}
-
-/// How close a domain is to a name: later variants are closer, longer texts too.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Closeness {
-    Prefix(usize),
-    Suffix(usize),
-    Exact,
-}
-
-/// `None` when the domain does not cover the name, or is `*`. The `*` stands for at least one
-/// character, as in Envoy.
-fn closeness(domain: &str, name: &str) -> Option<Closeness> {
-    if domain == name {
-        return Some(Closeness::Exact);
-    }
-    if domain == "*" {
-        return None;
-    }
-    if let Some(suffix) = domain.strip_prefix('*') {
-        let fits = name.len() > suffix.len() && name.ends_with(suffix);
-        return fits.then_some(Closeness::Suffix(suffix.len()));
-    }
-    let prefix = domain.strip_suffix('*')?;
-    let fits = name.len() > prefix.len() && name.starts_with(prefix);
-    fits.then_some(Closeness::Prefix(prefix.len()))
-}
-
-/// `name:port` and `[v6]:port` without the port.
-fn without_port(authority: &str) -> &str {
-    match authority.rsplit_once(':') {
-        Some((name, port))
-            if !port.is_empty()
-                && port.bytes().all(|b| b.is_ascii_digit())
-                && (!name.contains(':') || name.ends_with(']')) =>
-        {
-            name
-        }
-        _ => authority,
     }
 }
 

@@ -1,3 +1,5 @@
+mod random;
+
 use super::*;
 use crate::snapshot::ClusterName;
 
@@ -38,10 +40,7 @@ fn check_domain(domains: &[&str], authority: &str, expected: Option<&str>) {
         domains: vec![(*domain).into()],
         routes: vec![route(domain, PathMatch::Any, vec![])],
     });
-    let table = RouteTable {
-        name: "test".into(),
-        hosts: hosts.collect(),
-    };
+    let table = RouteTable::new("test", hosts.collect());
     let found = table.find(&head(authority, "/", &NO_HEADERS));
     assert_eq!(found.map(|route| &*route.name), expected, "{authority}");
 }
@@ -71,9 +70,9 @@ fn a_port_is_looked_past_before_the_wildcard() {
 
 #[test]
 fn the_first_matching_route_wins_and_no_other_host_is_tried() {
-    let table = RouteTable {
-        name: "test".into(),
-        hosts: vec![
+    let table = RouteTable::new(
+        "test",
+        vec![
             VirtualHost {
                 domains: vec!["a".into()],
                 routes: vec![
@@ -91,7 +90,7 @@ fn the_first_matching_route_wins_and_no_other_host_is_tried() {
                 routes: vec![route("any", PathMatch::Any, vec![])],
             },
         ],
-    };
+    );
     for (path, expected) in [
         ("/x", Some("exact")),
         ("/x12", Some("regex")),
@@ -176,15 +175,13 @@ fn a_written_route_is_told_from_none() {
         clusters: own(),
         ..Arc::unwrap_or_clone(route("", PathMatch::Any, vec![]))
     };
-    let table = |domains: &[&str], routes: &[&Route]| RouteTable {
-        name: "a:1".into(),
-        hosts: vec![VirtualHost {
+    let table = |domains: &[&str], routes: &[&Route]| {
+        let routes = routes.iter().map(|route| Arc::new((*route).clone()));
+        let host = VirtualHost {
             domains: domains.iter().map(|domain| (*domain).into()).collect(),
-            routes: routes
-                .iter()
-                .map(|route| Arc::new((*route).clone()))
-                .collect(),
-        }],
+            routes: routes.collect(),
+        };
+        RouteTable::new("a:1", vec![host])
     };
     assert_eq!(table(&["*"], &[&unwritten]).unwritten(), Some(&own()));
     let name = |text: &str| ClusterName(text.into());

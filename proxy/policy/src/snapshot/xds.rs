@@ -280,7 +280,7 @@ impl Piece {
     pub fn name(&self) -> ResourceName {
         let (kind, name) = match self {
             Self::Listener(listener) => (ResourceType::Listener, listener.name()),
-            Self::Routes(table) => (ResourceType::Route, Arc::clone(&table.name)),
+            Self::Routes(table) => (ResourceType::Route, Arc::clone(table.name())),
             Self::Cluster(spec) => (ResourceType::Cluster, Arc::clone(&spec.name.0)),
             Self::Endpoints(endpoints) => (ResourceType::Endpoints, Arc::clone(&endpoints.name)),
         };

@@ -89,13 +89,11 @@ pub(crate) fn snapshot(
         timeout,
         retry,
     };
-    let routes = RouteTable {
-        name: "echo".into(),
-        hosts: vec![VirtualHost {
-            domains: vec!["*".into()],
-            routes: vec![Arc::new(route)],
-        }],
+    let host = VirtualHost {
+        domains: vec!["*".into()],
+        routes: vec![Arc::new(route)],
     };
+    let routes = RouteTable::new("echo", vec![host]);
     let destination = Destination {
         name: "echo.shop:80".into(),
         protocol: Protocol::Http2,

@@ -84,13 +84,11 @@ impl Mesh {
             timeout: None,
             retry: None,
         };
-        let table = RouteTable {
-            name: "web".into(),
-            hosts: vec![VirtualHost {
-                domains: vec!["*".into()],
-                routes: vec![Arc::new(route)],
-            }],
+        let host = VirtualHost {
+            domains: vec!["*".into()],
+            routes: vec![Arc::new(route)],
         };
+        let table = RouteTable::new("web", vec![host]);
         self.take(Rds, "web", version, Piece::Routes(Arc::new(table)))
     }
 
@@ -161,7 +159,7 @@ impl Mesh {
         let Some(Target::Http(table)) = self.destination().map(|one| &one.target) else {
             return Vec::new();
         };
-        table.hosts[0].routes[0]
+        table.hosts()[0].routes[0]
             .clusters
             .iter()
             .map(|(name, _)| &*name.0)

@@ -196,7 +196,7 @@ fn weighted(target: &Target) -> BTreeSet<ClusterName> {
         Target::Passthrough => BTreeSet::new(),
         Target::Tcp(split) => with_weight(split).into_iter().collect(),
         Target::Http(table) => table
-            .hosts
+            .hosts()
             .iter()
             .flat_map(|host| &host.routes)
             .flat_map(|route| with_weight(&route.clusters))
@@ -207,7 +207,7 @@ fn weighted(target: &Target) -> BTreeSet<ClusterName> {
 /// Every cluster that routes name, also those without weight.
 fn named(table: &RouteTable) -> BTreeSet<ClusterName> {
     table
-        .hosts
+        .hosts()
         .iter()
         .flat_map(|host| &host.routes)
         .flat_map(|route| route.clusters.iter().map(|(name, _)| name.clone()))

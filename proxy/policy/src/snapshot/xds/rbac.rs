@@ -2,6 +2,8 @@
 
 #![expect(deprecated, reason = "deprecated identifiers must be refused too")]
 
+use std::sync::Arc;
+
 use heddle_proto::xds::{
     envoy::{
         config::{
@@ -13,7 +15,9 @@ use heddle_proto::xds::{
             route::v3::HeaderMatcher,
         },
         extensions::filters::network::rbac::v3::Rbac as NetworkRbac,
-        r#type::matcher::v3::{PathMatcher, path_matcher},
+        r#type::matcher::v3::{
+            PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern,
+        },
     },
     google::protobuf::Any,
     http_filters::rbac::v3::Rbac as HttpRbac,
@@ -194,11 +198,11 @@ fn principal(message: &Principal, at: &Path<'_>, faults: &mut Faults) -> Option<
             Condition::Not(Box::new(principal(id, &at.field("not_id"), faults)?))
         }
         Some(Wire::Any(true)) => Condition::Always,
-        Some(Wire::Authenticated(message)) => Condition::Principal(match &message.principal_name {
+        Some(Wire::Authenticated(message)) => match &message.principal_name {
             // Envoy: any peer with a verified certificate.
-            None => ValueMatch::Present,
-            Some(name) => value_match(name, &at.field("authenticated.principal_name"), faults)?,
-        }),
+            None => Condition::Principal(ValueMatch::Present),
+            Some(name) => peer(name, &at.field("authenticated.principal_name"), faults)?,
+        },
         Some(Wire::DirectRemoteIp(range)) => cidr(range, &at.field("direct_remote_ip"), faults)?,
         Some(Wire::Header(message)) => header(message, &at.field("header"), faults)?,
         Some(Wire::UrlPath(message)) => url_path(message, &at.field("url_path"), faults)?,
@@ -218,6 +222,51 @@ fn principal(message: &Principal, at: &Path<'_>, faults: &mut Faults) -> Option<
         }
     };
     Some(condition)
+}
+
+/// Envoy knows no namespaces, so they come as expressions over the whole id. What is known to be
+/// one is taken as what it means, since an index can hold it: rules with expressions have to be
+/// judged one after the other ([`crate::authz`]).
+fn peer(name: &StringMatcher, at: &Path<'_>, faults: &mut Faults) -> Option<Condition> {
+    if let Some(MatchPattern::SafeRegex(regex)) = &name.match_pattern
+        && !name.ignore_case
+        && let Some(namespace) = namespace(&regex.regex)
+    {
+        return Some(Condition::Namespace(namespace));
+    }
+    value_match(name, at, faults).map(Condition::Principal)
+}
+
+/// No part of an id has a slash ([`crate::spiffe`]).
+fn namespace(expression: &str) -> Option<ValueMatch> {
+    let rest = expression.strip_prefix("spiffe://[^/]+/ns/")?;
+    let namespace = rest.strip_suffix("/sa/[^/]+")?;
+    if namespace == "[^/]+" {
+        return Some(ValueMatch::Present);
+    }
+    if let Some(begin) = namespace.strip_suffix("[^/]*") {
+        return literal(begin).map(ValueMatch::Prefix);
+    }
+    match namespace.strip_prefix("[^/]*") {
+        Some(end) => literal(end).map(ValueMatch::Suffix),
+        None => literal(namespace).map(ValueMatch::Exact),
+    }
+}
+
+/// The only text that an expression covers, if it is spelt with nothing but what a namespace
+/// may have.
+fn literal(expression: &str) -> Option<Arc<str>> {
+    let mut text = String::with_capacity(expression.len());
+    let mut rest = expression.chars();
+    while let Some(next) = rest.next() {
+        match next {
+            '\\' => text.push(rest.next().filter(|mark| matches!(mark, '.' | '-'))?),
+            '-' | '_' => text.push(next),
+            _ if next.is_ascii_alphanumeric() => text.push(next),
+            _ => return None,
+        }
+    }
+    Some(text.into())
 }
 
 fn header(message: &HeaderMatcher, at: &Path<'_>, faults: &mut Faults) -> Option<Condition> {

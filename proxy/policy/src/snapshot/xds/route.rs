@@ -61,10 +61,7 @@ pub(super) fn table(
         .enumerate()
         .map(|(i, host)| virtual_host(host, &mut domains, &at.index(i), faults))
         .collect();
-    Some(RouteTable {
-        name: message.name.as_str().into(),
-        hosts,
-    })
+    Some(RouteTable::new(message.name.as_str(), hosts))
 }
 
 fn virtual_host<'a>(

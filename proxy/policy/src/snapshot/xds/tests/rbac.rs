@@ -22,7 +22,10 @@ use heddle_proto::xds::{
 };
 
 use super::*;
-use crate::authz::{Condition, Rule, Rules};
+use crate::{
+    authz::{Condition, Rule, Rules},
+    route::ValueMatch,
+};
 
 pub(super) fn http(rules: Rbac) -> HttpRbac {
     HttpRbac {
@@ -397,6 +400,17 @@ fn read(rule: permission::Rule) -> String {
     format!("{:?}", conditions(&with_policy(policy)))
 }
 
+/// The same of a policy with this principal.
+fn read_principal(name: StringMatcher) -> String {
+    let mut policy = policy();
+    policy.principals = vec![principal(principal::Identifier::Authenticated(
+        Authenticated {
+            principal_name: Some(name),
+        },
+    ))];
+    format!("{:?}", conditions(&with_policy(policy)))
+}
+
 fn expected(condition: Condition) -> String {
     let rules = Rules::new(vec![Rule::new("no", condition)], None);
     format!("{rules:?}")
@@ -404,7 +418,6 @@ fn expected(condition: Condition) -> String {
 
 #[test]
 fn what_is_understood_means_what_it_says() {
-    use crate::route::ValueMatch;
     use permission::Rule as Wire;
     let exact = |text: &str| HeaderMatchSpecifier::ExactMatch(text.to_owned());
     let value = |text: &str| ValueMatch::Exact(text.into());
@@ -471,4 +484,46 @@ fn what_is_understood_means_what_it_says() {
         format!("{read:?}"),
         format!("{:?}", Rules::new(vec![], Some(vec![])))
     );
+}
+
+/// What the control plane makes of namespaces is taken back, and nothing else is taken for it.
+#[test]
+fn an_expression_for_a_namespace_is_a_namespace() {
+    let expression = |namespace: &str| {
+        let regex = format!("spiffe://[^/]+/ns/{namespace}/sa/[^/]+");
+        string(MatchPattern::SafeRegex(RegexMatcher {
+            regex,
+            ..Default::default()
+        }))
+    };
+    let exact = |text: &str| ValueMatch::Exact(text.into());
+    for (namespace, value) in [
+        ("[^/]+", ValueMatch::Present),
+        ("shop", exact("shop")),
+        (r"my\-shop", exact("my-shop")),
+        ("my-shop", exact("my-shop")),
+        (r"a\.b", exact("a.b")),
+        (r"my\-[^/]*", ValueMatch::Prefix("my-".into())),
+        ("[^/]*-a", ValueMatch::Suffix("-a".into())),
+    ] {
+        let read = read_principal(expression(namespace));
+        assert_eq!(read, expected(Condition::Namespace(value)), "{namespace}");
+    }
+    for namespace in [
+        ".+",
+        "a.b",
+        "a|b",
+        "[^/]*a[^/]*",
+        r"\w",
+        r"\<a",
+        "a/sa/b",
+        "a{2}",
+        "(a)",
+    ] {
+        let read = read_principal(expression(namespace));
+        let regex = format!(r"\A(?:spiffe://[^/]+/ns/{namespace}/sa/[^/]+)\z");
+        let value = ValueMatch::Regex(regex::Regex::new(&regex).unwrap());
+        let condition = Condition::Principal(value);
+        assert_eq!(read, expected(condition), "{namespace}");
+    }
 }

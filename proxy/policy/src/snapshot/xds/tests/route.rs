@@ -130,7 +130,7 @@ fn read(change: impl FnOnce(&mut WireRoute)) -> Arc<Route> {
     let Piece::Routes(table) = accepted(&with_route(route)).piece else {
         panic!("they are routes");
     };
-    Arc::clone(&table.hosts[0].routes[0])
+    Arc::clone(&table.hosts()[0].routes[0])
 }
 
 #[test]
