@@ -321,7 +321,7 @@ async fn told_to_stop(
             biased; // A stop goes before everything.
             () = signalled.as_mut() => return Ok(()),
             Ok(_) = asked.wait_for(|asked| *asked) => return Ok(()),
-            () = plane.ended() => anyhow::bail!("the data plane ended by itself"),
+            () = plane.failed() => anyhow::bail!("a worker of the data plane has broken down"),
             () = tasks.reap() => {}
         }
     }

@@ -16,7 +16,8 @@ mod flush;
 mod open;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell, RefMut},
+    ops::{Deref, DerefMut},
     rc::Rc,
     sync::Arc,
     task::Waker,
@@ -59,6 +60,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Driver {
     state: RefCell<State>,
+    /// Somebody panicked while holding the state: it may be half changed, and nothing is done with
+    /// it any more. The worker ends by its flusher.
+    is_torn: Cell<bool>,
     dialler: Rc<Dialler>,
     demand: Demand,
     views: Arc<Published<View>>,
@@ -84,6 +88,12 @@ struct State {
     flusher: Option<Waker>,
     /// Exchanges that have been counted as begun, by direction.
     begun: [u64; 2],
+}
+
+/// See [`Driver::is_torn`].
+struct Held<'a> {
+    state: RefMut<'a, State>,
+    is_torn: &'a Cell<bool>,
 }
 
 /// What a driver is made of.
@@ -131,6 +141,7 @@ impl Driver {
         };
         Self {
             state: RefCell::new(state),
+            is_torn: Cell::new(false),
             dialler: parts.dialler,
             demand: parts.demand,
             views: parts.views,
@@ -144,7 +155,7 @@ impl Driver {
     /// it is denied.
     pub async fn serve(self: &Rc<Self>, stream: Rewound<Stream>, caller: Caller) {
         let id = {
-            let state = &mut *self.state.borrow_mut();
+            let state = &mut *self.state();
             let now = clock::now();
             state.look(now);
             // After the look, which cuts only whom the relay has.
@@ -158,6 +169,14 @@ impl Driver {
             id
         };
         Open::new(self, id, Other::Client).run().await;
+    }
+
+    /// What is shared, for one look.
+    fn state(&self) -> Held<'_> {
+        Held {
+            state: self.state.borrow_mut(),
+            is_torn: &self.is_torn,
+        }
     }
 
     /// Connects to an endpoint for the relay, and reads from it until its end.
@@ -180,7 +199,7 @@ impl Driver {
         dial: &Dial,
         dialled: Result<Established, ConnectError>,
     ) -> Option<Open> {
-        let state = &mut *self.state.borrow_mut();
+        let state = &mut *self.state();
         let now = clock::now();
         state.look(now);
         state.wake();
@@ -227,6 +246,29 @@ impl Driver {
         let mut tasks = self.tasks.borrow_mut();
         tasks.reap_ended();
         tasks.spawn_local(name, future);
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.is_torn.set(true);
+            self.state.wake();
+        }
     }
 }
 

@@ -89,7 +89,7 @@ pub struct DataPlane {
     /// Where it listens.
     pub bound: Bound,
     /// Closed when every worker and the acceptor have ended; told of a worker that broke down.
-    running: watch::Receiver<()>,
+    running: watch::Receiver<Health>,
 }
 
 /// One worker: what its connections share. Nothing in here is shared with other threads but
@@ -165,7 +165,7 @@ impl DataPlane {
                 .flatten(),
         );
         let budget = Budget::new(inputs.settings.bounds.kept_bytes_max);
-        let (ended, running) = watch::channel(());
+        let (ended, running) = watch::channel(Health::Whole);
         let (doors, works) = (0..workers)
             .map(|index| {
                 let (queue, accepted) = mpsc::channel(QUEUE_MAX);
@@ -194,11 +194,27 @@ impl DataPlane {
         Ok((Self { bound, running }, works, accepting))
     }
 
-    /// Returns when everything of it has ended, and once when one of its workers has broken down:
-    /// the others serve on, but the process had better begin anew.
+    /// Returns when everything of it has ended.
     pub async fn ended(&mut self) {
-        _ = self.running.changed().await;
+        while self.running.changed().await.is_ok() {}
     }
+
+    /// Returns when one of its workers has broken down, or everything has ended: the others serve
+    /// on, but the process had better begin anew.
+    pub async fn failed(&mut self) {
+        _ = self
+            .running
+            .wait_for(|health| *health == Health::Broken)
+            .await;
+    }
+}
+
+/// Of all workers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Health {
+    Whole,
+    /// One has ended before its time.
+    Broken,
 }
 
 /// What a worker begins with.
@@ -208,7 +224,7 @@ struct Work {
     budget: Arc<Budget>,
     accepted: mpsc::Receiver<Accepted>,
     seed: u64,
-    running: watch::Sender<()>,
+    running: watch::Sender<Health>,
 }
 
 impl Work {
@@ -238,7 +254,7 @@ impl Work {
                 },
                 () = tasks.reap(), if !tasks.is_empty() => {}
                 // Nothing is written any more: it has panicked, which has been told.
-                () = flusher.reap() => return self.running.send_replace(()),
+                () = flusher.reap() => return broke(&self.running),
                 _ = maintenance.tick() => worker.configs.borrow_mut().notice_end(),
             }
         }
@@ -246,10 +262,15 @@ impl Work {
         tokio::select! {
             biased;
             () = all_ended(&mut tasks) => {}
+            () = flusher.reap() => return broke(&self.running),
             () = draining.reached(Phase::Cut) => tasks.finish(CUT).await,
         }
         driver.stop();
     }
+}
+
+fn broke(running: &watch::Sender<Health>) {
+    running.send_replace(Health::Broken);
 }
 
 /// What accepts for the workers.
@@ -258,7 +279,7 @@ struct Accepting {
     doors: Vec<Door>,
     connections_max: usize,
     draining: Draining,
-    _running: watch::Sender<()>,
+    _running: watch::Sender<Health>,
 }
 
 impl Accepting {

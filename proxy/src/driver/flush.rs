@@ -66,12 +66,12 @@ impl Driver {
             (Phase::All, Direction::Outbound),
         ] {
             draining.reached(phase).await;
-            let state = &mut *self.state.borrow_mut();
+            let state = &mut *self.state();
             state.relay.retire(retired, clock::now());
             state.wake();
         }
         draining.reached(Phase::Cut).await;
-        let state = &mut *self.state.borrow_mut();
+        let state = &mut *self.state();
         state.relay.cut(clock::now());
         state.wake();
     }
@@ -92,7 +92,8 @@ impl Driver {
 
     /// Does all that is to be done now.
     fn turn(self: &Rc<Self>) {
-        let state = &mut *self.state.borrow_mut();
+        assert!(!self.is_torn.get(), "nobody has panicked within the relay");
+        let state = &mut *self.state();
         let now = clock::now();
         state.look(now);
         state.relay.expire(now);

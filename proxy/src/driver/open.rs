@@ -65,7 +65,10 @@ impl Open {
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<End> {
-        let state = &mut *self.driver.state.borrow_mut();
+        if self.driver.is_torn.get() {
+            return Poll::Ready(End::Lost);
+        }
+        let state = &mut *self.driver.state();
         let Some(conn) = state.conns.get_mut(self.id) else {
             return Poll::Ready(End::Lost);
         };
@@ -219,7 +222,7 @@ impl Open {
     }
 
     fn with_conn<T>(&self, act: impl FnOnce(&mut State, ConnId) -> T) -> T {
-        act(&mut self.driver.state.borrow_mut(), self.id)
+        act(&mut self.driver.state(), self.id)
     }
 
     fn reset(&self) {
@@ -229,7 +232,10 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let state = &mut *self.driver.state.borrow_mut();
+        if self.driver.is_torn.get() {
+            return;
+        }
+        let state = &mut *self.driver.state();
         state.conns.remove(self.id);
         state.relay.lost(self.id, clock::now());
         state.wake();
@@ -309,7 +315,7 @@ mod tests {
                 written += size;
             }
             assert!(serving.as_mut().poll(cx).is_pending());
-            let state = &mut *driver.state.borrow_mut();
+            let state = &mut *driver.state();
             let id = state.conns.keys().next().unwrap();
             match state.relay.room(id) {
                 0 => Poll::Ready(id),
@@ -320,7 +326,7 @@ mod tests {
             }
         })
         .await;
-        driver.state.borrow_mut().conns[id].is_broken = true;
+        driver.state().conns[id].is_broken = true;
         poll_fn(|cx| {
             assert!(serving.as_mut().poll(cx).is_pending());
             Poll::Ready(())
